@@ -1,1 +1,42 @@
-//! Placeholder.
+//! LLB: the graph that the engine solves, and its bytes.
+//!
+//! Job: build a [`Definition`](pb::Definition) from operations ([`Builder`]) and read one back as a
+//! checked [`Graph`]. The messages are BuildKit's (`solver/pb/ops.proto`), from a published crate.
+//! Holds: a vertex is named by the sha256 of its operation's bytes, so an edge can only point to
+//! what existed before it and a graph has no cycle; a graph holds only vertices that its target needs,
+//! inputs before users.
+//! Never: knows how an operation is run.
+
+mod build;
+mod graph;
+
+pub use bollard_buildkit_proto::pb;
+pub use build::{Builder, SourceRange};
+pub use graph::{Graph, GraphError, Location, SourceFile, Vertex};
+
+use lapstrake_oci::Digest;
+
+/// The digest of an operation's bytes: the identity of a vertex.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VertexDigest(pub Digest);
+
+impl std::fmt::Display for VertexDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One of the results of a vertex.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Output {
+    /// The vertex.
+    pub vertex: VertexDigest,
+    /// Which of its results, from 0.
+    pub index: u32,
+}
+
+/// Keys of [`pb::OpMetadata::description`] that people see.
+pub mod description {
+    /// The name that progress shows for the vertex.
+    pub const CUSTOM_NAME: &str = "llb.customname";
+}
