@@ -1,1 +1,51 @@
-//! Placeholder.
+//! What crosses the builder pod's edge: the request going in, the outcome and
+//! the progress coming out.
+//!
+//! Holds: a request of another version or with an unknown field is refused,
+//! never half understood (`request`); an encoded outcome fits a termination
+//! message and always carries its digest or its reason (`outcome`); a progress
+//! line that was written reads back as the same line (`progress`).
+//! Never: kube, async, a clock, a file.
+
+mod error;
+pub mod outcome;
+pub mod progress;
+pub mod request;
+
+pub use error::Error;
+pub use outcome::{BaseImage, Class, Failure, Outcome, Reason, Success, Timings};
+pub use progress::{ProgressLine, StepEvent, StepId, Tracker, Writer};
+pub use request::{
+    BuildRef, Compression, Dockerfile, GitRef, GitSource, HttpSource, InlineFile, Output, ProgressFormat,
+    Request, SandboxMode, Source,
+};
+
+/// Bounds of what crosses the pod's edge.
+pub mod limits {
+    /// What the kubelet keeps of a container's termination message.
+    pub const OUTCOME_BYTES_MAX: usize = 4096;
+    /// Longest request that is read; a ConfigMap holds no more than this.
+    pub const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+    /// Longest text of one progress line; longer output is cut into several.
+    pub const PROGRESS_TEXT_BYTES_MAX: usize = 8 * 1024;
+    /// Steps a [`crate::Tracker`] remembers; a build with more is still counted.
+    pub const TRACKED_STEPS_MAX: usize = 4096;
+}
+
+/// Places in the builder pod that both sides must name the same way.
+pub mod paths {
+    /// Folder the request is mounted at.
+    pub const REQUEST_DIR: &str = "/etc/lapstrake";
+    /// The request itself.
+    pub const REQUEST_FILE: &str = "/etc/lapstrake/request.json";
+    /// Blobs, snapshots and index: the cache volume.
+    pub const STATE_DIR: &str = "/var/lib/lapstrake";
+    /// Folder of the registries' configuration (mirrors, plain http, CAs).
+    pub const REGISTRIES_DIR: &str = "/etc/lapstrake/registries";
+    /// The registries' configuration itself.
+    pub const REGISTRIES_FILE: &str = "/etc/lapstrake/registries/registries.toml";
+    /// Folder under which docker configs are mounted, one folder per Secret.
+    pub const DOCKER_CONFIGS_DIR: &str = "/etc/lapstrake/docker";
+    /// Where the outcome is written for the kubelet to pick up.
+    pub const TERMINATION_MESSAGE: &str = "/dev/termination-log";
+}
