@@ -1,6 +1,6 @@
 // Command kube is every program of a small Kubernetes control plane and node in
 // one binary: the first argument picks the program, the rest are its own
-// arguments.
+// arguments. Under the name of a program (by a link) it is that program.
 //
 // One binary instead of seven saves most of the link time and nine tenths of
 // the disk space, because the programs share nearly all of their packages.
@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	_ "time/tzdata" // CronJob time zones
@@ -44,6 +45,9 @@ var programs = map[string]func(){
 }
 
 func main() {
+	if run, known := programs[filepath.Base(os.Args[0])]; known {
+		run()
+	}
 	if len(os.Args) < 2 {
 		usage()
 	}
