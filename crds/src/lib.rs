@@ -1,1 +1,38 @@
-//! Placeholder.
+//! What a user may write and read: the `ImageBuild` of `lapstrake.dev/v1alpha1`.
+//!
+//! Job: the Rust types of the API, their schema with its CEL rules, defaults, columns and list keys,
+//! the words that conditions and reasons may take, and the names of labels and annotations.
+//! Holds: the schema is structural; every string and list that a rule looks at is bounded; the doc
+//! comment of a field is its reference (it is what `kubectl explain` shows); the committed
+//! `imagebuild.yaml` is exactly [`crd`] (a test compares them).
+//! Never: builds a pod, talks to a cluster, reads a clock.
+
+mod cache;
+mod conditions;
+mod names;
+mod output;
+mod pod;
+mod schema;
+mod source;
+mod spec;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use cache::{AccessMode, Cache, CacheEmptyDir, CacheVolume, Medium};
+pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
+pub use names::{annotation, field_manager, label};
+pub use output::{Output, SecretReference};
+pub use pod::{Pod, Resources, Sandbox};
+pub use schema::crd;
+pub use source::{GitSource, HttpSource, InlineFile, InlineSource, Source, SourceKind};
+pub use spec::{BuildArg, Dockerfile, History, ImageBuild, ImageBuildSpec};
+pub use status::{
+    BaseImageStatus, Failure, HistoryEntry, ImageBuildStatus, PlatformStatus, RunResult, RunStatus,
+    SourceStatus, Summary, Timings, Why,
+};
+
+/// The API group.
+pub const GROUP: &str = "lapstrake.dev";
+/// The API version.
+pub const VERSION: &str = "v1alpha1";

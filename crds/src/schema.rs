@@ -1,0 +1,82 @@
+//! From the types to the CustomResourceDefinition.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use crate::ImageBuild;
+
+/// The CustomResourceDefinition as it is installed.
+///
+/// It is what the derive makes of the types, with four changes:
+/// * no field is nullable, so that the API server drops a `null` as if it had not been written, which
+///   is what a template that renders nothing means;
+/// * number formats that OpenAPI does not know become those that it knows;
+/// * `status` starts as `observedGeneration: -1`, so that an object which nobody has looked at yet is
+///   not taken for done;
+/// * a field that must not be empty to make sense says so by a length.
+pub fn crd() -> CustomResourceDefinition {
+    let mut crd = serde_json::to_value(ImageBuild::crd()).expect("a definition is plain data");
+    for version in crd["spec"]["versions"].as_array_mut().into_iter().flatten() {
+        let schema = &mut version["schema"]["openAPIV3Schema"];
+        tidy(schema);
+        schema["properties"]["status"]["default"] = json!({ "observedGeneration": -1 });
+    }
+    serde_json::from_value(crd).expect("the changes keep the definition's shape")
+}
+
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            // A property may have the same name as a keyword, but it is never a bool or a string.
+            if map.get("nullable").is_some_and(Value::is_boolean) {
+                map.remove("nullable");
+            }
+            match map.get("format").and_then(Value::as_str) {
+                Some("uint32" | "uint64") => {
+                    map.insert("format".into(), json!("int64"));
+                }
+                Some("uint8" | "uint16") => {
+                    map.insert("format".into(), json!("int32"));
+                }
+                _ => {}
+            }
+            map.values_mut().for_each(tidy);
+        }
+        Value::Array(items) => items.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}
+
+/// Validation rules: CEL expression and message.
+pub(crate) fn rules(rules: &[(&str, &str)]) -> Value {
+    rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+}
+
+const QUANTITY: &str = r"^[0-9]{1,18}([.][0-9]{1,9})?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$";
+
+/// A quantity of bytes that has to be above zero, written as a string.
+pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 32,
+        "x-kubernetes-validations": rules(&[(
+            &format!("self.matches('{QUANTITY}') && quantity(self).isGreaterThan(quantity('0'))"),
+            "must be an amount of bytes above zero, such as 500Mi or 20Gi",
+        )]),
+    })
+}
+
+/// Quantities by the name of their resource.
+pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {
+            "x-kubernetes-int-or-string": true,
+            "anyOf": [{ "type": "integer" }, { "type": "string" }],
+            "pattern": QUANTITY,
+        },
+    })
+}

@@ -1,0 +1,287 @@
+//! The `ImageBuild` itself and its spec.
+
+use std::time::Duration;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Cache;
+use crate::output::Output;
+use crate::pod::Pod;
+use crate::schema::rules;
+use crate::source::Source;
+use crate::status::ImageBuildStatus;
+
+/// What to build, from what, and where the image goes.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "lapstrake.dev",
+    version = "v1alpha1",
+    kind = "ImageBuild",
+    plural = "imagebuilds",
+    singular = "imagebuild",
+    shortname = "ib",
+    category = "lapstrake",
+    namespaced,
+    status = "ImageBuildStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "An ImageBuild is a container image that shall exist: built from a source and a Dockerfile, pushed to a registry, and built again when its spec changes or when asked to.",
+    label("app.kubernetes.io/name", "lapstrake"),
+    selectable = ".spec.output.image",
+    selectable = ".status.reason",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status",
+        description = "Whether the image that the spec asks for is in the registry."
+    ),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason",
+        description = "What the build is doing, or why it ended as it did."
+    ),
+    printcolumn(
+        name = "Image",
+        type_ = "string",
+        json_path = ".spec.output.image",
+        description = "Name that the image is pushed under."
+    ),
+    printcolumn(
+        name = "Digest",
+        type_ = "string",
+        json_path = ".status.summary.digest",
+        description = "Digest of the last image that was pushed, shortened."
+    ),
+    printcolumn(
+        name = "Platforms",
+        type_ = "string",
+        json_path = ".status.summary.platforms",
+        description = "Platforms that the image runs on."
+    ),
+    printcolumn(
+        name = "Duration",
+        type_ = "string",
+        json_path = ".status.summary.duration",
+        description = "How long the last run took, from its start to its end."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "Time since the ImageBuild was created."
+    ),
+    printcolumn(
+        name = "Revision",
+        type_ = "string",
+        json_path = ".status.source.revision",
+        priority = 1,
+        description = "What the source resolved to, such as a commit."
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = 1,
+        description = "The status in a sentence."
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "!has(self.source.inline) || (has(self.dockerfile) && has(self.dockerfile.inline)) || \
+     (has(self.source.inline.files) && self.source.inline.files.exists(f, f.path == \
+     (has(self.dockerfile) && has(self.dockerfile.path) ? self.dockerfile.path : 'Dockerfile')))",
+    "source.inline.files has no Dockerfile: add a file with the path Dockerfile (or the one that dockerfile.path names), \
+     or write it into dockerfile.inline",
+)])))]
+pub struct ImageBuildSpec {
+    /// Where the files of the build come from.
+    pub source: Source,
+    /// Which Dockerfile is built, and which of its stages: `Dockerfile` at the root of the source and
+    /// its last stage by default.
+    #[serde(default, skip_serializing_if = "Dockerfile::is_default")]
+    pub dockerfile: Dockerfile,
+    /// Values for the Dockerfile's ARG instructions. Never put a secret here: build arguments end up
+    /// in the image's history.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 128),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub args: Vec<BuildArg>,
+    /// Platforms to build for, such as `linux/amd64` and `linux/arm64`, each on a node of its
+    /// architecture; with several, the image is an index over them. By default the platform of the
+    /// node that the build lands on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(max = 64)),
+        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = rules(&[(
+            "self.all(p, p.matches('^linux/(386|amd64(/v[1-4])?|arm(/v[5-8])?|arm64(/v[89])?|loong64|mips64le|ppc64le|riscv64|s390x)$'))",
+            "platforms holds something that cannot be built for: write linux/ARCH[/VARIANT] with the architecture in Go's \
+             words, as in linux/amd64, linux/arm64 or linux/arm/v7",
+        )]))
+    )]
+    pub platforms: Vec<String>,
+    /// Where the image goes.
+    pub output: Output,
+    /// Where the builder keeps what the next build can use again.
+    #[serde(default, skip_serializing_if = "Cache::is_unset")]
+    pub cache: Cache,
+    /// How the builder pod is run.
+    #[serde(default, skip_serializing_if = "Pod::is_default")]
+    pub pod: Pod,
+    /// How long a run may take from the moment its pod is on a node, such as `90s`, `30m` or `1h30m`.
+    /// A run that takes longer is stopped and counts as failed.
+    #[serde(default = "default_timeout")]
+    #[schemars(
+        length(max = 32),
+        extend("default" = "1h", "x-kubernetes-validations" = rules(&[(
+            "self.matches('^([0-9]{1,7}([.][0-9]{1,3})?(ms|s|m|h)){1,4}$') && duration(self) > duration('0s')",
+            "timeout must be a length of time above zero, such as 90s, 30m or 1h30m",
+        )]))
+    )]
+    pub timeout: kube::core::Duration,
+    /// How often a run is tried again when something other than the build broke it: an evicted or
+    /// preempted pod, a lost node, a registry that is down. What the build itself got wrong (a step's
+    /// exit code, an error in the Dockerfile) is never tried again by itself.
+    #[serde(default = "default_retries")]
+    #[schemars(range(min = 0, max = 10))]
+    pub retries: u32,
+    /// Whether to start no new run for now. A run that is under way goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
+    /// Whether to stop the run that is under way, and to start none until this is taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel: bool,
+    /// How much is remembered of past runs.
+    #[serde(default, skip_serializing_if = "History::is_default")]
+    pub history: History,
+}
+
+/// The longest run that is allowed when the spec says nothing.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+/// Retries when the spec says nothing.
+const RETRIES_DEFAULT: u32 = 2;
+/// Runs remembered when the spec says nothing.
+const HISTORY_LIMIT_DEFAULT: u32 = 5;
+
+fn default_timeout() -> kube::core::Duration {
+    TIMEOUT_DEFAULT.into()
+}
+
+fn default_retries() -> u32 {
+    RETRIES_DEFAULT
+}
+
+impl Default for ImageBuildSpec {
+    /// No source and no output, and for the rest what a spec means that does not mention it.
+    fn default() -> Self {
+        Self {
+            source: Source::default(),
+            dockerfile: Dockerfile::default(),
+            args: Vec::new(),
+            platforms: Vec::new(),
+            output: Output::default(),
+            cache: Cache::default(),
+            pod: Pod::default(),
+            timeout: default_timeout(),
+            retries: RETRIES_DEFAULT,
+            suspend: false,
+            cancel: false,
+            history: History::default(),
+        }
+    }
+}
+
+impl ImageBuildSpec {
+    /// How long a run may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.into()
+    }
+}
+
+/// Which Dockerfile is built, and which of its stages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "!(has(self.path) && has(self.inline))",
+    "dockerfile takes at most one of path and inline: keep path for a file of the source, inline for a text written here",
+)])))]
+pub struct Dockerfile {
+    /// Path of the Dockerfile in the source; `Dockerfile` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-validations" = rules(&[(
+        "self.matches('^[^/]') && !self.matches('(^|/)[.][.](/|$)')",
+        "dockerfile.path must be a path inside the source, such as build/Dockerfile: without a / in front and without ..",
+    )])))]
+    pub path: Option<String>,
+    /// The Dockerfile's text itself, instead of a file of the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 131072))]
+    pub inline: Option<String>,
+    /// Stage to build; the last one by default. Stages that it does not need are not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128), extend("x-kubernetes-validations" = rules(&[(
+        "self.matches('^[A-Za-z0-9][A-Za-z0-9_.-]*$')",
+        "dockerfile.target must be the name of a stage, as in `FROM … AS name`, or its number",
+    )])))]
+    pub target: Option<String>,
+}
+
+impl Dockerfile {
+    /// Path of the Dockerfile in the source, with its default.
+    pub fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or("Dockerfile")
+    }
+
+    /// Whether nothing differs from the default.
+    pub fn is_default(&self) -> bool {
+        self == &Self::default()
+    }
+}
+
+/// A value for one of the Dockerfile's ARG instructions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildArg {
+    /// Name of the ARG.
+    #[schemars(length(max = 256), extend("x-kubernetes-validations" = rules(&[(
+        "self.matches('^[A-Za-z_][A-Za-z0-9_]*$')",
+        "the name of a build argument has letters, digits and underscores and does not start with a digit, as in GO_VERSION",
+    )])))]
+    pub name: String,
+    /// Its value; empty by default.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 32768))]
+    pub value: String,
+}
+
+/// How much is remembered of past runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct History {
+    /// How many past runs `status.history` remembers.
+    #[serde(default = "default_history_limit")]
+    #[schemars(range(min = 0, max = 50))]
+    pub limit: u32,
+}
+
+fn default_history_limit() -> u32 {
+    HISTORY_LIMIT_DEFAULT
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { limit: HISTORY_LIMIT_DEFAULT }
+    }
+}
+
+impl History {
+    /// Whether nothing differs from the default.
+    pub fn is_default(&self) -> bool {
+        self == &Self::default()
+    }
+}
