@@ -90,6 +90,22 @@ fn a_good_manifest_is_taken_and_read() {
     }
 }
 
+#[test]
+fn the_examples_are_good() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).expect("the examples") {
+        let path = entry.expect("a readable folder").path().join("imagebuild.yaml");
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(text.starts_with("# Shows: "), "{}: says what it shows", path.display());
+        let manifest: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(refusals(&manifest, None), Vec::<String>::new(), "{}", path.display());
+        serde_json::from_value::<ImageBuild>(manifest).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        seen += 1;
+    }
+    assert!(seen >= 6, "only {seen} examples");
+}
+
 fn smallest() -> ImageBuild {
     let case =
         cases("good").into_iter().find(|case| case.name.ends_with("smallest.yaml")).expect("the smallest");
