@@ -130,7 +130,8 @@ func runUp(ctx context.Context, arguments []string) error {
 	if err != nil {
 		return err
 	}
-	built, err := s.built(ctx, os.Stdout)
+	// Not Helm: the cluster itself does without.
+	built, err := s.built(ctx, os.Stdout, "pause", "tools", "kube")
 	if err != nil {
 		return err
 	}
@@ -218,17 +219,23 @@ func runEnv(_ context.Context, arguments []string) error {
 
 // forward runs a tool on the cluster in place of this process.
 func forward(tool string) func(context.Context, []string) error {
-	return func(_ context.Context, arguments []string) error {
+	return func(ctx context.Context, arguments []string) error {
 		own, rest := ownFlags(arguments)
 		s := flags(tool)
 		cluster, err := s.parse(own)
 		if err != nil {
 			return err
 		}
-		if _, err := cluster.Record(); err != nil {
+		record, err := cluster.Record()
+		if err != nil {
 			return err
 		}
 		path := filepath.Join(cluster.Bin(), tool)
+		if tool == "helm" && !host.Exists(record.Programs.Helm) {
+			if _, err := s.built(ctx, os.Stderr, "charttool"); err != nil {
+				return err
+			}
+		}
 		environment := append(os.Environ(), "KUBECONFIG="+cluster.Kubeconfig())
 		return syscall.Exec(path, append([]string{tool}, rest...), environment)
 	}

@@ -45,8 +45,8 @@ func compilers(ctx context.Context) (string, error) {
 	return strings.Join(strings.Fields(goVersion+" "+gcc), " "), nil
 }
 
-// Build makes what the cache lacks and says where everything is. With names it
-// makes only those components.
+// Build makes what the cache lacks. With names it makes only those components;
+// it says of all of them where they are or would be.
 func (b *Builder) Build(ctx context.Context, only ...string) (Built, error) {
 	var built Built
 	components, err := Components(b.Source)
@@ -63,16 +63,15 @@ func (b *Builder) Build(ctx context.Context, only ...string) (Built, error) {
 		}
 	}
 	for _, component := range components {
-		if len(only) > 0 && !slices.Contains(only, component.Name) {
-			continue
-		}
 		key, err := Key(b.Source, component, compiler)
 		if err != nil {
 			return built, err
 		}
 		folder := filepath.Join(b.Cache, key)
-		if err := b.component(ctx, component, folder); err != nil {
-			return built, fmt.Errorf("%s: %w", component.Name, err)
+		if len(only) == 0 || slices.Contains(only, component.Name) {
+			if err := b.component(ctx, component, folder); err != nil {
+				return built, fmt.Errorf("%s: %w", component.Name, err)
+			}
 		}
 		switch component.Name {
 		case "kube":

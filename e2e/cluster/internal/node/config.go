@@ -100,8 +100,6 @@ level = "warn"
 
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
-# The node's images are all local: let a step's images come in parallel.
-max_concurrent_downloads = 6
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = %[4]q

@@ -52,6 +52,11 @@ func (c *Cluster) Start(ctx context.Context, names ...string) error {
 		if err := c.await(ctx, programs[name]); err != nil {
 			return err
 		}
+		if name == "kubelet" {
+			if err := host.Until(ctx, readyWithin, "the node's report", c.nodeSeen); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

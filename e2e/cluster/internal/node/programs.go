@@ -71,7 +71,7 @@ func (c *Cluster) programs(built build.Built) map[string]program {
 			"--authentication-kubeconfig="+config("kube-scheduler.kubeconfig"),
 			"--authorization-kubeconfig="+config("kube-scheduler.kubeconfig"),
 			"--bind-address=127.0.0.1", "--leader-elect=false", "--kube-api-qps=200", "--kube-api-burst=400", "--profiling=false"),
-		kube("kubelet", c.kubeletReady,
+		kube("kubelet", c.kubeletReady(),
 			"--config="+config("kubelet.yaml"), "--kubeconfig="+config("kubelet.kubeconfig"),
 			"--root-dir="+c.path("kubelet"), "--cert-dir="+c.path("kubelet", "pki"),
 			"--hostname-override="+c.Name, "--node-ip="+NodeAddress),
@@ -219,11 +219,27 @@ func (c *Cluster) apiServerReady(ctx context.Context) error {
 }
 
 // kubeletReady asks the kubelet itself and then what the cluster thinks of the
-// node, as reported after the process began.
-func (c *Cluster) kubeletReady(ctx context.Context) error {
-	if err := c.httpReady("http://127.0.0.1:10248/healthz", 200)(ctx); err != nil {
-		return err
+// node.
+func (c *Cluster) kubeletReady() func(context.Context) error {
+	healthz := c.httpReady("http://127.0.0.1:10248/healthz", 200)
+	return func(ctx context.Context) error {
+		if err := healthz(ctx); err != nil {
+			return err
+		}
+		client, err := c.Client()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		return c.nodeReady(ctx, client)
 	}
+}
+
+// nodeSeen tells whether the node has reported since its kubelet was started: a
+// Ready condition alone may be the one from before. A new cluster need not wait
+// for it, since the first report can take ten seconds more than the first pod.
+func (c *Cluster) nodeSeen(ctx context.Context) error {
 	client, err := c.Client()
 	if err != nil {
 		return err
@@ -245,7 +261,7 @@ func (c *Cluster) kubeletReady(ctx context.Context) error {
 	if lease.Spec.RenewTime.Before(began.ModTime()) {
 		return errors.New("the node has not reported since the kubelet's start")
 	}
-	return c.nodeReady(ctx, client)
+	return nil
 }
 
 func (c *Cluster) nodeReady(ctx context.Context, client *api.Client) error {
