@@ -1,1 +1,36 @@
-//! Placeholder.
+//! File operations of a build: copy, make, remove, and the checksum of what a copy would take.
+//!
+//! Job: LLB's file operation on root directories that are given as open descriptors, with BuildKit's
+//! semantics to the letter where a build could tell the difference.
+//! Holds: nothing outside a root is read or written, whatever symlinks, `..` or archives say; what
+//! [`checksum`] covers is what [`copy`] takes.
+//! Never: mounts, knows LLB's messages, looks names up in the machine's own account files.
+
+#![forbid(unsafe_code)]
+
+mod action;
+pub mod archive;
+mod at;
+mod checksum;
+mod copy;
+mod data;
+mod error;
+pub mod limits;
+mod make;
+mod mode;
+mod owner;
+pub mod path;
+mod pattern;
+#[cfg(test)]
+mod testing;
+mod view;
+
+pub use action::{Cancel, CopyAction, MkdirAction, MkfileAction, Owner, RmAction, SymlinkAction};
+pub use checksum::{ChecksumOptions, FileStat, HashCache, Selector, checksum};
+pub use copy::copy;
+pub use error::{Class, Error};
+pub use make::{mkdir, mkfile, rm, symlink};
+pub use mode::ModeChange;
+pub use owner::lookup_user;
+pub use pattern::{MatchState, PatternError, Patterns};
+pub use view::{Filter, Verdict, View, open_root};
