@@ -1,0 +1,325 @@
+//! Performs the machine's actions, each in a task of its own, and feeds the answers back.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lapstrake_llb::{Graph, Vertex};
+use lapstrake_oci::Digest;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::key::{CacheKey, OpKey};
+use crate::machine::{self, Action, JobId, Machine, Outcome, Record, VertexId};
+
+/// What the solver asks of the world.
+#[async_trait]
+pub trait World: Send + Sync + 'static {
+    /// A handle of a result.
+    type Result: Clone + Send + Sync + 'static;
+    /// An error; it goes to every job that needed the vertex.
+    type Error: Clone + Send + Sync + fmt::Display + 'static;
+
+    /// The operation's own key; may resolve names over the network.
+    async fn describe(&self, vertex: &Vertex, step: &Step) -> Result<OpKey, Self::Error>;
+    /// A record whose results are all still there. Must not block for long.
+    fn look_up(&self, key: CacheKey) -> Option<Record<Self::Result>>;
+    /// The digest of what the vertex reads of an input.
+    async fn hash(
+        &self,
+        vertex: &Vertex,
+        input: usize,
+        of: &Self::Result,
+        step: &Step,
+    ) -> Result<Digest, Self::Error>;
+    /// Runs the operation: one result per output.
+    async fn run(
+        &self,
+        vertex: &Vertex,
+        inputs: Vec<Self::Result>,
+        step: &Step,
+    ) -> Result<Vec<Self::Result>, Self::Error>;
+    /// Keeps a record. Best effort: a record that could not be kept costs a rerun.
+    fn save(&self, key: CacheKey, record: &Record<Self::Result>);
+    /// The error of a vertex that was canceled.
+    fn canceled(&self) -> Self::Error;
+}
+
+/// What a vertex' work has to do with the job: cancellation and progress.
+#[derive(Clone)]
+pub struct Step {
+    id: VertexId,
+    /// Fires when nobody wants the vertex any more.
+    pub cancel: CancellationToken,
+    report: mpsc::UnboundedSender<(VertexId, ProgressKind)>,
+}
+
+impl Step {
+    /// Passes on what the step printed; `stream` is 1 or 2.
+    pub fn log(&self, stream: u8, bytes: &[u8]) {
+        self.report(ProgressKind::Log(stream, bytes.to_vec()));
+    }
+
+    /// Passes on how far something named is, in bytes; `total` 0 is unknown.
+    pub fn status(&self, name: &str, current: u64, total: u64) {
+        self.report(ProgressKind::Status { name: name.to_owned(), current, total });
+    }
+
+    fn report(&self, kind: ProgressKind) {
+        // The receiver is gone when the solver was dropped: then nobody listens.
+        self.report.send((self.id, kind)).ok();
+    }
+}
+
+/// Something about a vertex that a person may see.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The vertex.
+    pub vertex: Arc<Vertex>,
+    /// What about it.
+    pub kind: ProgressKind,
+}
+
+/// What can be said about a vertex.
+#[derive(Debug, Clone)]
+pub enum ProgressKind {
+    /// Its work began.
+    Started,
+    /// Its result was there already.
+    Cached,
+    /// It printed something.
+    Log(u8, Vec<u8>),
+    /// A part of it moved on.
+    Status {
+        /// What moves.
+        name: String,
+        /// Bytes so far.
+        current: u64,
+        /// Bytes in all, 0 where unknown.
+        total: u64,
+    },
+    /// Its result is there.
+    Done,
+    /// It failed.
+    Failed(String),
+    /// It was stopped, since nobody wanted it any more.
+    Canceled,
+}
+
+/// A wish for the target of a graph.
+pub struct Job {
+    /// The graph.
+    pub graph: Arc<Graph>,
+    /// Receives what happens to its vertices.
+    pub progress: mpsc::UnboundedSender<Event>,
+    /// Fires to give the job up.
+    pub cancel: CancellationToken,
+}
+
+/// A job's end.
+pub type Solved<W> = Outcome<<W as World>::Result, <W as World>::Error>;
+
+type MachineEvent<W> = machine::Event<<W as World>::Result, <W as World>::Error>;
+
+struct Request<W: World> {
+    job: Job,
+    done: oneshot::Sender<Solved<W>>,
+}
+
+/// Solves graphs; jobs of one solver share work. Dropping it ends its task when its jobs have ended.
+pub struct Solver<W: World> {
+    requests: mpsc::UnboundedSender<Request<W>>,
+}
+
+impl<W: World> Solver<W> {
+    /// Starts a solver; needs a tokio runtime.
+    pub fn start(world: Arc<W>) -> Self {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(Driver::new(world).run(receiver));
+        Self { requests }
+    }
+
+    /// Brings the target of a graph into being.
+    pub async fn solve(&self, job: Job) -> Solved<W> {
+        let (done, outcome) = oneshot::channel();
+        if self.requests.send(Request { job, done }).is_err() {
+            return Outcome::Canceled;
+        }
+        outcome.await.unwrap_or(Outcome::Canceled)
+    }
+}
+
+struct Running<W: World> {
+    progress: mpsc::UnboundedSender<Event>,
+    done: oneshot::Sender<Solved<W>>,
+    watch: tokio::task::JoinHandle<()>,
+}
+
+struct Driver<W: World> {
+    world: Arc<W>,
+    machine: Machine<W::Result, W::Error>,
+    jobs: HashMap<JobId, Running<W>>,
+    next_job: JobId,
+    tokens: HashMap<VertexId, CancellationToken>,
+    running: HashMap<VertexId, Arc<Vertex>>,
+    events: mpsc::UnboundedSender<MachineEvent<W>>,
+    inbox: mpsc::UnboundedReceiver<MachineEvent<W>>,
+    report: mpsc::UnboundedSender<(VertexId, ProgressKind)>,
+    reports: mpsc::UnboundedReceiver<(VertexId, ProgressKind)>,
+}
+
+impl<W: World> Driver<W> {
+    fn new(world: Arc<W>) -> Self {
+        let (events, inbox) = mpsc::unbounded_channel();
+        let (report, reports) = mpsc::unbounded_channel();
+        Self {
+            world,
+            machine: Machine::new(),
+            jobs: HashMap::new(),
+            next_job: 0,
+            tokens: HashMap::new(),
+            running: HashMap::new(),
+            events,
+            inbox,
+            report,
+            reports,
+        }
+    }
+
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request<W>>) {
+        let mut open = true;
+        while open || self.machine.jobs_running() > 0 || self.machine.vertices_known() > 0 {
+            tokio::select! {
+                // Logs before answers: a step's last lines come before its end.
+                biased;
+                Some((id, kind)) = self.reports.recv() => self.tell(id, kind),
+                Some(event) = self.inbox.recv() => self.step(event),
+                request = requests.recv(), if open => match request {
+                    Some(request) => self.add(request),
+                    None => open = false,
+                },
+            }
+        }
+    }
+
+    fn add(&mut self, request: Request<W>) {
+        let id = self.next_job;
+        self.next_job += 1;
+        let Job { graph, progress, cancel } = request.job;
+        let events = self.events.clone();
+        let watch = tokio::spawn(async move {
+            cancel.cancelled().await;
+            events.send(machine::Event::JobCanceled(id)).ok(); // the solver may be gone: nothing to cancel
+        });
+        self.jobs.insert(id, Running { progress, done: request.done, watch });
+        self.step(machine::Event::JobAdded(id, graph));
+    }
+
+    fn step(&mut self, event: MachineEvent<W>) {
+        self.note_end(&event);
+        let mut todo = vec![event];
+        while let Some(event) = todo.pop() {
+            for action in self.machine.step(event) {
+                if let Some(answer) = self.act(action) {
+                    todo.push(answer);
+                }
+            }
+        }
+    }
+
+    /// Progress of a run that ended; told before the machine may end its job.
+    fn note_end(&mut self, event: &MachineEvent<W>) {
+        let machine::Event::Ran(id, result) = event else { return };
+        if !self.running.contains_key(id) {
+            return;
+        }
+        while let Ok((id, kind)) = self.reports.try_recv() {
+            self.tell(id, kind);
+        }
+        let canceled = self.tokens.get(id).is_some_and(CancellationToken::is_cancelled);
+        let kind = match result {
+            Ok(_) => ProgressKind::Done,
+            Err(_) if canceled => ProgressKind::Canceled,
+            Err(error) => ProgressKind::Failed(error.to_string()),
+        };
+        self.tell(*id, kind);
+        self.running.remove(id);
+    }
+
+    fn act(&mut self, action: Action<W::Result, W::Error>) -> Option<MachineEvent<W>> {
+        use machine::Event as E;
+        match action {
+            Action::Describe(id, vertex) => self.spawn(id, move |world, step| async move {
+                E::Described(id, guard(&*world, &step, world.describe(&vertex, &step)).await)
+            }),
+            Action::LookUp(id, key) => return Some(E::LookedUp(id, self.world.look_up(key))),
+            Action::Hash(id, vertex, input, of) => self.spawn(id, move |world, step| async move {
+                E::Hashed(id, input, guard(&*world, &step, world.hash(&vertex, input, &of, &step)).await)
+            }),
+            Action::Run(id, vertex, inputs) => {
+                self.running.insert(id, Arc::clone(&vertex));
+                self.tell(id, ProgressKind::Started);
+                // A run cleans up after itself: it is told of the cancellation and awaited.
+                self.spawn(id, move |world, step| async move {
+                    E::Ran(id, world.run(&vertex, inputs, &step).await)
+                });
+            }
+            Action::Save(key, record) => self.world.save(key, &record),
+            Action::Cached(id, vertex) => {
+                self.running.insert(id, vertex);
+                self.tell(id, ProgressKind::Cached);
+                self.running.remove(&id);
+            }
+            Action::Cancel(id) => {
+                if let Some(token) = self.tokens.get(&id) {
+                    token.cancel();
+                }
+            }
+            Action::JobEnded(job, outcome) => {
+                if let Some(running) = self.jobs.remove(&job) {
+                    running.watch.abort();
+                    running.done.send(outcome).ok(); // the caller may have gone
+                }
+            }
+        }
+        None
+    }
+
+    fn spawn<F, Fut>(&mut self, id: VertexId, work: F)
+    where
+        F: FnOnce(Arc<W>, Step) -> Fut + Send + 'static,
+        Fut: Future<Output = MachineEvent<W>> + Send + 'static,
+    {
+        let token = self.tokens.entry(id).or_default();
+        if token.is_cancelled() {
+            *token = CancellationToken::new();
+        }
+        let step = Step { id, cancel: token.clone(), report: self.report.clone() };
+        let (world, events) = (Arc::clone(&self.world), self.events.clone());
+        tokio::spawn(async move {
+            events.send(work(world, step).await).ok(); // the solver is gone: nobody waits
+        });
+    }
+
+    fn tell(&mut self, id: VertexId, kind: ProgressKind) {
+        let Some(vertex) = self.running.get(&id) else { return };
+        for job in self.machine.jobs_of(id) {
+            if let Some(running) = self.jobs.get(&job) {
+                running.progress.send(Event { vertex: Arc::clone(vertex), kind: kind.clone() }).ok(); // listening is optional
+            }
+        }
+    }
+}
+
+/// Drops work that only reads as soon as it is canceled.
+async fn guard<W: World, T>(
+    world: &W,
+    step: &Step,
+    work: impl Future<Output = Result<T, W::Error>>,
+) -> Result<T, W::Error> {
+    tokio::select! {
+        result = work => result,
+        () = step.cancel.cancelled() => Err(world.canceled()),
+    }
+}

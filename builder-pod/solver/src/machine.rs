@@ -1,0 +1,619 @@
+//! The solver's decisions: `step(event) -> actions`.
+//!
+//! Each vertex first gets a key, then a result, and either only when somebody asks.
+//!
+//! A key is *fast* where every input enters by its own key; it costs no work. An operation that reads
+//! an input's contents (a copy) is looked up under its fast key first; on a miss the input is brought
+//! into being, and its contents give the *slow* key. The slow key, where there is one, is the vertex'
+//! key for all that comes after: so a rebuilt but equal input changes nothing downstream. Records are
+//! kept under both.
+//!
+//! A result is looked up by key; on a miss the inputs' results are asked for, then the vertex runs.
+//! While a key is being worked on, others with the same key wait for that run.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use lapstrake_llb::{Graph, Vertex, VertexDigest};
+use lapstrake_oci::Digest;
+
+use crate::key::{CacheKey, InputKey, Keying, OpKey};
+
+/// One caller's wish for one target.
+pub type JobId = u64;
+
+/// A vertex as the machine knows it: one that must not use the cache is another than one that may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VertexId {
+    /// The operation.
+    pub digest: VertexDigest,
+    /// Records are not looked up.
+    pub ignore_cache: bool,
+}
+
+/// What is kept of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record<R> {
+    /// The key that vertices downstream use.
+    pub key: CacheKey,
+    /// One result per output.
+    pub results: Vec<R>,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<R, E> {
+    /// Somebody wants the graph's target.
+    JobAdded(JobId, Arc<Graph>),
+    /// Nobody wants it any more.
+    JobCanceled(JobId),
+    /// Answer to [`Action::Describe`].
+    Described(VertexId, Result<OpKey, E>),
+    /// Answer to [`Action::LookUp`].
+    LookedUp(VertexId, Option<Record<R>>),
+    /// Answer to [`Action::Hash`].
+    Hashed(VertexId, usize, Result<Digest, E>),
+    /// Answer to [`Action::Run`], also when it was canceled.
+    Ran(VertexId, Result<Vec<R>, E>),
+}
+
+/// What to do. Every action but `Cancel`, `Save`, `Cached` and `JobEnded` is answered by one event.
+#[derive(Debug)]
+pub enum Action<R, E> {
+    /// Find out the operation's own key.
+    Describe(VertexId, Arc<Vertex>),
+    /// Look for a record.
+    LookUp(VertexId, CacheKey),
+    /// Digest what the vertex reads of an input.
+    Hash(VertexId, Arc<Vertex>, usize, R),
+    /// Run the operation.
+    Run(VertexId, Arc<Vertex>, Vec<R>),
+    /// Keep a record under a key.
+    Save(CacheKey, Record<R>),
+    /// A record was found: the vertex will not run.
+    Cached(VertexId, Arc<Vertex>),
+    /// Stop what is being done for a vertex; its answer is still awaited.
+    Cancel(VertexId),
+    /// The job is over.
+    JobEnded(JobId, Outcome<R, E>),
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome<R, E> {
+    /// The target's result and key; `None` is the empty file system.
+    Done(Option<(R, CacheKey)>),
+    /// A vertex failed.
+    Failed(VertexId, E),
+    /// The job was canceled.
+    Canceled,
+}
+
+#[derive(Debug)]
+enum State<R, E> {
+    /// Nobody asked yet.
+    Idle,
+    Describing,
+    /// The operation's key is known, some input's is not.
+    AwaitKeys(OpKey),
+    /// Looking under the fast key of an operation that has a slow one.
+    LookingFast(OpKey, CacheKey),
+    /// Waiting for the inputs that are read.
+    AwaitContent(OpKey, Option<CacheKey>),
+    /// Digesting them.
+    Hashing(OpKey, Option<CacheKey>, Vec<Option<Digest>>),
+    /// The key is known; a result is not wanted yet.
+    Keyed(Keys),
+    Looking(Keys),
+    /// No record: waiting for all inputs' results.
+    AwaitInputs(Keys),
+    /// Another vertex does the same work now.
+    Following(Keys),
+    Running(Keys),
+    Done(Keys, Vec<R>),
+    Failed(VertexId, E),
+    /// Nobody wants it, or it starts anew; an action of before has not answered yet.
+    Canceling,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Keys {
+    /// The key for everybody downstream.
+    key: CacheKey,
+    /// The fast key, where it is another one.
+    fast: Option<CacheKey>,
+    /// No record is looked up or kept: the key holds for this job only.
+    ephemeral: bool,
+}
+
+struct Entry<R, E> {
+    vertex: Arc<Vertex>,
+    inputs: Vec<(VertexId, u32)>,
+    users: BTreeSet<VertexId>,
+    jobs: BTreeSet<JobId>,
+    want_key: bool,
+    want_result: bool,
+    /// Actions that have not answered yet.
+    pending: usize,
+    state: State<R, E>,
+}
+
+struct Wanted {
+    target: VertexId,
+    output: u32,
+}
+
+/// The state machine. `R` is a handle of a result, `E` an error, both cheap to clone.
+pub struct Machine<R, E> {
+    entries: BTreeMap<VertexId, Entry<R, E>>,
+    jobs: BTreeMap<JobId, Wanted>,
+    /// Who works on a key, and who waits for it.
+    in_flight: BTreeMap<CacheKey, (VertexId, Vec<VertexId>)>,
+    queue: VecDeque<VertexId>,
+    actions: Vec<Action<R, E>>,
+}
+
+impl<R: Clone, E: Clone> Default for Machine<R, E> {
+    fn default() -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            queue: VecDeque::new(),
+            actions: Vec::new(),
+        }
+    }
+}
+
+impl<R: Clone, E: Clone> Machine<R, E> {
+    /// A machine without jobs.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one event and says what to do.
+    pub fn step(&mut self, event: Event<R, E>) -> Vec<Action<R, E>> {
+        match event {
+            Event::JobAdded(job, graph) => self.add_job(job, &graph),
+            Event::JobCanceled(job) => self.end_job(job, Outcome::Canceled),
+            Event::Described(id, result) => self.described(id, result),
+            Event::LookedUp(id, record) => self.looked_up(id, record),
+            Event::Hashed(id, input, result) => self.hashed(id, input, result),
+            Event::Ran(id, result) => self.ran(id, result),
+        }
+        while let Some(id) = self.queue.pop_front() {
+            self.advance(id);
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Jobs that have not ended.
+    pub fn jobs_running(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Vertices that are known; none when no job runs and every action has answered.
+    pub fn vertices_known(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn add_job(&mut self, job: JobId, graph: &Graph) {
+        let Some(target) = graph.target() else {
+            self.actions.push(Action::JobEnded(job, Outcome::Done(None)));
+            return;
+        };
+        let id_of = |digest: VertexDigest| {
+            let ignore_cache = graph.vertex(digest).is_some_and(|v| v.metadata.ignore_cache);
+            VertexId { digest, ignore_cache }
+        };
+        for vertex in graph.vertices() {
+            let id = id_of(vertex.digest);
+            let inputs: Vec<_> = vertex.inputs.iter().map(|o| (id_of(o.vertex), o.index)).collect();
+            for (input, _) in &inputs {
+                if let Some(entry) = self.entries.get_mut(input) {
+                    entry.users.insert(id);
+                }
+            }
+            let entry = self.entries.entry(id).or_insert_with(|| Entry {
+                vertex: Arc::clone(vertex),
+                inputs,
+                users: BTreeSet::new(),
+                jobs: BTreeSet::new(),
+                want_key: false,
+                want_result: false,
+                pending: 0,
+                state: State::Idle,
+            });
+            entry.jobs.insert(job);
+            if matches!(entry.state, State::Failed(..)) {
+                // Another job saw it fail; this one asks anew.
+                entry.state = if entry.pending == 0 { State::Idle } else { State::Canceling };
+                self.queue.push_back(id);
+            }
+        }
+        let target_id = id_of(target.vertex);
+        self.jobs.insert(job, Wanted { target: target_id, output: target.index });
+        self.want_result(target_id);
+        self.queue.push_back(target_id);
+    }
+
+    fn want_key(&mut self, id: VertexId) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && !entry.want_key
+        {
+            entry.want_key = true;
+            self.queue.push_back(id);
+        }
+    }
+
+    fn want_result(&mut self, id: VertexId) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && !entry.want_result
+        {
+            entry.want_key = true;
+            entry.want_result = true;
+            self.queue.push_back(id);
+        }
+    }
+
+    fn described(&mut self, id: VertexId, result: Result<OpKey, E>) {
+        if self.gone(id) {
+            return;
+        }
+        match result {
+            Ok(op) => self.set(id, State::AwaitKeys(op)),
+            Err(error) => self.set(id, State::Failed(id, error)),
+        }
+    }
+
+    fn looked_up(&mut self, id: VertexId, record: Option<Record<R>>) {
+        if self.gone(id) {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match (std::mem::replace(&mut entry.state, State::Idle), record) {
+            (State::LookingFast(_, fast), Some(record)) => {
+                self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
+                let keys = Keys { key: record.key, fast: Some(fast), ephemeral: false };
+                self.set(id, State::Done(keys, record.results));
+            }
+            (State::LookingFast(op, fast), None) => self.set(id, State::AwaitContent(op, Some(fast))),
+            (State::Looking(keys), Some(record)) => {
+                self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
+                if let Some(fast) = keys.fast {
+                    self.actions.push(Action::Save(fast, record.clone()));
+                }
+                self.set(id, State::Done(keys, record.results));
+            }
+            (State::Looking(keys), None) => self.set(id, State::AwaitInputs(keys)),
+            (other, _) => entry.state = other,
+        }
+    }
+
+    fn hashed(&mut self, id: VertexId, input: usize, result: Result<Digest, E>) {
+        if self.gone(id) {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let State::Hashing(_, _, digests) = &mut entry.state else { return };
+        match result {
+            Ok(digest) => {
+                if let Some(slot) = digests.get_mut(input) {
+                    *slot = Some(digest);
+                }
+                self.queue.push_back(id);
+            }
+            Err(error) => self.set(id, State::Failed(id, error)),
+        }
+    }
+
+    fn ran(&mut self, id: VertexId, result: Result<Vec<R>, E>) {
+        if self.gone(id) {
+            return;
+        }
+        let Some(State::Running(keys)) = self.entries.get(&id).map(|e| &e.state) else { return };
+        let keys = *keys;
+        let followers = self.in_flight.remove(&keys.key).map(|(_, followers)| followers).unwrap_or_default();
+        match result {
+            Ok(results) => {
+                if !keys.ephemeral {
+                    let record = Record { key: keys.key, results: results.clone() };
+                    self.actions.push(Action::Save(keys.key, record.clone()));
+                    if let Some(fast) = keys.fast {
+                        self.actions.push(Action::Save(fast, record));
+                    }
+                }
+                for follower in followers {
+                    self.follow_up(follower, &keys, &results);
+                }
+                self.set(id, State::Done(keys, results));
+            }
+            Err(error) => {
+                for follower in followers {
+                    if matches!(self.entries.get(&follower).map(|e| &e.state), Some(State::Following(_))) {
+                        self.set(follower, State::Failed(id, error.clone()));
+                    }
+                }
+                self.set(id, State::Failed(id, error));
+            }
+        }
+    }
+
+    fn follow_up(&mut self, follower: VertexId, done: &Keys, results: &[R]) {
+        let Some(entry) = self.entries.get_mut(&follower) else { return };
+        let State::Following(keys) = entry.state else { return };
+        self.actions.push(Action::Cached(follower, Arc::clone(&entry.vertex)));
+        if let (Some(fast), false) = (keys.fast, done.ephemeral) {
+            self.actions.push(Action::Save(fast, Record { key: keys.key, results: results.to_vec() }));
+        }
+        self.set(follower, State::Done(keys, results.to_vec()));
+    }
+
+    /// Counts an answer. True where it came too late: then the vertex is forgotten with its last
+    /// answer, or starts anew when a job that came since wants it.
+    fn gone(&mut self, id: VertexId) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return true };
+        entry.pending = entry.pending.saturating_sub(1);
+        if !matches!(entry.state, State::Canceling) {
+            return false;
+        }
+        if entry.pending > 0 {
+            return true;
+        }
+        if entry.jobs.is_empty() {
+            self.forget(id);
+        } else {
+            entry.state = State::Idle;
+            self.queue.push_back(id);
+        }
+        true
+    }
+
+    fn forget(&mut self, id: VertexId) {
+        if let Some(entry) = self.entries.remove(&id) {
+            for (input, _) in entry.inputs {
+                if let Some(input) = self.entries.get_mut(&input) {
+                    input.users.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// Enters a state; those who may wait for it look again.
+    fn set(&mut self, id: VertexId, state: State<R, E>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.state = state;
+        self.queue.push_back(id);
+        if matches!(entry.state, State::Keyed(_) | State::Done(..) | State::Failed(..)) {
+            self.queue.extend(entry.users.iter().copied());
+        }
+    }
+
+    /// Does for a vertex what its inputs and its users' wishes allow now.
+    fn advance(&mut self, id: VertexId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match &entry.state {
+            State::Idle if entry.want_key => {
+                entry.state = State::Describing;
+                entry.pending += 1;
+                self.actions.push(Action::Describe(id, Arc::clone(&entry.vertex)));
+                // Inputs' keys are needed in any case: let them be found out meanwhile.
+                let inputs = entry.inputs.clone();
+                inputs.into_iter().for_each(|(input, _)| self.want_key(input));
+            }
+            State::AwaitKeys(_) => self.try_key(id),
+            State::AwaitContent(..) => self.try_hash(id),
+            State::Hashing(..) => self.try_slow_key(id),
+            State::Keyed(keys) if entry.want_result => {
+                let keys = *keys;
+                if id.ignore_cache || keys.ephemeral {
+                    self.set(id, State::AwaitInputs(keys));
+                } else {
+                    entry.state = State::Looking(keys);
+                    entry.pending += 1;
+                    self.actions.push(Action::LookUp(id, keys.key));
+                }
+            }
+            State::AwaitInputs(_) => self.try_run(id),
+            State::Done(..) | State::Failed(..) => self.end_jobs_of(id),
+            _ => {}
+        }
+    }
+
+    /// The keys of all inputs; `None` while one is missing. A failed input fails the vertex.
+    fn input_keys(&mut self, id: VertexId) -> Option<Vec<(Keys, u32)>> {
+        let inputs = self.entries.get(&id)?.inputs.clone();
+        let mut keys = Vec::with_capacity(inputs.len());
+        let mut missing = false;
+        for (input, index) in inputs {
+            self.want_key(input);
+            match self.entries.get(&input).map(|e| &e.state) {
+                Some(
+                    State::Keyed(k)
+                    | State::Looking(k)
+                    | State::AwaitInputs(k)
+                    | State::Following(k)
+                    | State::Running(k)
+                    | State::Done(k, _),
+                ) => keys.push((*k, index)),
+                Some(State::Failed(culprit, error)) => {
+                    let failed = State::Failed(*culprit, error.clone());
+                    self.set(id, failed);
+                    return None;
+                }
+                _ => missing = true,
+            }
+        }
+        (!missing).then_some(keys)
+    }
+
+    fn try_key(&mut self, id: VertexId) {
+        let Some(inputs) = self.input_keys(id) else { return };
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let State::AwaitKeys(op) = std::mem::replace(&mut entry.state, State::Idle) else { return };
+        let ephemeral = op.ephemeral || inputs.iter().any(|(keys, _)| keys.ephemeral);
+        let parts: Vec<_> = inputs.iter().map(|(keys, index)| InputKey::Key(keys.key, *index)).collect();
+        let fast = op.over(&parts);
+        if !op.has_content() {
+            self.set(id, State::Keyed(Keys { key: fast, fast: None, ephemeral }));
+        } else if ephemeral {
+            self.set(id, State::AwaitContent(op, None));
+        } else if id.ignore_cache {
+            self.set(id, State::AwaitContent(op, Some(fast)));
+        } else {
+            entry.state = State::LookingFast(op, fast);
+            entry.pending += 1;
+            self.actions.push(Action::LookUp(id, fast));
+        }
+    }
+
+    /// The result of one input; `None` while it is missing. A failed input fails the vertex.
+    fn input_result(&mut self, id: VertexId, input: VertexId, index: u32) -> Option<R> {
+        self.want_result(input);
+        match self.entries.get(&input).map(|e| &e.state) {
+            Some(State::Done(_, results)) => results.get(index as usize).cloned(),
+            Some(State::Failed(culprit, error)) => {
+                let failed = State::Failed(*culprit, error.clone());
+                self.set(id, failed);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn try_hash(&mut self, id: VertexId) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let State::AwaitContent(op, _) = &entry.state else { return };
+        let (op, inputs, vertex) = (op.clone(), entry.inputs.clone(), Arc::clone(&entry.vertex));
+        let mut read = Vec::new();
+        let mut missing = false;
+        for (number, (keying, (input, index))) in op.inputs.iter().zip(inputs).enumerate() {
+            if *keying == Keying::ByContent {
+                match self.input_result(id, input, index) {
+                    Some(result) => read.push((number, result)),
+                    None => missing = true,
+                }
+            }
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if missing || !matches!(entry.state, State::AwaitContent(..)) {
+            return;
+        }
+        let State::AwaitContent(op, fast) = std::mem::replace(&mut entry.state, State::Idle) else { return };
+        let waiting = vec![None; op.inputs.len()];
+        entry.state = State::Hashing(op, fast, waiting);
+        entry.pending += read.len();
+        for (number, result) in read {
+            self.actions.push(Action::Hash(id, Arc::clone(&vertex), number, result));
+        }
+    }
+
+    fn try_slow_key(&mut self, id: VertexId) {
+        let Some(State::Hashing(op, _, digests)) = self.entries.get(&id).map(|e| &e.state) else { return };
+        let answered =
+            |(keying, digest): (&Keying, &Option<Digest>)| *keying == Keying::ByKey || digest.is_some();
+        if !op.inputs.iter().zip(digests).all(answered) {
+            return;
+        }
+        let Some(inputs) = self.input_keys(id) else { return };
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let State::Hashing(op, fast, digests) = std::mem::replace(&mut entry.state, State::Idle) else {
+            return;
+        };
+        let mut ephemeral = op.ephemeral;
+        let mut parts = Vec::with_capacity(inputs.len());
+        for ((keys, index), digest) in inputs.iter().zip(digests) {
+            parts.push(match digest {
+                Some(digest) => InputKey::Content(digest),
+                None => {
+                    ephemeral |= keys.ephemeral;
+                    InputKey::Key(keys.key, *index)
+                }
+            });
+        }
+        self.set(id, State::Keyed(Keys { key: op.over(&parts), fast, ephemeral }));
+    }
+
+    fn try_run(&mut self, id: VertexId) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let State::AwaitInputs(keys) = entry.state else { return };
+        let inputs = entry.inputs.clone();
+        if !self.in_flight.contains_key(&keys.key) {
+            let results: Vec<_> =
+                inputs.iter().map(|(input, index)| self.input_result(id, *input, *index)).collect();
+            let Some(entry) = self.entries.get_mut(&id) else { return };
+            if !matches!(entry.state, State::AwaitInputs(_)) {
+                return;
+            }
+            let Some(results) = results.into_iter().collect::<Option<Vec<_>>>() else { return };
+            entry.state = State::Running(keys);
+            entry.pending += 1;
+            self.actions.push(Action::Run(id, Arc::clone(&entry.vertex), results));
+            self.in_flight.insert(keys.key, (id, Vec::new()));
+            return;
+        }
+        // The same work is being done: wait for it, and keep it alive as long as we live.
+        let jobs = entry.jobs.clone();
+        if let Some((leader, followers)) = self.in_flight.get_mut(&keys.key) {
+            let leader = *leader;
+            followers.push(id);
+            if let Some(leader) = self.entries.get_mut(&leader) {
+                leader.jobs.extend(jobs);
+            }
+            self.set(id, State::Following(keys));
+        }
+    }
+
+    fn end_jobs_of(&mut self, id: VertexId) {
+        let ended: Vec<_> =
+            self.jobs.iter().filter(|(_, w)| w.target == id).map(|(j, w)| (*j, w.output)).collect();
+        for (job, output) in ended {
+            let outcome = match self.entries.get(&id).map(|e| &e.state) {
+                Some(State::Done(keys, results)) => {
+                    Outcome::Done(results.get(output as usize).map(|r| (r.clone(), keys.key)))
+                }
+                Some(State::Failed(culprit, error)) => Outcome::Failed(*culprit, error.clone()),
+                _ => continue,
+            };
+            self.end_job(job, outcome);
+        }
+    }
+
+    fn end_job(&mut self, job: JobId, outcome: Outcome<R, E>) {
+        if self.jobs.remove(&job).is_none() {
+            return;
+        }
+        self.actions.push(Action::JobEnded(job, outcome));
+        let mut orphans = Vec::new();
+        for (id, entry) in &mut self.entries {
+            if entry.jobs.remove(&job) && entry.jobs.is_empty() {
+                orphans.push(*id);
+            }
+        }
+        for id in orphans {
+            self.abandon(id);
+        }
+    }
+
+    /// Nobody wants the vertex: stops its work, or forgets it where none is going on.
+    fn abandon(&mut self, id: VertexId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.pending == 0 {
+            self.forget(id);
+            return;
+        }
+        match std::mem::replace(&mut entry.state, State::Canceling) {
+            State::Canceling => return,
+            State::Running(keys) => {
+                self.in_flight.remove(&keys.key);
+            }
+            _ => {}
+        }
+        self.actions.push(Action::Cancel(id));
+    }
+
+    /// The jobs that want a vertex.
+    pub fn jobs_of(&self, id: VertexId) -> impl Iterator<Item = JobId> + '_ {
+        self.entries.get(&id).into_iter().flat_map(|e| e.jobs.iter().copied())
+    }
+}

@@ -1,0 +1,232 @@
+//! Drives the machine through random graphs, records, failures, cancellations and orders of answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use lapstrake_llb::{Builder, Graph, Output, VertexDigest, pb};
+use lapstrake_oci::Digest;
+use proptest::prelude::*;
+
+use crate::key::{CacheKey, Keying, OpKey};
+use crate::machine::{Action, Event, Machine, Outcome, Record, VertexId};
+
+type Result_ = u64;
+type Ev = Event<Result_, &'static str>;
+type Act = Action<Result_, &'static str>;
+
+/// A graph of merges over sources; node `i` takes the inputs in `edges[i]`, all below `i`.
+fn graph(edges: &[Vec<usize>], ignore: &[bool]) -> (Arc<Graph>, Vec<VertexDigest>) {
+    let mut builder = Builder::new();
+    let mut made: Vec<Output> = Vec::new();
+    for (i, inputs) in edges.iter().enumerate() {
+        let inputs: BTreeSet<usize> = inputs.iter().filter(|_| i > 0).map(|x| x % i.max(1)).collect();
+        let op = if inputs.is_empty() {
+            pb::op::Op::Source(pb::SourceOp { identifier: format!("local://{i}"), attrs: BTreeMap::new() })
+        } else {
+            let merged = inputs.iter().enumerate().map(|(n, _)| pb::MergeInput { input: n as i64 });
+            pb::op::Op::Merge(pb::MergeOp { inputs: merged.collect() })
+        };
+        let inputs = inputs.iter().map(|x| Builder::input(made[*x])).collect();
+        let constraints = Some(pb::WorkerConstraints { filter: vec![i.to_string()] });
+        let metadata =
+            pb::OpMetadata { ignore_cache: ignore.get(i).copied().unwrap_or(false), ..Default::default() };
+        let vertex =
+            builder.add(&pb::Op { inputs, op: Some(op), constraints, platform: None }, metadata, &[]);
+        made.push(Output { vertex, index: 0 });
+    }
+    let digests = made.iter().map(|o| o.vertex).collect();
+    let graph = Graph::decode(&builder.finish(made.last().copied())).expect("valid graph");
+    (Arc::new(graph), digests)
+}
+
+/// Performs actions with facts that a seed gives, and checks what must hold.
+struct Sim {
+    machine: Machine<Result_, &'static str>,
+    open: Vec<Act>,
+    records: BTreeMap<CacheKey, Record<Result_>>,
+    ended: BTreeMap<u64, Outcome<Result_, &'static str>>,
+    ran: BTreeMap<VertexId, usize>,
+    running: BTreeSet<VertexId>,
+    fails: BTreeSet<VertexDigest>,
+    content: BTreeSet<VertexDigest>,
+    ephemeral: BTreeSet<VertexDigest>,
+}
+
+impl Sim {
+    fn new() -> Self {
+        Self {
+            machine: Machine::new(),
+            open: Vec::new(),
+            records: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            ran: BTreeMap::new(),
+            running: BTreeSet::new(),
+            fails: BTreeSet::new(),
+            content: BTreeSet::new(),
+            ephemeral: BTreeSet::new(),
+        }
+    }
+
+    fn step(&mut self, event: Ev) {
+        for action in self.machine.step(event) {
+            match action {
+                Action::Save(key, record) => {
+                    self.records.insert(key, record);
+                }
+                Action::JobEnded(job, outcome) => {
+                    assert!(self.ended.insert(job, outcome).is_none(), "job {job} ended twice");
+                }
+                Action::Run(id, ..) => {
+                    assert!(self.running.insert(id), "{id:?} runs twice at a time");
+                    *self.ran.entry(id).or_default() += 1;
+                    self.open.push(action);
+                }
+                Action::Cached(..) | Action::Cancel(_) => {}
+                _ => self.open.push(action),
+            }
+        }
+    }
+
+    fn answer(&mut self, action: Act) -> Ev {
+        let number = |v: VertexDigest| u64::from(v.0.as_bytes()[0]) << 8 | u64::from(v.0.as_bytes()[1]);
+        match action {
+            Action::Describe(id, vertex) => {
+                let keying =
+                    if self.content.contains(&id.digest) { Keying::ByContent } else { Keying::ByKey };
+                let inputs = vec![keying; vertex.inputs.len()];
+                Event::Described(
+                    id,
+                    Ok(OpKey { digest: id.digest.0, inputs, ephemeral: self.ephemeral.contains(&id.digest) }),
+                )
+            }
+            Action::LookUp(id, key) => Event::LookedUp(id, self.records.get(&key).cloned()),
+            Action::Hash(id, _, input, of) => Event::Hashed(id, input, Ok(Digest::of(&of.to_le_bytes()))),
+            Action::Run(id, _, inputs) => {
+                self.running.remove(&id);
+                if self.fails.contains(&id.digest) {
+                    return Event::Ran(id, Err("failed"));
+                }
+                Event::Ran(
+                    id,
+                    Ok(vec![
+                        inputs.iter().fold(number(id.digest), |a, b| a.wrapping_mul(31).wrapping_add(*b)),
+                    ]),
+                )
+            }
+            other => unreachable!("{other:?} has no answer"),
+        }
+    }
+
+    /// Answers open actions in an order that `picks` gives, until none is open.
+    fn drain(&mut self, picks: &mut impl Iterator<Item = usize>, steps_max: usize) {
+        let mut steps = 0;
+        while !self.open.is_empty() && steps < steps_max {
+            let pick = picks.next().unwrap_or(0) % self.open.len();
+            let action = self.open.swap_remove(pick);
+            let event = self.answer(action);
+            self.step(event);
+            steps += 1;
+        }
+    }
+}
+
+fn picks(seed: u64) -> impl Iterator<Item = usize> {
+    let mut x = seed | 1;
+    std::iter::repeat_with(move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) as usize
+    })
+}
+
+fn subset(digests: &[VertexDigest], bits: u32) -> BTreeSet<VertexDigest> {
+    digests.iter().enumerate().filter(|(i, _)| bits >> (i % 32) & 1 == 1).map(|(_, d)| *d).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_job_ends_and_nothing_runs_twice(
+        edges in prop::collection::vec(prop::collection::vec(0usize..32, 0..4), 1..14),
+        (content, ephemeral, failing) in (any::<u32>(), any::<u32>(), prop_oneof![3 => Just(0), 1 => any::<u32>()]),
+        (cancel_after, seed) in (prop::option::of(0usize..40), any::<u64>()),
+        second_after in 0usize..40,
+    ) {
+        let (graph, digests) = graph(&edges, &[]);
+        let mut sim = Sim::new();
+        let mut picks = picks(seed);
+        sim.content = subset(&digests, content);
+        sim.ephemeral = subset(&digests, ephemeral & seed as u32);
+        sim.fails = subset(&digests, failing & (seed >> 32) as u32);
+        sim.step(Event::JobAdded(1, Arc::clone(&graph)));
+        sim.drain(&mut picks, second_after);
+        sim.step(Event::JobAdded(2, Arc::clone(&graph)));
+        if let Some(steps) = cancel_after {
+            sim.drain(&mut picks, steps);
+            sim.step(Event::JobCanceled(1));
+        }
+        sim.drain(&mut picks, usize::MAX);
+        prop_assert_eq!(sim.ended.len(), 2, "a job did not end");
+        prop_assert_eq!(sim.machine.vertices_known(), 0, "a vertex stayed");
+        if sim.fails.is_empty() {
+            prop_assert!(matches!(sim.ended[&2], Outcome::Done(Some(_))));
+            if cancel_after.is_none() && sim.ephemeral.is_empty() {
+                prop_assert!(sim.ran.values().all(|n| *n == 1), "{:?}", sim.ran);
+            }
+        }
+
+        // A third job over the records: the same result, and only what is not recorded runs.
+        let first = sim.ended.get(&2).cloned();
+        sim.ran.clear();
+        sim.step(Event::JobAdded(3, graph));
+        sim.drain(&mut picks, usize::MAX);
+        if let (Some(Outcome::Done(Some((was, _)))), Outcome::Done(Some((is, _)))) = (&first, &sim.ended[&3]) {
+            prop_assert_eq!(was, is);
+        }
+        if sim.fails.is_empty() && sim.ephemeral.is_empty() {
+            prop_assert!(sim.ran.is_empty(), "a recorded build ran {:?}", sim.ran);
+        }
+    }
+}
+
+#[test]
+fn an_equal_input_made_anew_changes_nothing_downstream() {
+    // 0: source; 1: reads the contents of 0; 2: on top of 1.
+    let (graph, digests) = graph(&[vec![], vec![0], vec![1]], &[]);
+    let mut sim = Sim::new();
+    sim.content.insert(digests[1]);
+    sim.ephemeral.insert(digests[0]);
+    sim.step(Event::JobAdded(1, Arc::clone(&graph)));
+    sim.drain(&mut picks(1), usize::MAX);
+    assert_eq!(sim.ran.len(), 3);
+    sim.ran.clear();
+    sim.step(Event::JobAdded(2, graph));
+    sim.drain(&mut picks(2), usize::MAX);
+    let ran: Vec<_> = sim.ran.keys().map(|id| id.digest).collect();
+    assert_eq!(ran, [digests[0]], "only the directory is read again");
+}
+
+#[test]
+fn no_cache_runs_again_and_still_records() {
+    let (graph, _) = graph(&[vec![], vec![0]], &[true, true]);
+    let mut sim = Sim::new();
+    for job in 1..=2 {
+        sim.step(Event::JobAdded(job, Arc::clone(&graph)));
+        sim.drain(&mut picks(job), usize::MAX);
+    }
+    assert!(sim.ran.values().all(|n| *n == 2), "{:?}", sim.ran);
+    assert_eq!(sim.records.len(), 2);
+}
+
+#[test]
+fn a_failure_names_the_vertex_that_failed() {
+    let (graph, digests) = graph(&[vec![], vec![0], vec![1]], &[]);
+    let mut sim = Sim::new();
+    sim.fails.insert(digests[0]);
+    sim.step(Event::JobAdded(1, graph));
+    sim.drain(&mut picks(3), usize::MAX);
+    let culprit = VertexId { digest: digests[0], ignore_cache: false };
+    assert_eq!(sim.ended[&1], Outcome::Failed(culprit, "failed"));
+}
