@@ -67,7 +67,7 @@ func (n Network) Free(ctx context.Context) error {
 
 // Up makes the namespace, its link, its bridge and the host's rules.
 func (n Network) Up(ctx context.Context) error {
-	mtu := uplinkMTU()
+	mtu := strconv.Itoa(UplinkMTU())
 	inside := []string{"-n", n.Name}
 	bits := "/" + strconv.Itoa(n.LinkBits)
 	commands := [][]string{
@@ -198,18 +198,18 @@ func (n Network) DialContext(_ context.Context, network, address string) (net.Co
 	return connection, err
 }
 
-// uplinkMTU gives the smallest packet size of the host's links: a larger one
+// UplinkMTU gives the smallest packet size of the host's links: a larger one
 // inside would lose packets on the way out.
-func uplinkMTU() string {
+func UplinkMTU() int {
 	smallest := 1500
 	links, err := net.Interfaces()
 	if err != nil {
-		return strconv.Itoa(smallest)
+		return smallest
 	}
 	for _, link := range links {
 		if link.Flags&net.FlagUp != 0 && link.Flags&net.FlagLoopback == 0 && link.MTU >= 1280 {
 			smallest = min(smallest, link.MTU)
 		}
 	}
-	return strconv.Itoa(smallest)
+	return smallest
 }

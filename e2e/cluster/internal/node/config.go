@@ -13,11 +13,11 @@ import (
 
 // configFiles renders every configuration file, by its path below the state
 // folder.
-func (c *Cluster) configFiles(programs build.Built, resolvConf string) map[string]string {
+func (c *Cluster) configFiles(programs build.Built, resolvConf string, mtu int) map[string]string {
 	files := map[string]string{
 		"config/resolv.conf":          resolvConf,
 		"config/containerd.toml":      c.containerdConfig(programs),
-		"config/cni/10-pods.conflist": c.cniConfig(),
+		"config/cni/10-pods.conflist": c.cniConfig(mtu),
 		"config/kubelet.yaml":         c.kubeletConfig(),
 		"config/kube-proxy.yaml":      c.kubeProxyConfig(),
 		"config/registry.yaml":        c.registryConfig("registry", Registry, false),
@@ -38,7 +38,7 @@ func (c *Cluster) writeConfig(programs build.Built) error {
 	if err != nil {
 		return err
 	}
-	for name, text := range c.configFiles(programs, resolvConf) {
+	for name, text := range c.configFiles(programs, resolvConf, host.UplinkMTU()) {
 		path := c.path(name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
@@ -144,13 +144,13 @@ func (c *Cluster) registryHost(server string) string {
 	return text
 }
 
-func (c *Cluster) cniConfig() string {
+func (c *Cluster) cniConfig(mtu int) string {
 	return pretty(map[string]any{
 		"cniVersion": "1.0.0",
 		"name":       "pods",
 		"plugins": []any{
 			map[string]any{
-				"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+				"type": "bridge", "bridge": "cni0", "mtu": mtu, "isGateway": true, "hairpinMode": true,
 				"ipMasq": true, "ipMasqBackend": "nftables",
 				"ipam": map[string]any{
 					"type": "host-local", "dataDir": c.path("cni"),

@@ -12,7 +12,7 @@ import (
 )
 
 // stopPatience is how long a program may take to end in an orderly way.
-const stopPatience = 15 * time.Second
+const stopPatience = 8 * time.Second
 
 // Stop ends programs and returns when they are gone, in the given order.
 func (c *Cluster) Stop(ctx context.Context, signal syscall.Signal, names ...string) error {
@@ -53,7 +53,7 @@ func (c *Cluster) Start(ctx context.Context, names ...string) error {
 			return err
 		}
 		if name == "kubelet" {
-			if err := host.Until(ctx, readyWithin, "the node's report", c.nodeSeen); err != nil {
+			if err := host.Until(ctx, readyWithin, "the node's report", c.nodeBack); err != nil {
 				return err
 			}
 		}

@@ -236,10 +236,11 @@ func (c *Cluster) kubeletReady() func(context.Context) error {
 	}
 }
 
-// nodeSeen tells whether the node has reported since its kubelet was started: a
-// Ready condition alone may be the one from before. A new cluster need not wait
-// for it, since the first report can take ten seconds more than the first pod.
-func (c *Cluster) nodeSeen(ctx context.Context) error {
+// nodeBack tells whether a kubelet that was started again has reported, since a
+// Ready condition alone may be the one from before, and whether it has taken up
+// its pods, since it answers for none before. A new cluster need not wait for
+// it: the first report can take ten seconds more than the first pod.
+func (c *Cluster) nodeBack(ctx context.Context) error {
 	client, err := c.Client()
 	if err != nil {
 		return err
@@ -260,6 +261,32 @@ func (c *Cluster) nodeSeen(ctx context.Context) error {
 	}
 	if lease.Spec.RenewTime.Before(began.ModTime()) {
 		return errors.New("the node has not reported since the kubelet's start")
+	}
+	type podList struct {
+		Items []struct {
+			Metadata struct {
+				Name, Namespace, UID string
+			} `json:"metadata"`
+			Status struct {
+				Phase string `json:"phase"`
+			} `json:"status"`
+		} `json:"items"`
+	}
+	var wanted, taken podList
+	if err := client.Do(ctx, http.MethodGet, "/api/v1/pods?fieldSelector=spec.nodeName="+c.Name, nil, &wanted); err != nil {
+		return err
+	}
+	if err := client.Do(ctx, http.MethodGet, "/api/v1/nodes/"+c.Name+"/proxy/pods", nil, &taken); err != nil {
+		return err
+	}
+	knows := map[string]bool{}
+	for _, pod := range taken.Items {
+		knows[pod.Metadata.UID] = true
+	}
+	for _, pod := range wanted.Items {
+		if pod.Status.Phase == "Running" && !knows[pod.Metadata.UID] {
+			return fmt.Errorf("the kubelet has not taken up pod %s/%s yet", pod.Metadata.Namespace, pod.Metadata.Name)
+		}
 	}
 	return nil
 }
