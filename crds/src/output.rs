@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::rules;
+use crate::schema::{rules, text};
 
 /// Name of the image and of the tags that it is pushed under.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -45,12 +45,12 @@ pub struct Output {
     /// Annotations of the image's manifest (and of its index, for several platforms), such as
     /// `org.opencontainers.image.source`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64), inner(length(max = 4096)))]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = text(4096)))]
     pub annotations: BTreeMap<String, String>,
     /// Labels of the image's config, added to those that the Dockerfile's LABEL sets and stronger
     /// than they are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64), inner(length(max = 4096)))]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = text(4096)))]
     pub labels: BTreeMap<String, String>,
 }
 

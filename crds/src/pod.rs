@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{quantities, rules};
+use crate::schema::{quantities, rules, text};
 
 /// How the builder pod is run: where, with how much, and in which sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,10 +29,10 @@ pub struct Pod {
     /// Labels that a node must have to be built on. The architecture is not chosen here but by
     /// `platforms`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32, "x-kubernetes-validations" = rules(&[(
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = text(63), "x-kubernetes-validations" = rules(&[(
         "!('kubernetes.io/arch' in self) && !('kubernetes.io/os' in self)",
         "pod.nodeSelector must not choose kubernetes.io/arch or kubernetes.io/os: list the platforms to build for in platforms",
-    )])), inner(length(max = 63)))]
+    )])))]
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes that the builder pod tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -53,18 +53,18 @@ pub struct Pod {
     /// Labels that the builder pod gets beside Lapstrake's own, for example for cost allocation, a
     /// queue or a network policy. The ImageBuild's own labels are not copied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32, "x-kubernetes-validations" = rules(&[(
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = text(63), "x-kubernetes-validations" = rules(&[(
         "self.all(k, !k.startsWith('lapstrake.dev/') && !k.startsWith('app.kubernetes.io/'))",
         "pod.labels must not start with lapstrake.dev/ or app.kubernetes.io/, which Lapstrake sets itself: use a prefix of your own",
-    )])), inner(length(max = 63)))]
+    )])))]
     pub labels: BTreeMap<String, String>,
     /// Annotations that the builder pod gets beside Lapstrake's own. The ImageBuild's own
     /// annotations are not copied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32, "x-kubernetes-validations" = rules(&[(
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = text(4096), "x-kubernetes-validations" = rules(&[(
         "self.all(k, !k.startsWith('lapstrake.dev/'))",
         "pod.annotations must not start with lapstrake.dev/, which Lapstrake sets itself: use a prefix of your own",
-    )])), inner(length(max = 4096)))]
+    )])))]
     pub annotations: BTreeMap<String, String>,
 }
 

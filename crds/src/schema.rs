@@ -9,13 +9,12 @@ use crate::ImageBuild;
 
 /// The CustomResourceDefinition as it is installed.
 ///
-/// It is what the derive makes of the types, with four changes:
+/// It is what the derive makes of the types, with three changes:
 /// * no field is nullable, so that the API server drops a `null` as if it had not been written, which
 ///   is what a template that renders nothing means;
 /// * number formats that OpenAPI does not know become those that it knows;
 /// * `status` starts as `observedGeneration: -1`, so that an object which nobody has looked at yet is
-///   not taken for done;
-/// * a field that must not be empty to make sense says so by a length.
+///   not taken for done.
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = serde_json::to_value(ImageBuild::crd()).expect("a definition is plain data");
     for version in crd["spec"]["versions"].as_array_mut().into_iter().flatten() {
@@ -52,6 +51,11 @@ fn tidy(value: &mut Value) {
 /// Validation rules: CEL expression and message.
 pub(crate) fn rules(rules: &[(&str, &str)]) -> Value {
     rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+}
+
+/// Text of at most so many characters: the values of a map.
+pub(crate) fn text(length_max: u32) -> Value {
+    json!({ "type": "string", "maxLength": length_max })
 }
 
 const QUANTITY: &str = r"^[0-9]{1,18}([.][0-9]{1,9})?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$";

@@ -97,7 +97,7 @@ use crate::status::ImageBuildStatus;
      or write it into dockerfile.inline",
 )])))]
 pub struct ImageBuildSpec {
-    /// Where the files of the build come from.
+    /// Where the files of the build come from: exactly one of `git`, `http` and `inline`.
     pub source: Source,
     /// Which Dockerfile is built, and which of its stages: `Dockerfile` at the root of the source and
     /// its last stage by default.
@@ -127,7 +127,8 @@ pub struct ImageBuildSpec {
     pub platforms: Vec<String>,
     /// Where the image goes.
     pub output: Output,
-    /// Where the builder keeps what the next build can use again.
+    /// Where the builder keeps what the next build can use again: at most one of `volume` and
+    /// `emptyDir`. Without either it is what the operator's configuration says, a volume by default.
     #[serde(default, skip_serializing_if = "Cache::is_unset")]
     pub cache: Cache,
     /// How the builder pod is run.

@@ -98,7 +98,8 @@ fn the_examples_are_good() {
         let path = entry.expect("a readable folder").path().join("imagebuild.yaml");
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert!(text.starts_with("# Shows: "), "{}: says what it shows", path.display());
-        let manifest: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let manifest: Value =
+            serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         assert_eq!(refusals(&manifest, None), Vec::<String>::new(), "{}", path.display());
         serde_json::from_value::<ImageBuild>(manifest).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         seen += 1;

@@ -28,7 +28,7 @@ fn all(root: &Path) -> Result<Vec<Generated>> {
 }
 
 /// Writes what differs.
-pub fn write(root: &Path) -> Result<()> {
+pub(crate) fn write(root: &Path) -> Result<()> {
     for Generated { path, text } in all(root)? {
         let file = root.join(path);
         if fs::read_to_string(&file).ok().as_ref() == Some(&text) {
@@ -44,7 +44,7 @@ pub fn write(root: &Path) -> Result<()> {
 }
 
 /// Fails if anything differs, and names the command that helps.
-pub fn check(root: &Path) -> Result<()> {
+pub(crate) fn check(root: &Path) -> Result<()> {
     let mut stale = Vec::new();
     for Generated { path, text } in all(root)? {
         if fs::read_to_string(root.join(path)).ok() != Some(text) {

@@ -10,7 +10,7 @@ use serde_json::Value;
 const A_PODS_OWN: [&str; 2] = ["spec.pod.affinity", "spec.pod.tolerations"];
 
 /// `docs/reference/imagebuild.md`.
-pub fn imagebuild() -> Result<String> {
+pub(crate) fn imagebuild() -> Result<String> {
     let crd = serde_json::to_value(lapstrake_crds::crd())?;
     let version = &crd["spec"]["versions"][0];
     let schema = &version["schema"]["openAPIV3Schema"];

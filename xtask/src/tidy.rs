@@ -40,7 +40,7 @@ const HOMELESS: &[&str] = &["util", "utils", "common", "helpers", "misc", "manag
 const SKIPPED: &[&str] = &["target", ".git", ".cache", "node_modules"];
 
 /// Everything that is not as it should be, each as `path[:line]: what`.
-pub fn problems(root: &Path) -> Result<Vec<String>> {
+pub(crate) fn problems(root: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     collect(root, &mut files)?;
     files.sort();

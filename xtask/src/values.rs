@@ -19,7 +19,7 @@ struct Row {
 }
 
 /// `charts/lapstrake/README.md`.
-pub fn readme(root: &Path) -> Result<String> {
+pub(crate) fn readme(root: &Path) -> Result<String> {
     let file = root.join("charts/lapstrake/values.yaml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let mut out = String::from(
