@@ -1,0 +1,118 @@
+//! The helper process: reads a request, splits off the step's process 1, waits, reports.
+//!
+//! It is the builder's binary executed anew, so that it has one thread and a small, known state;
+//! namespaces cannot be set up safely in a fork of a threaded process.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use lapstrake_sys::process::{self, Child, Namespaces, Side};
+use lapstrake_sys::{Context, Errno};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
+
+use crate::init::{self, Failure, Stubs, kernel};
+use crate::protocol::{HELPER_ARGUMENT, Report, Request, Stage, send};
+use crate::spec::Network;
+
+/// Turns this process into a step helper when it was started as one; else returns at once.
+///
+/// To be called first thing in `main`, before any thread exists.
+pub fn helper_main() {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == HELPER_ARGUMENT) {
+        process::exit_now(run());
+    }
+}
+
+fn run() -> i32 {
+    let control = match take_control() {
+        Ok(control) => control,
+        Err(_) => return 2, // Started by hand: there is nobody to report to.
+    };
+    let mut control = File::from(control);
+    let report = match Request::read(&mut control) {
+        Ok(request) => serve(request, &control).unwrap_or_else(Failure::into_report),
+        Err(error) => Failure::new(Stage::Helper, error.to_string(), Errno::INVAL).into_report(),
+    };
+    send(&mut control, &report);
+    control.flush().ok(); // A socket has nothing to flush.
+    0
+}
+
+/// Standard input is the control socket: nothing else is inherited but the output streams.
+fn take_control() -> lapstrake_sys::Result<OwnedFd> {
+    process::close_from(3)?;
+    process::hide_from_peers()?;
+    // A terminal's interrupt is for the builder, which then cancels in order.
+    rustix::process::setsid().about("setsid", "helper")?;
+    let control = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).about("fcntl", "stdin")?;
+    process::replace_stdio(open_null()?, 0)?;
+    Ok(control)
+}
+
+fn open_null() -> lapstrake_sys::Result<OwnedFd> {
+    rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).about("open", "/dev/null")
+}
+
+fn serve(request: Request, control: &File) -> Result<Report, Failure> {
+    let fail = kernel(Stage::Helper);
+    let (reader, writer) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).about("pipe", "status").map_err(&fail)?;
+    let mut reader = File::from(reader);
+    match split(request.spec.network).map_err(kernel(Stage::Namespaces))? {
+        Side::Child => {
+            drop(reader);
+            init::run(&request, writer)
+        }
+        Side::Parent(child) => {
+            drop(writer);
+            // The output's end is then the step's alone to tell.
+            let null = open_null().map_err(&fail)?;
+            for stream in [1, 2] {
+                process::replace_stdio(&null, stream).map_err(&fail)?;
+            }
+            supervise(&child, control).map_err(&fail)?;
+            let mut reports = Vec::new();
+            reader
+                .read_to_end(&mut reports)
+                .map_err(|error| Failure::new(Stage::Helper, error.to_string(), Errno::IO))?;
+            Ok(conclude(&request, &reports))
+        }
+    }
+}
+
+fn split(network: Network) -> lapstrake_sys::Result<Side<Child>> {
+    let mut namespaces = Namespaces::MOUNT | Namespaces::PID | Namespaces::IPC | Namespaces::UTS;
+    namespaces.set(Namespaces::NET, network == Network::None);
+    match process::clone_into_namespaces(namespaces | Namespaces::CGROUP) {
+        // Kernels without cgroups have no namespaces of them.
+        Err(error) if error.errno == Errno::INVAL => process::clone_into_namespaces(namespaces),
+        result => result,
+    }
+}
+
+/// Waits for process 1, and kills it when the builder says so or is gone.
+fn supervise(child: &Child, control: &File) -> lapstrake_sys::Result<()> {
+    let control = control.as_fd().try_clone_to_owned().about("fcntl", "control")?;
+    let [_, stop] = process::wait_readable([&child.pidfd, &control], None)?;
+    if stop {
+        child.kill()?;
+    }
+    child.wait().map(drop)
+}
+
+/// The report that counts: the first, since what came after may follow from it.
+fn conclude(request: &Request, reports: &[u8]) -> Report {
+    let reports = Report::decode_all(reports);
+    if let Some(upper) = &request.spec.rootfs.upper {
+        let stubs = reports.iter().filter_map(|report| match report {
+            Report::Stubs(stubs) => Some(stubs),
+            _ => None,
+        });
+        stubs.for_each(|stubs: &Stubs| stubs.remove(upper));
+    }
+    let told = reports.into_iter().find(|report| !matches!(report, Report::Stubs(_)));
+    // Killed before it could tell: by us, by somebody outside, or for want of memory.
+    told.unwrap_or(Report::Ended { code: 128 + 9, signal: Some(9) })
+}

@@ -1,0 +1,276 @@
+//! Process 1 of a step: builds the tree, starts the program, reaps, reports.
+//!
+//! It runs as a copy of the single-threaded helper in fresh namespaces. When the program ends, so
+//! does it, and the kernel kills whatever else is left in the namespace.
+
+mod devices;
+mod limits;
+mod program;
+mod rootfs;
+mod stubs;
+mod system;
+mod user;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use lapstrake_sys::caps::{self, CapabilitySet};
+use lapstrake_sys::process::{self, Ended, Side};
+use lapstrake_sys::seccomp::Instruction;
+use lapstrake_sys::{Context, Errno};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags};
+
+pub(crate) use stubs::Stubs;
+
+use crate::protocol::{Report, Request, Stage, send};
+use crate::spec::Network;
+
+/// What a step may do as root: the usual list of containers.
+pub(crate) fn step_capabilities() -> CapabilitySet {
+    CapabilitySet::AUDIT_WRITE
+        | CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::KILL
+        | CapabilitySet::MKNOD
+        | CapabilitySet::NET_BIND_SERVICE
+        | CapabilitySet::NET_RAW
+        | CapabilitySet::SETFCAP
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETPCAP
+        | CapabilitySet::SETUID
+        | CapabilitySet::SYS_CHROOT
+}
+
+/// Why the step never ran.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    stage: Stage,
+    message: String,
+    errno: Errno,
+}
+
+impl Failure {
+    pub(crate) fn new(stage: Stage, message: impl Into<String>, errno: Errno) -> Self {
+        Self { stage, message: message.into(), errno }
+    }
+
+    pub(crate) fn into_report(self) -> Report {
+        Report::Failed { stage: self.stage, message: self.message, errno: self.errno.raw_os_error() }
+    }
+}
+
+/// Gives a kernel error its stage.
+pub(crate) fn kernel(stage: Stage) -> impl Fn(lapstrake_sys::Error) -> Failure {
+    move |error| Failure::new(stage, error.to_string(), error.errno)
+}
+
+/// All that the program needs, prepared while everything can still be reported.
+struct Ready {
+    program: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+    identity: user::Identity,
+    filter: Vec<Instruction>,
+    null: OwnedFd,
+}
+
+/// Runs as process 1; reports through `status`.
+pub(crate) fn run(request: &Request, status: OwnedFd) -> ! {
+    let mut status = File::from(status);
+    match prepare(request, &mut status) {
+        Ok(ready) => start(request, ready, status),
+        Err(failure) => {
+            send(&mut status, &failure.into_report());
+            process::exit_now(1)
+        }
+    }
+}
+
+fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
+    let spec = &request.spec;
+    follow_parent(status)?;
+    rustix::process::umask(Mode::empty());
+    limits::offer_to_oom_killer();
+    lapstrake_sys::mount::isolate_propagation(false).map_err(kernel(Stage::Mount))?;
+    let tree = rootfs::assemble(request)?;
+    if let Some(stubs) = &tree.stubs {
+        send(status, &Report::Stubs(stubs.clone()));
+    }
+    rootfs::enter(&tree)?;
+    drop(tree);
+
+    let hostname = crate::launch::hostname(spec);
+    rustix::system::sethostname(hostname.as_bytes()).map_err(|errno| {
+        Failure::new(Stage::Namespaces, format!("host name \"{hostname}\": {errno}"), errno)
+    })?;
+    if spec.network == Network::None {
+        lapstrake_sys::net::loopback_up().map_err(kernel(Stage::Network))?;
+    }
+    let identity =
+        user::resolve_here(&spec.user).map_err(|text| Failure::new(Stage::User, text, Errno::INVAL))?;
+    limits::apply(&spec.rlimits).map_err(|text| Failure::new(Stage::Limits, text, Errno::INVAL))?;
+    change_directory(&spec.cwd)?;
+    let env = program::environment(&spec.env, &identity.home);
+    let program = match spec.args.first() {
+        Some(name) => {
+            program::locate(name, &env).map_err(|text| Failure::new(Stage::Program, text, Errno::NOENT))?
+        }
+        None if request.probe => String::new(),
+        None => return Err(Failure::new(Stage::Program, "the step has no command", Errno::INVAL)),
+    };
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .about("open", "/dev/null")
+        .map_err(kernel(Stage::Dev))?;
+    Ok(Ready {
+        program: text(program)?,
+        args: spec.args.iter().cloned().map(text).collect::<Result<_, _>>()?,
+        env: env.into_iter().map(text).collect::<Result<_, _>>()?,
+        identity,
+        filter: crate::seccomp::compile(),
+        null,
+    })
+}
+
+/// Dies when the helper dies, also when that has happened already.
+fn follow_parent(status: &File) -> Result<(), Failure> {
+    process::die_with_parent().map_err(kernel(Stage::Helper))?;
+    // The helper holds the reading end: without one, it was gone before the call above.
+    let mut polled = [PollFd::new(status, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    process::retry(|| rustix::event::poll(&mut polled, Some(&now)))
+        .about("poll", "status")
+        .map_err(kernel(Stage::Helper))?;
+    if polled[0].revents().contains(PollFlags::ERR) {
+        process::exit_now(1);
+    }
+    rustix::process::setsid().about("setsid", "init").map_err(kernel(Stage::Helper))?;
+    Ok(())
+}
+
+fn change_directory(cwd: &str) -> Result<(), Failure> {
+    let cwd = Path::new("/").join(cwd);
+    let fail = |error: std::io::Error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        Failure::new(Stage::Cwd, format!("working directory {}: {errno}", cwd.display()), errno)
+    };
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    std::fs::create_dir_all(&cwd).map_err(fail)?;
+    std::env::set_current_dir(&cwd).map_err(fail)
+}
+
+fn text(text: String) -> Result<CString, Failure> {
+    CString::new(text).map_err(|error| {
+        let text = String::from_utf8_lossy(&error.into_vec()).replace('\0', "\\0");
+        Failure::new(Stage::Program, format!("\"{text}\" has a zero byte in it"), Errno::INVAL)
+    })
+}
+
+fn start(request: &Request, ready: Ready, mut status: File) -> ! {
+    match process::fork() {
+        Ok(Side::Child) => {
+            let failure = become_program(request, &ready);
+            if let Some(failure) = failure {
+                send(&mut status, &failure.into_report());
+                process::exit_now(127)
+            }
+            process::exit_now(0)
+        }
+        Ok(Side::Parent(child)) => {
+            let null = ready.null.as_fd();
+            let watched = lock_init(null).and_then(|()| watch(child.pid));
+            let report = watched.unwrap_or_else(|failure| failure.into_report());
+            send(&mut status, &report);
+            process::exit_now(0)
+        }
+        Err(error) => {
+            send(&mut status, &kernel(Stage::Namespaces)(error).into_report());
+            process::exit_now(1)
+        }
+    }
+}
+
+/// Process 1 needs nothing from here on: no power, no output, no directory.
+fn lock_init(null: std::os::fd::BorrowedFd<'_>) -> Result<(), Failure> {
+    for stream in 0..=2 {
+        process::replace_stdio(null, stream).map_err(kernel(Stage::Helper))?;
+    }
+    rustix::process::chdir(c"/").about("chdir", "/").map_err(kernel(Stage::Helper))?;
+    rustix::thread::set_name(c"lapstrake-init")
+        .about("prctl", "PR_SET_NAME")
+        .map_err(kernel(Stage::Helper))?;
+    caps::settle(CapabilitySet::empty()).map_err(kernel(Stage::Confine))
+}
+
+/// Reaps until the main process has ended.
+fn watch(main: rustix::process::Pid) -> Result<Report, Failure> {
+    loop {
+        match process::reap_any().map_err(kernel(Stage::Helper))? {
+            Some((pid, ended)) if pid == main => {
+                return Ok(match ended {
+                    Ended::Exited(code) => Report::Ended { code, signal: None },
+                    Ended::Signaled(signal) => Report::Ended { code: 128 + signal, signal: Some(signal) },
+                });
+            }
+            Some(_) => {}
+            None => return Err(Failure::new(Stage::Helper, "the main process is lost", Errno::CHILD)),
+        }
+    }
+}
+
+/// Turns into the step's program; what is returned is why not, or nothing after a probe.
+fn become_program(request: &Request, ready: &Ready) -> Option<Failure> {
+    let confined = confine(ready);
+    if let Err(failure) = confined {
+        return Some(failure);
+    }
+    if request.probe {
+        return None;
+    }
+    let error = process::exec(&ready.program, &ready.args, &ready.env);
+    let name = request.spec.args.first().map_or("", String::as_str);
+    let reason = match error.errno {
+        // The file is there: what is missing is its interpreter or loader.
+        Errno::NOENT => "no such file or directory".to_owned(),
+        Errno::NOEXEC => "exec format error".to_owned(),
+        Errno::ACCESS => "permission denied".to_owned(),
+        errno => errno.to_string(),
+    };
+    Some(Failure::new(Stage::Program, format!("exec: \"{name}\": {reason}"), error.errno))
+}
+
+fn confine(ready: &Ready) -> Result<(), Failure> {
+    let helper = kernel(Stage::Helper);
+    let fail = kernel(Stage::Confine);
+    let identity = &ready.identity;
+    rustix::process::setsid().about("setsid", "step").map_err(&helper)?;
+    process::replace_stdio(&ready.null, 0).map_err(&helper)?;
+    give_streams(identity)?;
+    caps::bound(step_capabilities()).map_err(&fail)?;
+    lapstrake_sys::seccomp::install(&ready.filter).map_err(&fail)?;
+    process::become_user(identity.uid, identity.gid, &identity.groups)
+        .map_err(|error| Failure::new(Stage::User, error.to_string(), error.errno))?;
+    let keep = if identity.uid == 0 { step_capabilities() } else { CapabilitySet::empty() };
+    caps::settle(keep).map_err(&fail)?;
+    process::close_on_exec_from(3).map_err(&helper)?;
+    lapstrake_sys::signal::reset_for_exec().map_err(&helper)
+}
+
+/// The step's user may open `/dev/stdout` again: the pipes become its own.
+fn give_streams(identity: &user::Identity) -> Result<(), Failure> {
+    use rustix::fs::{Gid, Uid};
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    for stream in [std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
+        let stat = rustix::fs::fstat(stream).about("fstat", "output").map_err(kernel(Stage::Helper))?;
+        if FileType::from_raw_mode(stat.st_mode).is_fifo() {
+            rustix::fs::fchown(stream, Some(uid), Some(gid))
+                .about("fchown", "output")
+                .map_err(kernel(Stage::Helper))?;
+        }
+    }
+    Ok(())
+}
