@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{rules, text};
+use crate::schema::{each, rules, text};
 
 /// Name of the image and of the tags that it is pushed under.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,11 +30,11 @@ pub struct Output {
     #[schemars(
         length(max = 32),
         inner(length(max = 128)),
-        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = rules(&[(
-            "self.all(t, t.matches('^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$'))",
-            "output.tags holds something that is not a tag: a tag has letters, digits, dots, dashes and underscores, \
-             as in 1.2.3-rc.1; the repository's name belongs into output.image",
-        )]))
+        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = each(
+            "x.matches('^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$')",
+            "output.tags holds what is not a tag",
+            "; a tag has letters, digits, dots, dashes and underscores, as in 1.2.3-rc.1, and no repository in front of it",
+        ))
     )]
     pub tags: Vec<String>,
     /// Secret of type `kubernetes.io/dockerconfigjson`, in the ImageBuild's namespace, with the

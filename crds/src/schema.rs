@@ -9,10 +9,11 @@ use crate::ImageBuild;
 
 /// The CustomResourceDefinition as it is installed.
 ///
-/// It is what the derive makes of the types, with three changes:
+/// It is what the derive makes of the types, with four changes:
 /// * no field is nullable, so that the API server drops a `null` as if it had not been written, which
 ///   is what a template that renders nothing means;
 /// * number formats that OpenAPI does not know become those that it knows;
+/// * the lines of a description's paragraph are one line, since whoever shows it wraps it anew;
 /// * `status` starts as `observedGeneration: -1`, so that an object which nobody has looked at yet is
 ///   not taken for done.
 pub fn crd() -> CustomResourceDefinition {
@@ -31,6 +32,10 @@ fn tidy(value: &mut Value) {
             // A property may have the same name as a keyword, but it is never a bool or a string.
             if map.get("nullable").is_some_and(Value::is_boolean) {
                 map.remove("nullable");
+            }
+            if let Some(Value::String(text)) = map.get_mut("description") {
+                *text =
+                    text.split("\n\n").map(|part| part.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
             }
             match map.get("format").and_then(Value::as_str) {
                 Some("uint32" | "uint64") => {
@@ -51,6 +56,18 @@ fn tidy(value: &mut Value) {
 /// Validation rules: CEL expression and message.
 pub(crate) fn rules(rules: &[(&str, &str)]) -> Value {
     rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+}
+
+/// A rule on every item of a list of texts; what refuses it names the item.
+///
+/// `rule` speaks of the item as `x`; `before` and `after` are what stands around it in the message,
+/// and hold no single quotes.
+pub(crate) fn each(rule: &str, before: &str, after: &str) -> Value {
+    json!([{
+        "rule": format!("self.all(x, {rule})"),
+        "message": format!("{before}{after}"),
+        "messageExpression": format!("'{before}: \"' + self.filter(x, !({rule}))[0] + '\"{after}'"),
+    }])
 }
 
 /// Text of at most so many characters: the values of a map.

@@ -99,6 +99,9 @@ pub struct GitSource {
         "source.git.path must be a path inside the repository, such as services/web: without a / in front and without ..",
     )])))]
     pub path: Option<String>,
+    /// Whether the repository's submodules are fetched too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub submodules: bool,
 }
 
 /// An archive or a single file, downloaded by HTTP.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Cache;
 use crate::output::Output;
 use crate::pod::Pod;
-use crate::schema::rules;
+use crate::schema::{each, rules};
 use crate::source::Source;
 use crate::status::ImageBuildStatus;
 
@@ -118,11 +118,11 @@ pub struct ImageBuildSpec {
     #[schemars(
         length(max = 16),
         inner(length(max = 64)),
-        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = rules(&[(
-            "self.all(p, p.matches('^linux/(386|amd64(/v[1-4])?|arm(/v[5-8])?|arm64(/v[89])?|loong64|mips64le|ppc64le|riscv64|s390x)$'))",
-            "platforms holds something that cannot be built for: write linux/ARCH[/VARIANT] with the architecture in Go's \
-             words, as in linux/amd64, linux/arm64 or linux/arm/v7",
-        )]))
+        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = each(
+            "x.matches('^linux/(386|amd64(/v[1-4])?|arm(/v[5-8])?|arm64(/v[89])?|loong64|mips64le|ppc64le|riscv64|s390x)$')",
+            "platforms holds what cannot be built for",
+            "; write linux/ARCH[/VARIANT], as in linux/amd64, linux/arm64 or linux/arm/v7",
+        ))
     )]
     pub platforms: Vec<String>,
     /// Where the image goes.
