@@ -9,11 +9,12 @@ use crate::ImageBuild;
 
 /// The CustomResourceDefinition as it is installed.
 ///
-/// It is what the derive makes of the types, with four changes:
+/// It is what the derive makes of the types, with five changes:
 /// * no field is nullable, so that the API server drops a `null` as if it had not been written, which
 ///   is what a template that renders nothing means;
 /// * number formats that OpenAPI does not know become those that it knows;
 /// * the lines of a description's paragraph are one line, since whoever shows it wraps it anew;
+/// * what is a Pod's own keeps its shape, and is described where Pods are;
 /// * `status` starts as `observedGeneration: -1`, so that an object which nobody has looked at yet is
 ///   not taken for done.
 pub fn crd() -> CustomResourceDefinition {
@@ -21,9 +22,41 @@ pub fn crd() -> CustomResourceDefinition {
     for version in crd["spec"]["versions"].as_array_mut().into_iter().flatten() {
         let schema = &mut version["schema"]["openAPIV3Schema"];
         tidy(schema);
+        for field in ["affinity", "tolerations"] {
+            let field = &mut schema["properties"]["spec"]["properties"]["pod"]["properties"][field];
+            let description = field["description"].clone();
+            undescribe(field);
+            field["description"] = description;
+        }
+        let condition = &mut schema["properties"]["status"]["properties"]["conditions"]["items"];
+        condition["description"] = json!("One aspect of the ImageBuild's state.");
+        for (name, about) in CONDITION {
+            condition["properties"][name]["description"] = json!(about);
+        }
         schema["properties"]["status"]["default"] = json!({ "observedGeneration": -1 });
     }
     serde_json::from_value(crd).expect("the changes keep the definition's shape")
+}
+
+/// Fields of a condition.
+const CONDITION: [(&str, &str); 6] = [
+    ("type", "What the condition is about: `Ready`, `Reconciling`, `Stalled` or `Succeeded`."),
+    ("status", "Whether it holds: `True`, `False`, or `Unknown` while that is not decided."),
+    ("reason", "Why, as a word; `docs/reference/imagebuild.md` lists them."),
+    ("message", "Why, in a sentence."),
+    ("lastTransitionTime", "When `status` changed last."),
+    ("observedGeneration", "Generation of the spec that the condition speaks of."),
+];
+
+/// Takes the descriptions out of a schema and of all that is in it.
+fn undescribe(schema: &mut Value) {
+    let Some(schema) = schema.as_object_mut() else { return };
+    schema.remove("description");
+    for key in ["items", "additionalProperties"] {
+        schema.get_mut(key).into_iter().for_each(undescribe);
+    }
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    properties.into_iter().flat_map(serde_json::Map::values_mut).for_each(undescribe);
 }
 
 fn tidy(value: &mut Value) {

@@ -108,8 +108,7 @@ pub struct GitSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpSource {
-    /// Address of the download. A tar archive (plain, or compressed with gzip, zstd, bzip2 or xz) is
-    /// unpacked; any other file is the context's only file, under the name `Dockerfile`.
+    /// Address of the download. A tar archive, plain or compressed, is unpacked; any other file is the context's only file, under the name `Dockerfile`.
     #[schemars(length(max = 2048), extend("x-kubernetes-validations" = rules(&[
         (
             "self.matches('^https?://[^/ ]+(/[^ ]*)?$')",

@@ -1,4 +1,5 @@
 //! The `ImageBuild` itself and its spec.
+#![expect(clippy::duplicated_attributes, reason = "each column has its own type and priority")]
 
 use std::time::Duration;
 

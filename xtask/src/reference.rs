@@ -57,6 +57,7 @@ fn object(out: &mut String, path: &str, schema: &Value) {
         let shown = if nested { format!("[`{name}`](#{})", anchor(&at, field)) } else { format!("`{name}`") };
         let default = match &field["default"] {
             Value::Null if required(name) => "**required**".to_owned(),
+            Value::Null if field["type"] == "boolean" => "`false`".to_owned(),
             Value::Null => String::new(),
             value => format!("`{}`", value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
         };
