@@ -1,1 +1,48 @@
-//! Placeholder.
+//! The Dockerfile frontend: text and options in, LLB, image config and diagnostics out.
+//!
+//! Job: parse a Dockerfile ([`parse`]), pick the stages that a target needs ([`plan`]) and lower them to
+//! an LLB definition with its image config ([`Plan::lower`]). Meaning, texts and digests are those of
+//! BuildKit's frontend; what it refuses is refused here, with a place and a way out.
+//! Holds: every finding has a span of the file; findings that do not depend on each other are reported
+//! together; the same input gives the same bytes; time is linear in the size of the text, and memory
+//! is bounded by [`limits`].
+//! Never: reads a file or a socket, asks the machine for anything, panics on any input. Image configs are
+//! fetched by the caller between the two steps.
+//!
+//! ```
+//! use lapstrake_dockerfile::{Images, Options, parse, plan};
+//!
+//! let parsed = parse("Dockerfile", "FROM scratch\nCOPY hello /\nCMD [\"/hello\"]\n");
+//! let plan = plan(&parsed, &Options::default())?;
+//! let images = Images::new(); // what `plan.images_needed(&images)` names, fetched by the caller
+//! let lowered = plan.lower(&images)?;
+//! assert_eq!(lowered.config.config.cmd, Some(vec!["/hello".to_owned()]));
+//! # Ok::<(), lapstrake_dockerfile::Diagnostics>(())
+//! ```
+
+pub mod ast;
+mod diagnostic;
+mod expand;
+mod go;
+mod instruction;
+mod json;
+pub mod limits;
+mod lines;
+mod lower;
+mod options;
+mod parse;
+mod plan;
+mod render;
+mod source;
+mod suggest;
+mod words;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Label, Severity};
+pub use lower::{ContextUse, Lowered};
+pub use options::{
+    Capabilities, ExtraHost, MainContext, Network, NoCache, Options, ResolveMode, Ulimit,
+};
+pub use parse::{Parsed, parse};
+pub use plan::{ImageKey, ImageRequest, Images, Plan, ResolvedImage, plan};
+pub use render::Style;
+pub use source::{Position, Source, Span};

@@ -1,0 +1,196 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use lapstrake_oci::Platform;
+
+/// What a build asks for beside the Dockerfile.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Stage to build; the last where absent.
+    pub target: Option<String>,
+    /// `--build-arg`.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels of the image, over those of the Dockerfile.
+    pub labels: BTreeMap<String, String>,
+    /// The platform to build for; absent, it is the build platform, and a base image of another one
+    /// is taken as it is.
+    pub target_platform: Option<Platform>,
+    /// The platform that steps run on.
+    pub build_platform: Platform,
+    /// One of several platforms in one go: step names say which.
+    pub multi_platform: bool,
+    /// Steps that take nothing from the cache.
+    pub no_cache: NoCache,
+    /// How base images are looked up.
+    pub resolve_mode: ResolveMode,
+    /// Creation time of history entries and made directories, seconds since 1970. The build arg
+    /// `SOURCE_DATE_EPOCH` says the same and wins.
+    pub source_date_epoch: Option<i64>,
+    /// Where `COPY` without `--from` copies from.
+    pub context: MainContext,
+    /// Network of steps that ask for none.
+    pub network: Network,
+    /// Host name in steps; empty for the runner's own.
+    pub hostname: String,
+    /// Further lines of `/etc/hosts` in steps.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Limits of processes in steps.
+    pub ulimits: Vec<Ulimit>,
+    /// Size of `/dev/shm` in steps, bytes; 0 for the runner's own.
+    pub shm_size_bytes: i64,
+    /// cgroup parent of steps.
+    pub cgroup_parent: String,
+    /// Prefix of cache mount ids (`BUILDKIT_CACHE_MOUNT_NS`).
+    pub cache_namespace: String,
+    /// What the engine can run.
+    pub capabilities: Capabilities,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            target_platform: None,
+            build_platform: Platform::new("linux", "amd64", None),
+            multi_platform: false,
+            no_cache: NoCache::default(),
+            resolve_mode: ResolveMode::default(),
+            source_date_epoch: None,
+            context: MainContext::default(),
+            network: Network::default(),
+            hostname: String::new(),
+            extra_hosts: Vec::new(),
+            ulimits: Vec::new(),
+            shm_size_bytes: 0,
+            cgroup_parent: String::new(),
+            cache_namespace: String::new(),
+            capabilities: Capabilities::default(),
+        }
+    }
+}
+
+/// Steps that take nothing from the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NoCache {
+    /// None: the cache is used.
+    #[default]
+    Nothing,
+    /// All.
+    All,
+    /// Those of the named stages.
+    Stages(Vec<String>),
+}
+
+impl NoCache {
+    pub(crate) fn holds(&self, stage: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::All => true,
+            Self::Stages(names) => names.iter().any(|name| name.eq_ignore_ascii_case(stage)),
+        }
+    }
+}
+
+/// How base images are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResolveMode {
+    /// As the engine likes.
+    #[default]
+    Default,
+    /// Always at the registry.
+    Pull,
+    /// A local one first.
+    Local,
+}
+
+/// Network of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// The sandbox' own.
+    #[default]
+    Default,
+    /// None.
+    None,
+    /// That of the host.
+    Host,
+}
+
+/// Where the build context comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MainContext {
+    /// A directory that the caller or its client has.
+    Local {
+        /// Its name (`context`).
+        name: String,
+        /// The session that it belongs to, where there is one.
+        session: Option<String>,
+        /// `.dockerignore`, line by line.
+        exclude_patterns: Vec<String>,
+    },
+    /// Any other source (git, http), as LLB names it.
+    Source {
+        /// Identifier, as `git://github.com/a/b.git#main`.
+        identifier: String,
+        /// Attributes.
+        attrs: BTreeMap<String, String>,
+        /// The name that progress shows.
+        name: String,
+    },
+}
+
+impl Default for MainContext {
+    fn default() -> Self {
+        Self::Local { name: "context".to_owned(), session: None, exclude_patterns: Vec::new() }
+    }
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraHost {
+    /// Name.
+    pub host: String,
+    /// Address.
+    pub address: IpAddr,
+}
+
+/// A limit of processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ulimit {
+    /// Name, as `nofile`.
+    pub name: String,
+    /// Soft limit.
+    pub soft: i64,
+    /// Hard limit.
+    pub hard: i64,
+}
+
+/// What the engine can run of all that the language has. What it can't is an error with a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// `RUN --mount=type=cache`.
+    pub cache_mounts: bool,
+    /// `RUN --mount=type=secret`.
+    pub secret_mounts: bool,
+    /// `RUN --mount=type=ssh`.
+    pub ssh_mounts: bool,
+    /// `RUN --security=insecure`.
+    pub insecure: bool,
+    /// `ADD https://…`.
+    pub http_sources: bool,
+    /// Merge operations, for `COPY --link`; without them it is a plain copy of the same outcome.
+    pub merge: bool,
+}
+
+impl Capabilities {
+    /// Everything.
+    pub const ALL: Self = Self {
+        cache_mounts: true,
+        secret_mounts: true,
+        ssh_mounts: true,
+        insecure: true,
+        http_sources: true,
+        merge: true,
+    };
+}

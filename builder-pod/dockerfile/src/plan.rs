@@ -1,0 +1,146 @@
+//! From the tree to the stages that a target needs.
+
+mod args;
+mod image;
+mod stages;
+mod triggers;
+
+use std::collections::BTreeMap;
+
+use lapstrake_oci::{Digest, ImageConfig, Platform, Reference};
+
+pub(crate) use args::{GlobalArgs, build_arg};
+pub(crate) use stages::{Base, From, Stage, StageId, Stages, Step};
+pub(crate) use triggers::{note as trigger_note, resolve as with_triggers};
+
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::lower::{self, Lowered};
+use crate::options::Options;
+use crate::parse::Parsed;
+use crate::source::{Source, Span};
+
+/// Names an image config that lowering needs: a reference on a platform.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageKey {
+    /// With a tag or digest (`latest` where the Dockerfile says neither).
+    pub reference: Reference,
+    /// The platform of the stage.
+    pub platform: Platform,
+}
+
+/// An image config that lowering needs, and where the Dockerfile asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// Which image.
+    pub key: ImageKey,
+    /// Where it is named.
+    pub span: Span,
+}
+
+/// An image config as the registry gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// Digest of the index or manifest that the reference stood for; pins the build to it.
+    pub digest: Option<Digest>,
+    /// The config of the platform's image.
+    pub config: ImageConfig,
+}
+
+/// Image configs by what they were asked for.
+pub type Images = BTreeMap<ImageKey, ResolvedImage>;
+
+/// The stages that a target needs, checked as far as possible without image configs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(crate) source: Source,
+    pub(crate) escape: char,
+    pub(crate) options: Options,
+    pub(crate) args: GlobalArgs,
+    pub(crate) stages: Stages,
+    pub(crate) warnings: Vec<Diagnostic>,
+    pub(crate) epoch: Option<i64>,
+}
+
+/// Picks the stages that the target of `options` needs. Findings of `parsed` that are errors end it.
+pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
+    let source = parsed.source().clone();
+    if parsed.diagnostics.has_errors() {
+        return Err(parsed.diagnostics.clone());
+    }
+    let mut findings = Diagnostics::new(source.clone());
+    findings.extend(syntax(parsed));
+    let (args, found) = args::global(&parsed.ast, options);
+    findings.extend(found);
+    let (epoch, found) = args::epoch(&args, options);
+    findings.extend(found);
+    let (stages, found) = stages::collect(&parsed.ast, options, &args);
+    findings.extend(found);
+    let mut warnings: Vec<_> = parsed.diagnostics.iter().cloned().collect();
+    warnings.extend(args::unused(&parsed.ast, options));
+    if findings.has_errors() {
+        findings.extend(warnings);
+        findings.sort();
+        return Err(findings);
+    }
+    let escape = parsed.ast.escape;
+    Ok(Plan { source, escape, options: options.clone(), args, stages, warnings, epoch })
+}
+
+impl Plan {
+    /// The images whose configs are still needed, given those that are `known`. Ask again with the answers
+    /// until it is empty: triggers of a base image may need further images.
+    pub fn images_needed(&self, known: &Images) -> Vec<ImageRequest> {
+        image::needed(self, known)
+    }
+
+    /// Lowers to LLB. `images` holds all that [`Plan::images_needed`] named.
+    pub fn lower(&self, images: &Images) -> Result<Lowered, Diagnostics> {
+        lower::lower(self, images)
+    }
+
+    /// The finding for an image that could not be had, at the place that asks for it.
+    pub fn image_error(&self, request: &ImageRequest, why: &str) -> Diagnostics {
+        let message = format!("base image {} can't be resolved: {why}", request.key.reference);
+        let names = self.stages.names();
+        let word = self.source.slice(request.span);
+        let finding = Diagnostic::error("base-image", request.span, message)
+            .suggest(crate::suggest::nearest(word, names.iter().map(String::as_str)));
+        Diagnostics::of(self.source.clone(), vec![finding])
+    }
+
+    /// The file that the plan is about.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+}
+
+/// The built-in frontend stands for `docker/dockerfile` images of version 1; others are not run yet.
+fn syntax(parsed: &Parsed) -> Option<Diagnostic> {
+    let directive = parsed.ast.directives.iter().find(|d| d.name == "syntax")?;
+    let reference = parsed.syntax()?;
+    let not_image = |why: String| {
+        Some(Diagnostic::error("invalid-syntax", directive.span, format!("syntax directive: {why}")))
+    };
+    let image: Reference = match reference.parse() {
+        Ok(image) => image,
+        Err(error) => {
+            let error: lapstrake_oci::ReferenceError = error;
+            return not_image(error.to_string());
+        }
+    };
+    let ours = image.registry() == "docker.io"
+        && matches!(image.repository(), "docker/dockerfile" | "docker/dockerfile-upstream");
+    if ours && image.tag().is_none_or(is_known_version) {
+        return None;
+    }
+    Some(
+        Diagnostic::not_yet(directive.span, format!("frontend {image}"))
+            .note("docker/dockerfile of version 1 is built in, other frontends can't be run"),
+    )
+}
+
+/// Tags of the versions whose language is ours: `1`, `1.7`, `1.7.1`, `1-labs`, `latest`, `labs`, `master`.
+fn is_known_version(tag: &str) -> bool {
+    let version = tag.split_once('-').map_or(tag, |(version, _)| version);
+    matches!(version, "latest" | "labs" | "master" | "main" | "stable" | "1") || version.starts_with("1.")
+}

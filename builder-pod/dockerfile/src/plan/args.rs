@@ -1,0 +1,154 @@
+//! The global scope: platform arguments and `ARG` before the first `FROM`.
+
+use std::collections::{BTreeSet, HashMap};
+
+use lapstrake_oci::Platform;
+
+use crate::ast::{Dockerfile, Kind};
+use crate::diagnostic::Diagnostic;
+use crate::expand::{Lexer, Lookup};
+use crate::options::Options;
+use crate::source::Span;
+
+/// Arguments that no `ARG` needs to declare (1.7 of the language's reference).
+const PREDEFINED: [&str; 10] = [
+    "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy",
+    "ALL_PROXY", "all_proxy",
+];
+
+/// Arguments of the global scope.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GlobalArgs {
+    values: HashMap<String, String>,
+}
+
+impl GlobalArgs {
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.values.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
+impl Lookup for GlobalArgs {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+}
+
+/// The value that the caller gives for an argument.
+pub(crate) fn build_arg<'a>(options: &'a Options, name: &str) -> Option<&'a str> {
+    options.build_args.get(name).map(String::as_str)
+}
+
+/// Evaluates the global scope.
+pub(super) fn global(ast: &Dockerfile, options: &Options) -> (GlobalArgs, Vec<Diagnostic>) {
+    let mut args = GlobalArgs { values: platform_args(ast, options) };
+    let mut findings = Vec::new();
+    let lexer = Lexer::new(ast.escape);
+    for instruction in &ast.instructions {
+        let list = match &instruction.kind {
+            Kind::From(_) => break,
+            Kind::Arg(list) => list,
+            _ => continue,
+        };
+        for arg in list {
+            let name = &arg.name.text;
+            let value = match (build_arg(options, name), &arg.default) {
+                (Some(value), _) => value.to_owned(),
+                (None, None) => continue,
+                (None, Some(default)) => match lexer.word(&default.text, &args) {
+                    Ok(expansion) => expansion.text,
+                    Err(error) => {
+                        findings.push(Diagnostic::error("expansion", default.span, error.to_string()));
+                        continue;
+                    }
+                },
+            };
+            args.values.insert(name.clone(), value);
+        }
+    }
+    (args, findings)
+}
+
+fn platform_args(ast: &Dockerfile, options: &Options) -> HashMap<String, String> {
+    let build = &options.build_platform;
+    let target = options.target_platform.as_ref().unwrap_or(build);
+    let last_name = ast.instructions.iter().rev().find_map(|i| match &i.kind {
+        Kind::From(from) => Some(from.name.as_ref().map(|n| n.text.clone())),
+        _ => None,
+    });
+    let stage = options.target.clone().filter(|t| !t.is_empty()).or(last_name.flatten());
+    let mut values = HashMap::new();
+    let mut set = |name: String, value: String| {
+        let value = build_arg(options, &name).map_or(value, str::to_owned);
+        values.insert(name, value);
+    };
+    for (prefix, platform) in [("BUILD", build), ("TARGET", target)] {
+        let Platform { architecture, os, os_version, variant, .. } = platform;
+        set(format!("{prefix}PLATFORM"), platform.to_string());
+        set(format!("{prefix}OS"), os.clone());
+        set(format!("{prefix}OSVERSION"), os_version.clone().unwrap_or_default());
+        set(format!("{prefix}ARCH"), architecture.clone());
+        set(format!("{prefix}VARIANT"), variant.clone().unwrap_or_default());
+    }
+    set("TARGETSTAGE".to_owned(), stage.unwrap_or_else(|| "default".to_owned()));
+    values
+}
+
+/// `SOURCE_DATE_EPOCH` in seconds, from the build args, the global scope or the options.
+pub(super) fn epoch(args: &GlobalArgs, options: &Options) -> (Option<i64>, Option<Diagnostic>) {
+    let name = "SOURCE_DATE_EPOCH";
+    let text = build_arg(options, name).or_else(|| args.get(name).filter(|v| !v.is_empty()));
+    match text {
+        None => (options.source_date_epoch, None),
+        Some("") => (None, None),
+        Some(text) => match text.parse() {
+            Ok(seconds) => (Some(seconds), None),
+            Err(_) => {
+                let message = format!("invalid SOURCE_DATE_EPOCH: {text}");
+                let finding = Diagnostic::error("invalid-epoch", Span::default(), message)
+                    .note("it is a number of seconds since 1970; a context or stage is not supported yet");
+                (None, Some(finding))
+            }
+        },
+    }
+}
+
+/// Build args that nothing in the file declares.
+pub(super) fn unused(ast: &Dockerfile, options: &Options) -> Option<Diagnostic> {
+    let mut declared: BTreeSet<&str> = PREDEFINED.into_iter().collect();
+    for instruction in &ast.instructions {
+        let mut kind = &instruction.kind;
+        if let Kind::Onbuild(onbuild) = kind {
+            kind = &onbuild.trigger.kind;
+        }
+        if let Kind::Arg(list) = kind {
+            declared.extend(list.iter().map(|arg| arg.name.text.as_str()));
+        }
+    }
+    let special = |name: &str| {
+        name == "SOURCE_DATE_EPOCH"
+            || name.starts_with("BUILDKIT_")
+            || name.starts_with("BUILD") && platform_name(&name[5..])
+            || name.starts_with("TARGET") && platform_name(&name[6..])
+    };
+    let unused: Vec<_> = options
+        .build_args
+        .keys()
+        .filter(|name| !declared.contains(name.as_str()) && !special(name))
+        .map(String::as_str)
+        .collect();
+    if unused.is_empty() {
+        return None;
+    }
+    let message = format!("build args [{}] were not consumed", unused.join(" "));
+    let near = unused.iter().find_map(|name| crate::suggest::nearest(name, declared.iter().copied()));
+    let finding = Diagnostic::warning("unused-build-arg", Span::default(), message)
+        .note("no ARG in the file declares them");
+    Some(finding.suggest(near))
+}
+
+fn platform_name(rest: &str) -> bool {
+    matches!(rest, "PLATFORM" | "OS" | "OSVERSION" | "ARCH" | "VARIANT" | "STAGE")
+}

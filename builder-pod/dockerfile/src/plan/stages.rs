@@ -1,0 +1,376 @@
+//! Stages, what they build on and what they copy from.
+
+use std::collections::HashMap;
+
+use lapstrake_oci::{Platform, Reference};
+
+use crate::ast::{self, Dockerfile, Instruction, Kind, Word};
+use crate::diagnostic::Diagnostic;
+use crate::expand::Lexer;
+use crate::options::Options;
+use crate::plan::GlobalArgs;
+use crate::source::Span;
+use crate::suggest;
+
+/// Index of a stage in the file.
+pub(crate) type StageId = usize;
+
+/// All stages and what the target needs of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stages {
+    pub(crate) list: Vec<Stage>,
+    pub(crate) target: StageId,
+    /// Stages that the target needs, by index.
+    pub(crate) reachable: Vec<bool>,
+    /// The last stage of each name.
+    by_name: HashMap<String, StageId>,
+}
+
+/// A stage.
+#[derive(Debug, Clone)]
+pub(crate) struct Stage {
+    /// The name that progress shows; empty where it is the only one.
+    pub(crate) label: String,
+    /// Its own name, lower case.
+    pub(crate) name: Option<String>,
+    pub(crate) base: Base,
+    /// `--platform`.
+    pub(crate) platform: Option<Platform>,
+    pub(crate) from: Instruction,
+    /// The image as the Dockerfile names it.
+    pub(crate) image: Word,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// What a stage builds on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Base {
+    Scratch,
+    Stage(StageId),
+    Image(Reference),
+}
+
+/// An instruction of a stage with what it copies from or mounts, in order.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) instruction: Instruction,
+    /// `COPY`: at most one; `RUN`: one per mount.
+    pub(crate) from: Vec<From>,
+    /// A trigger of the base: errors point at the stage.
+    pub(crate) trigger: bool,
+}
+
+/// Where files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum From {
+    /// Nowhere or the build context, as the instruction has it.
+    Default,
+    Stage(StageId, Span),
+    Image(Reference, Span),
+    Scratch,
+}
+
+impl Stages {
+    /// Names of stages, for suggestions.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.list.iter().filter_map(|s| s.name.clone()).collect()
+    }
+}
+
+/// Reads the stages, resolves their names, picks the target and what it needs.
+pub(super) fn collect(
+    ast: &Dockerfile,
+    options: &Options,
+    args: &GlobalArgs,
+) -> (Stages, Vec<Diagnostic>) {
+    let mut findings = Vec::new();
+    let mut stages = Stages::default();
+    for instruction in &ast.instructions {
+        match &instruction.kind {
+            Kind::From(from) => {
+                let found = stage(&stages, ast, args, instruction, from);
+                let index = stages.list.len();
+                if let Some(name) = &from.name {
+                    stages.by_name.insert(name.text.clone(), index);
+                }
+                stages.list.push(found.unwrap_or_else(|finding| {
+                    findings.push(*finding);
+                    broken(instruction, from)
+                }));
+            }
+            _ => {
+                let Some(stage) = stages.list.last_mut() else { continue };
+                let instruction = instruction.clone();
+                stage.steps.push(Step { instruction, from: Vec::new(), trigger: false });
+            }
+        }
+    }
+    link(&mut stages, &mut findings);
+    name_them(&mut stages);
+    target(&mut stages, options, &mut findings);
+    if findings.is_empty() {
+        findings.extend(cycle(&stages));
+    }
+    if findings.is_empty() {
+        reach(&mut stages, &mut findings);
+    }
+    (stages, findings)
+}
+
+type Found<T> = Result<T, Box<Diagnostic>>;
+
+fn stage(
+    stages: &Stages,
+    ast: &Dockerfile,
+    args: &GlobalArgs,
+    instruction: &Instruction,
+    from: &ast::From,
+) -> Found<Stage> {
+    let image = expand(ast, args, &from.image, "base name")?;
+    let base = base(stages, &image)?;
+    let platform = match &from.platform {
+        None => None,
+        Some(word) => {
+            let text = expand(ast, args, word, "platform")?;
+            Some(text.text.parse().map_err(|error: lapstrake_oci::PlatformError| {
+                Box::new(Diagnostic::error("invalid-platform", word.span, error.to_string()))
+            })?)
+        }
+    };
+    let name = from.name.as_ref().map(|n| n.text.clone());
+    let label = name.clone().unwrap_or_else(|| format!("stage-{}", stages.list.len()));
+    Ok(Stage { label, name, base, platform, from: instruction.clone(), image, steps: Vec::new() })
+}
+
+/// Stands for a stage whose `FROM` is broken, so that the rest can be checked.
+fn broken(instruction: &Instruction, from: &ast::From) -> Stage {
+    let name = from.name.as_ref().map(|n| n.text.clone());
+    let (from, image) = (instruction.clone(), from.image.clone());
+    Stage { label: String::new(), name, base: Base::Scratch, platform: None, from, image, steps: Vec::new() }
+}
+
+/// A word of `FROM` with global arguments put in.
+fn expand(ast: &Dockerfile, args: &GlobalArgs, word: &Word, what: &str) -> Found<Word> {
+    let expansion = Lexer::new(ast.escape)
+        .word(&word.text, args)
+        .map_err(|error| Box::new(Diagnostic::error("expansion", word.span, error.to_string())))?;
+    if !expansion.text.is_empty() {
+        return Ok(Word { text: expansion.text, span: word.span });
+    }
+    let message = format!("{what} ({}) should not be blank", word.text);
+    let finding = Diagnostic::error("blank-from", word.span, message);
+    let Some(unset) = expansion.unset.first() else { return Err(Box::new(finding)) };
+    let finding = finding.note(format!("{unset} is not set: FROM sees only ARG before the first FROM"));
+    Err(Box::new(match suggest::nearest(unset, args.names()) {
+        Some(near) => finding.help(format!("did you mean {near}?")),
+        None => finding.help(format!("declare it with ARG {unset}=… before the first FROM")),
+    }))
+}
+
+fn base(stages: &Stages, image: &Word) -> Found<Base> {
+    if image.text == "scratch" {
+        return Ok(Base::Scratch);
+    }
+    if let Some(stage) = stages.by_name.get(&image.text) {
+        return Ok(Base::Stage(*stage));
+    }
+    reference(stages, image).map(Base::Image)
+}
+
+fn reference(stages: &Stages, word: &Word) -> Found<Reference> {
+    let names = stages.names();
+    let near = suggest::nearest(&word.text, names.iter().map(String::as_str));
+    let reference: Reference = word.text.parse().map_err(|error: lapstrake_oci::ReferenceError| {
+        Box::new(Diagnostic::error("invalid-image", word.span, error.to_string()).suggest(near))
+    })?;
+    match (reference.tag(), reference.digest()) {
+        (None, None) => reference.with_tag("latest").map_err(|error| {
+            Box::new(Diagnostic::error("invalid-image", word.span, error.to_string()))
+        }),
+        _ => Ok(reference),
+    }
+}
+
+/// Resolves what each instruction copies from.
+fn link(stages: &mut Stages, findings: &mut Vec<Diagnostic>) {
+    let mut links = Vec::new();
+    for (at, stage) in stages.list.iter().enumerate() {
+        for (index, step) in stage.steps.iter().enumerate() {
+            match sources(stages, &step.instruction.kind) {
+                Ok(from) => links.push((at, index, from)),
+                Err(finding) => findings.push(*finding),
+            }
+        }
+    }
+    for (at, index, from) in links {
+        stages.list[at].steps[index].from = from;
+    }
+}
+
+/// What `--from` and `from=` of an instruction mean.
+pub(crate) fn sources(stages: &Stages, kind: &Kind) -> Found<Vec<From>> {
+    match kind {
+        Kind::Copy(copy) => match &copy.from {
+            Some(word) => Ok(vec![copy_from(stages, word)?]),
+            None => Ok(Vec::new()),
+        },
+        Kind::Run(run) => run.mounts.iter().map(|mount| mount_from(stages, mount)).collect(),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn no_variables(word: &Word, message: &str) -> Found<()> {
+    let plain = Lexer::new('\\').word(&word.text, &());
+    if plain.is_ok_and(|p| p.text == word.text) {
+        return Ok(());
+    }
+    let help = "name a stage with FROM and an ARG from before the first FROM, and copy from that";
+    Err(Box::new(Diagnostic::error("variable-in-from", word.span, message).help(help)))
+}
+
+fn copy_from(stages: &Stages, word: &Word) -> Found<From> {
+    no_variables(
+        word,
+        "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope \
+         as a workaround",
+    )?;
+    if let Ok(index) = word.text.parse::<i64>() {
+        return match usize::try_from(index).ok().filter(|index| *index < stages.list.len()) {
+            Some(index) => Ok(From::Stage(index, word.span)),
+            None => {
+                let message = format!("invalid stage index {index}");
+                let note = format!("the file has {} stages, counted from 0", stages.list.len());
+                Err(Box::new(Diagnostic::error("invalid-stage-index", word.span, message).note(note)))
+            }
+        };
+    }
+    named_from(stages, word)
+}
+
+fn mount_from(stages: &Stages, mount: &Word) -> Found<From> {
+    // The mount as a whole is checked when it is lowered; here only its source matters.
+    let Ok(fields) = crate::lower::mount_fields(mount) else { return Ok(From::Default) };
+    let Some(word) = fields.into_iter().rev().find(|f| f.key == "from").and_then(|f| f.value) else {
+        return Ok(From::Default);
+    };
+    if word.text.find('$').is_some_and(|at| at + 1 < word.text.len()) {
+        let message = "'from' doesn't support variable expansion, define alias stage instead";
+        return Err(Box::new(Diagnostic::error("variable-in-from", word.span, message)));
+    }
+    if word.text.is_empty() { Ok(From::Default) } else { named_from(stages, &word) }
+}
+
+fn named_from(stages: &Stages, word: &Word) -> Found<From> {
+    if let Some(stage) = stages.by_name.get(&word.text.to_lowercase()) {
+        return Ok(From::Stage(*stage, word.span));
+    }
+    if word.text == "scratch" {
+        return Ok(From::Scratch);
+    }
+    Ok(From::Image(reference(stages, word)?, word.span))
+}
+
+/// BuildKit shows no stage name where there is just one; an image that is copied from counts as one.
+fn name_them(stages: &mut Stages) {
+    let images = |step: &Step| step.from.iter().any(|f| matches!(f, From::Image(..) | From::Scratch))
+        || matches!(&step.instruction.kind, Kind::Run(run) if !run.mounts.is_empty());
+    if let [only] = stages.list.as_mut_slice()
+        && !only.steps.iter().any(images)
+    {
+        only.label.clear();
+    }
+}
+
+fn target(stages: &mut Stages, options: &Options, findings: &mut Vec<Diagnostic>) {
+    stages.target = stages.list.len().saturating_sub(1);
+    let Some(name) = options.target.as_deref().filter(|name| !name.is_empty()) else { return };
+    match stages.by_name.get(&name.to_lowercase()) {
+        Some(stage) => stages.target = *stage,
+        None => {
+            let names = stages.names();
+            let message = format!("target stage {name:?} could not be found");
+            let finding = Diagnostic::error("unknown-target", Span::default(), message);
+            findings.push(match suggest::nearest(name, names.iter().map(String::as_str)) {
+                Some(near) => finding.help(format!("did you mean {near}?")),
+                None if names.is_empty() => finding.note("no stage of the file has a name"),
+                None => finding.note(format!("the stages are {}", names.join(", "))),
+            });
+        }
+    }
+}
+
+fn needs(stage: &Stage) -> impl Iterator<Item = (StageId, Span)> {
+    stage.steps.iter().flat_map(|step| &step.from).filter_map(|from| match from {
+        From::Stage(stage, span) => Some((*stage, *span)),
+        _ => None,
+    })
+}
+
+/// The first cycle of copies, with the places that close it.
+fn cycle(stages: &Stages) -> Option<Diagnostic> {
+    let mut done = vec![false; stages.list.len()];
+    for start in 0..stages.list.len() {
+        let mut path: Vec<(StageId, Vec<(StageId, Span)>, Option<Span>)> = Vec::new();
+        let mut on_path = vec![false; stages.list.len()];
+        if !done[start] {
+            path.push((start, needs(&stages.list[start]).collect(), None));
+            on_path[start] = true;
+        }
+        while let Some((stage, open, _)) = path.last_mut() {
+            let stage = *stage;
+            let Some((next, span)) = open.pop() else {
+                (done[stage], on_path[stage]) = (true, false);
+                path.pop();
+                continue;
+            };
+            if on_path[next] {
+                let label = |s: StageId| stages.list[s].label.clone();
+                let message = format!("circular dependency detected on stage: {}", label(next));
+                let mut finding = Diagnostic::error("stage-cycle", span, message);
+                finding.label = format!("stage {} needs {} here", label(stage), label(next));
+                let from = path.iter().position(|(s, ..)| *s == next).unwrap_or(0);
+                for pair in path[from..].windows(2) {
+                    if let Some(span) = pair[1].2 {
+                        let text = format!("stage {} needs {} here", label(pair[0].0), label(pair[1].0));
+                        finding = finding.also(span, text);
+                    }
+                }
+                return Some(finding);
+            }
+            if !done[next] {
+                on_path[next] = true;
+                path.push((next, needs(&stages.list[next]).collect(), Some(span)));
+            }
+        }
+    }
+    None
+}
+
+/// Marks what the target needs; a stage can only need earlier ones.
+pub(super) fn reach(stages: &mut Stages, findings: &mut Vec<Diagnostic>) {
+    stages.reachable = vec![false; stages.list.len()];
+    let mut open = vec![stages.target];
+    while let Some(at) = open.pop() {
+        if stages.list.get(at).is_none() || std::mem::replace(&mut stages.reachable[at], true) {
+            continue;
+        }
+        let stage = &stages.list[at];
+        if let Base::Stage(base) = stage.base {
+            open.push(base);
+        }
+        for (next, span) in needs(stage) {
+            if next >= at {
+                let other = &stages.list[next];
+                let message = format!(
+                    "cannot copy from stage {:?}, it needs to be defined before current stage {:?}",
+                    other.label, stage.label
+                );
+                findings.push(
+                    Diagnostic::error("stage-order", span, message)
+                        .also(other.from.source.span, format!("stage {:?} is defined here", other.label)),
+                );
+            }
+            open.push(next);
+        }
+    }
+}

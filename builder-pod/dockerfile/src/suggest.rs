@@ -1,0 +1,61 @@
+//! "Did you mean": the nearest of the words that would have been right.
+
+/// Words further away than this many edits are no suggestion.
+const EDITS_MAX: usize = 2;
+
+/// The nearest of `options` to `word`, at most two edits away; `None` where `word` itself is one.
+pub(crate) fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let mut best: Option<(usize, &str)> = None;
+    for option in options {
+        if option.eq_ignore_ascii_case(word) {
+            return (option != word).then_some(option);
+        }
+        let Some(edits) = distance(&word.to_ascii_lowercase(), &option.to_ascii_lowercase()) else { continue };
+        if best.is_none_or(|(least, _)| edits < least) {
+            best = Some((edits, option));
+        }
+    }
+    best.map(|(_, option)| option)
+}
+
+/// The nearest of `options`, in the case that `word` is written in.
+pub(crate) fn nearest_in_case<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let found = nearest(word, options)?;
+    let upper = word.chars().any(char::is_uppercase);
+    Some(if upper { found.to_ascii_uppercase() } else { found.to_ascii_lowercase() })
+}
+
+/// Levenshtein distance, `None` where it is above the limit or as large as the word itself.
+fn distance(a: &str, b: &str) -> Option<usize> {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    if a.len().abs_diff(b.len()) > EDITS_MAX {
+        return None;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    let edits = row[b.len()];
+    (edits <= EDITS_MAX && edits < a.len().max(1)).then_some(edits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_found_and_far_ones_are_not() {
+        let options = ["run", "copy", "from", "entrypoint"];
+        assert_eq!(nearest_in_case("RNU", options).as_deref(), Some("RUN"));
+        assert_eq!(nearest_in_case("entrypont", options).as_deref(), Some("entrypoint"));
+        assert_eq!(nearest("workdir", options), None);
+        assert_eq!(nearest("x", ["y"]), None);
+        assert_eq!(nearest("build", ["build"]), None);
+    }
+}
