@@ -124,8 +124,10 @@ runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = %[6]q
 SystemdCgroup = false
+Root = %[9]q
 
 [plugins."io.containerd.cri.v1.runtime".cni]
+use_internal_loopback = true
 bin_dirs = [%[7]q]
 conf_dir = %[8]q
 
@@ -133,7 +135,7 @@ conf_dir = %[8]q
 disable = true
 `,
 		c.path("containerd", "root"), c.path("containerd", "state"), c.containerdSocket(), PauseImage,
-		c.path("config", "registries"), filepath.Join(programs.Tools, "runc"), programs.Tools, c.path("config", "cni"))
+		c.path("config", "registries"), filepath.Join(programs.Tools, "runc"), programs.Tools, c.path("config", "cni"), c.path("containerd", "runc"))
 }
 
 func (c *Cluster) registryHost(server string) string {

@@ -41,7 +41,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 			return fmt.Errorf("put kernel setting %s back to %s: %w", name, value, err)
 		}
 	}
-	c.removePodLogLinks()
+	c.removeNotes()
 	for _, folder := range record.Created {
 		removeEmpty(folder)
 	}
@@ -112,9 +112,16 @@ func (c *Cluster) removeShimSockets() {
 	}
 }
 
-// removePodLogLinks removes the links to pod logs that the kubelet keeps in a
-// fixed place.
-func (c *Cluster) removePodLogLinks() {
+// removeNotes removes what the programs keep in fixed places: links to pod logs
+// and CNI's memory of each pod's address.
+func (c *Cluster) removeNotes() {
+	notes, _ := filepath.Glob("/var/lib/cni/results/*")
+	for _, note := range notes {
+		// Another runtime's pods have their network namespaces elsewhere.
+		if text, err := os.ReadFile(note); err == nil && strings.Contains(string(text), `"netns":"`+c.Dir+"/") {
+			os.Remove(note)
+		}
+	}
 	links, _ := filepath.Glob("/var/log/containers/*.log")
 	for _, link := range links {
 		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, c.Dir+"/") {

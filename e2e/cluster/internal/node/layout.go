@@ -144,7 +144,7 @@ func (c *Cluster) save(record Record) error {
 
 // Lock keeps two commands from changing the same cluster at once.
 func (c *Cluster) Lock(waiting func()) (func(), error) {
-	if err := host.MakeReachable(filepath.Dir(c.Dir)); err != nil {
+	if err := os.MkdirAll(filepath.Dir(c.Dir), 0o711); err != nil {
 		return nil, err
 	}
 	return host.Lock(c.lockFile(), waiting)

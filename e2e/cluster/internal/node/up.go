@@ -56,6 +56,12 @@ func (c *Cluster) Up(ctx context.Context, options UpOptions) error {
 			return err
 		}
 	}
+	if err := c.network().Free(ctx); err != nil {
+		return err
+	}
+	if err := host.MakeReachable(c.Dir); err != nil {
+		return err
+	}
 	started := time.Now()
 	up := &bringUp{Cluster: c, options: options, started: started, programs: c.programs(options.Programs)}
 	if err := up.run(ctx); err != nil {
@@ -87,7 +93,7 @@ func (u *bringUp) phase(what string, do func() error) error {
 }
 
 func (u *bringUp) run(ctx context.Context) error {
-	if err := u.phase("folders, certificates, settings", func() error { return u.prepare(ctx) }); err != nil {
+	if err := u.phase("folders, certificates, settings", u.prepare); err != nil {
 		return err
 	}
 	if err := u.phase("network namespace", func() error { return u.network().Up(ctx) }); err != nil {
@@ -118,13 +124,7 @@ func background(do func() error) <-chan error {
 }
 
 // prepare makes everything that is only files.
-func (u *bringUp) prepare(ctx context.Context) error {
-	if err := u.network().Free(ctx); err != nil {
-		return err
-	}
-	if err := host.MakeReachable(u.Dir); err != nil {
-		return err
-	}
+func (u *bringUp) prepare() error {
 	record := Record{Programs: u.options.Programs, Sysctls: host.Sysctls(sharedSysctls...)}
 	for _, folder := range sharedFolders {
 		if !host.Exists(folder) {
