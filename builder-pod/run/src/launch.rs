@@ -1,11 +1,14 @@
 //! Starting a helper: what the executor and the sandbox's self-check have in common.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use lapstrake_sys::mount::{MountAttrFlags, add_attrs, clone_tree};
-use lapstrake_sys::xattr;
+use lapstrake_sys::{Context, xattr};
+use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::error::RunError;
 use crate::etc;
@@ -27,8 +30,7 @@ impl Launcher {
         let scratch = dir.join("mnt");
         std::fs::create_dir_all(&scratch)
             .map_err(|source| RunError::Directory { path: scratch.clone(), source })?;
-        let program = clone_tree(Path::new("/proc/self/exe"), false)?;
-        add_attrs(&program, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID, false)?;
+        let program = own_program()?;
         let userxattr = needs_userxattr(&scratch)?;
         Ok(Self { program, scratch, userxattr })
     }
@@ -65,6 +67,32 @@ pub(crate) fn hostname(spec: &StepSpec) -> &str {
 /// A socket pair: ours, and the helper's standard input.
 pub(crate) fn control_pair() -> Result<(UnixStream, UnixStream), RunError> {
     UnixStream::pair().map_err(|source| RunError::Io { what: "making the helper's socket", source })
+}
+
+/// This binary, in a form that cannot be written through.
+///
+/// The file is reached by its path, since `/proc/self/exe` itself lies in the mount namespace that
+/// the process was started in. One that was replaced meanwhile is copied to memory.
+fn own_program() -> Result<OwnedFd, RunError> {
+    let link = Path::new("/proc/self/exe");
+    let fail = |source| RunError::Directory { path: link.to_owned(), source };
+    let path = std::fs::read_link(link).map_err(fail)?;
+    let running = std::fs::metadata(link).map_err(fail)?;
+    if let Ok(found) = std::fs::metadata(&path)
+        && (found.dev(), found.ino()) == (running.dev(), running.ino())
+    {
+        let program = clone_tree(&path, false)?;
+        add_attrs(&program, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID, false)?;
+        return Ok(program);
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory =
+        rustix::fs::memfd_create(c"lapstrake-step", flags).about("memfd_create", "lapstrake-step")?;
+    let mut copy = File::from(memory);
+    std::io::copy(&mut File::open(link).map_err(fail)?, &mut copy).map_err(fail)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&copy, seals).about("fcntl", "lapstrake-step")?;
+    Ok(copy.into())
 }
 
 /// Only the initial user namespace's root may write the marks that overlay uses by default.

@@ -39,7 +39,10 @@ pub fn new_filesystem(kind: &str, options: &[FsOption<'_>], attrs: MountAttrFlag
 
 /// Opens a configuration context for a file system of `kind`.
 pub(crate) fn open_filesystem(kind: &str) -> Result<OwnedFd> {
-    rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).about("fsopen", kind)
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).about("fsopen", kind)?;
+    // What `df` and `mount` show as the device.
+    rustix::mount::fsconfig_set_string(&context, "source", kind).about("fsconfig", "source")?;
+    Ok(context)
 }
 
 /// Creates the configured file system and its detached mount.

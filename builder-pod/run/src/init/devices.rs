@@ -9,7 +9,7 @@ use std::path::Path;
 use lapstrake_sys::fs::{locate, make_device, open_root};
 use lapstrake_sys::mount::{FsOption, MountAttrFlags, attach, attach_path, clone_tree, new_filesystem};
 use lapstrake_sys::{Context, Errno};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::rootfs::{Scratch, inert};
 use super::stubs::Places;
@@ -65,7 +65,8 @@ fn make_nodes(scratch: &Scratch) -> lapstrake_sys::Result<()> {
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
         match make_device(&dir, name, FileType::CharacterDevice, mode, major, minor) {
-            Ok(()) => {}
+            // The umask has cut the mode.
+            Ok(()) => rustix::fs::chmodat(&dir, name, mode, AtFlags::empty()).about("chmod", name)?,
             // A user namespace: its root makes no devices.
             Err(error) if error.errno == Errno::PERM => {
                 let node = clone_tree(&Path::new("/dev").join(name), false)?;

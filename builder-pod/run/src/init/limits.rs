@@ -1,6 +1,5 @@
-//! Resource limits, umask and the out-of-memory score of a step.
+//! Resource limits and the out-of-memory score of a step.
 
-use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit as Limit};
 
 use crate::spec::Rlimit;
@@ -45,7 +44,6 @@ pub(crate) fn apply(wanted: &[Rlimit]) -> Result<(), String> {
         let resource = resource(&limit.name).ok_or_else(|| format!("no such limit: \"{}\"", limit.name))?;
         set(resource, limit.soft, limit.hard).map_err(|error| format!("limit {}: {error}", limit.name))?;
     }
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(())
 }
 

@@ -94,7 +94,7 @@ pub(crate) fn run(request: &Request, status: OwnedFd) -> ! {
 fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     let spec = &request.spec;
     follow_parent(status)?;
-    rustix::process::umask(Mode::empty());
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     limits::offer_to_oom_killer();
     lapstrake_sys::mount::isolate_propagation(false).map_err(kernel(Stage::Mount))?;
     let tree = rootfs::assemble(request)?;
@@ -158,7 +158,6 @@ fn change_directory(cwd: &str) -> Result<(), Failure> {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
         Failure::new(Stage::Cwd, format!("working directory {}: {errno}", cwd.display()), errno)
     };
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     std::fs::create_dir_all(&cwd).map_err(fail)?;
     std::env::set_current_dir(&cwd).map_err(fail)
 }
