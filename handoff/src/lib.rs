@@ -40,12 +40,10 @@ pub mod paths {
     pub const REQUEST_FILE: &str = "/etc/lapstrake/request.json";
     /// Blobs, snapshots and index: the cache volume.
     pub const STATE_DIR: &str = "/var/lib/lapstrake";
-    /// Folder of the registries' configuration (mirrors, plain http, CAs).
-    pub const REGISTRIES_DIR: &str = "/etc/lapstrake/registries";
-    /// The registries' configuration itself.
-    pub const REGISTRIES_FILE: &str = "/etc/lapstrake/registries/registries.toml";
+    /// What the builder knows of registries (mirrors, plain http, CAs), beside the request.
+    pub const REGISTRIES_FILE: &str = "/etc/lapstrake/registries.json";
     /// Folder under which docker configs are mounted, one folder per Secret.
-    pub const DOCKER_CONFIGS_DIR: &str = "/etc/lapstrake/docker";
+    pub const DOCKER_CONFIGS_DIR: &str = "/run/lapstrake/docker";
     /// Where the outcome is written for the kubelet to pick up.
     pub const TERMINATION_MESSAGE: &str = "/dev/termination-log";
 }
