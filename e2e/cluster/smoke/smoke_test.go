@@ -99,6 +99,30 @@ func TestNodeRefusesSysAdminWhereBaselineIsEnforced(t *testing.T) {
 	}
 }
 
+func TestNodeSizedVolumeIsFullWhenItIsFull(t *testing.T) {
+	cluster := running(t)
+	objects := `{"apiVersion": "v1", "kind": "List", "items": [
+		{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "small", "namespace": "default"},
+			"spec": {"storageClassName": "local-sized", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16Mi"}}}},
+		{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "filler", "namespace": "default"},
+			"spec": {"hostUsers": false, "restartPolicy": "Never", "dnsPolicy": "Default",
+				"containers": [{"name": "main", "image": "10.244.0.1:5000/base/busybox:1", "volumeMounts": [{"name": "state", "mountPath": "/v"}],
+					"command": ["sh", "-c", "dd if=/dev/zero of=/v/file bs=1M count=64; stat -c %s /v/file"]}],
+				"volumes": [{"name": "state", "persistentVolumeClaim": {"claimName": "small"}}]}}]}`
+	t.Cleanup(func() { _, _ = kubectl(t, cluster, objects, "delete", "--ignore-not-found", "-f", "-") })
+	if text, err := kubectl(t, cluster, objects, "apply", "-f", "-"); err != nil {
+		t.Fatal(err, text)
+	}
+	if text, err := kubectl(t, cluster, "", "wait", "pod/filler", "-n", "default", "--timeout=60s",
+		"--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"); err != nil {
+		t.Fatal(err, text)
+	}
+	logs, err := kubectl(t, cluster, "", "logs", "filler", "-n", "default")
+	if err != nil || !strings.Contains(logs, "No space left on device") {
+		t.Errorf("64 MiB went into a volume of 16 MiB: %v\n%s", err, logs)
+	}
+}
+
 func TestNodeSecureRegistryWantsThePassword(t *testing.T) {
 	cluster := running(t)
 	password, err := os.ReadFile(cluster.RegistryPassword())

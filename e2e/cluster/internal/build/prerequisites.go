@@ -32,7 +32,7 @@ var packageOf = []struct{ program, pkg string }{
 	{"nft", "nftables"},
 	{"nsenter", "util-linux"},
 	{"mmdebstrap", "mmdebstrap"},
-	{"tar", "tar"},
+	{"mkfs.ext4", "e2fsprogs"},
 }
 
 // Prerequisites lists all that is missing, so that one run tells everything.

@@ -230,7 +230,7 @@ func (u *bringUp) controlPlane(ctx context.Context, runtime <-chan error) error 
 	if err := start("kubelet", "kube-proxy", "provisioner"); err != nil {
 		return err
 	}
-	if err := u.phase("storage class", func() error { return u.storageClass(ctx) }); err != nil {
+	if err := u.phase("storage classes", func() error { return u.storageClasses(ctx) }); err != nil {
 		return err
 	}
 	if err := u.phase("node ready", func() error { return u.await(ctx, u.programs["kubelet"]) }); err != nil {
@@ -246,12 +246,17 @@ func (u *bringUp) controlPlane(ctx context.Context, runtime <-chan error) error 
 	})
 }
 
-func (c *Cluster) storageClass(ctx context.Context) error {
+func (c *Cluster) storageClasses(ctx context.Context) error {
 	client, err := c.Client()
 	if err != nil {
 		return err
 	}
-	return client.Apply(ctx, "/apis/storage.k8s.io/v1/storageclasses/"+provisioner.ClassName, provisioner.Class())
+	for name, class := range provisioner.Classes() {
+		if err := client.Apply(ctx, "/apis/storage.k8s.io/v1/storageclasses/"+name, class); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // serviceAccount waits for the account without which no pod can be created.

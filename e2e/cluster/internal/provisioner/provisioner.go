@@ -14,14 +14,19 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"lapstrake.dev/e2e/cluster/internal/api"
+	"lapstrake.dev/e2e/cluster/internal/host"
 )
 
 const (
-	// ClassName is the default storage class.
+	// ClassName is the default storage class: a folder, as large as the disk.
 	ClassName = "local"
+	// SizedClassName is a class whose volumes hold no more than was asked for,
+	// to see what a full disk does: each is a file system of its own.
+	SizedClassName = "local-sized"
 	// driver is what the class names as its provisioner.
 	driver = "lapstrake.dev/local"
 
@@ -35,14 +40,21 @@ const (
 	lookEvery = 15 * time.Second
 )
 
-// Class is the storage class itself.
-func Class() map[string]any {
+// Classes are the storage classes by their names.
+func Classes() map[string]map[string]any {
+	return map[string]map[string]any{
+		ClassName:      class(ClassName, "true"),
+		SizedClassName: class(SizedClassName, "false"),
+	}
+}
+
+func class(name, isDefault string) map[string]any {
 	return map[string]any{
 		"apiVersion": "storage.k8s.io/v1",
 		"kind":       "StorageClass",
 		"metadata": map[string]any{
-			"name":        ClassName,
-			"annotations": map[string]any{"storageclass.kubernetes.io/is-default-class": "true"},
+			"name":        name,
+			"annotations": map[string]any{"storageclass.kubernetes.io/is-default-class": isDefault},
 		},
 		"provisioner":       driver,
 		"reclaimPolicy":     "Delete",
@@ -124,7 +136,7 @@ func MakePlan(node string, claims []Claim, volumes []Volume) Plan {
 	}
 	for _, claim := range claims {
 		class := claim.Spec.StorageClassName
-		wants := class != nil && *class == ClassName && claim.Spec.VolumeName == "" &&
+		wants := class != nil && (*class == ClassName || *class == SizedClassName) && claim.Spec.VolumeName == "" &&
 			claim.Metadata.Annotations[selectedNode] == node && claim.Spec.VolumeMode != "Block"
 		if wants && !plan.Keep[VolumeName(claim)] {
 			plan.Create = append(plan.Create, claim)
@@ -148,7 +160,7 @@ func volumeFor(node, folder string, claim Claim) map[string]any {
 			"capacity":                      map[string]any{"storage": claim.Spec.Resources.Requests["storage"]},
 			"accessModes":                   claim.Spec.AccessModes,
 			"persistentVolumeReclaimPolicy": "Delete",
-			"storageClassName":              ClassName,
+			"storageClassName":              *claim.Spec.StorageClassName,
 			"volumeMode":                    "Filesystem",
 			"local":                         map[string]any{"path": folder},
 			"claimRef": map[string]any{
@@ -252,6 +264,11 @@ func (p *Provisioner) create(ctx context.Context, claim Claim) error {
 	if err := os.MkdirAll(folder, 0o777); err != nil {
 		return err
 	}
+	if *claim.Spec.StorageClassName == SizedClassName {
+		if err := p.mountSized(ctx, folder, claim.Spec.Resources.Requests["storage"]); err != nil {
+			return err
+		}
+	}
 	// Pods of any user write here, as on any other local volume.
 	if err := os.Chmod(folder, 0o777); err != nil {
 		return err
@@ -270,10 +287,14 @@ func (p *Provisioner) sweep(keep map[string]bool) error {
 		return err
 	}
 	for _, entry := range entries {
-		if keep[entry.Name()] {
+		if keep[strings.TrimSuffix(entry.Name(), imageSuffix)] {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(p.Folder, entry.Name())); err != nil {
+		folder := filepath.Join(p.Folder, entry.Name())
+		if err := host.UnmountBelow(folder); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(folder); err != nil {
 			return err
 		}
 	}
