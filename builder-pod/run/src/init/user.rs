@@ -16,7 +16,7 @@ pub(crate) struct Identity {
 }
 
 /// Looks `spec` up in the files' texts, as container runtimes do: an unknown name is an error, an
-/// unknown number is fine; supplementary groups count when no group is named.
+/// unknown number is fine; supplementary groups count when no group is named. The group itself is always among them.
 pub(crate) fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Identity, String> {
     let (user, wanted_group) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
@@ -43,6 +43,10 @@ pub(crate) fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Identity,
     }
     if identity.home.is_empty() {
         identity.home = "/".to_owned();
+    }
+    // A file that is closed to a group of the user's must stay closed however the group came about.
+    if !identity.groups.contains(&identity.gid) {
+        identity.groups.insert(0, identity.gid);
     }
     // The kernel takes -1 for "leave as it is".
     if identity.uid == u32::MAX || identity.gid == u32::MAX {
@@ -126,22 +130,26 @@ mod tests {
 
     #[test]
     fn names_and_numbers_find_the_entry_with_its_groups() {
-        assert_eq!(who(""), Ok(identity(0, 0, &[], "/root")));
-        assert_eq!(who("web"), Ok(identity(33, 34, &[70, 71], "/srv/web")));
-        assert_eq!(who("33"), Ok(identity(33, 34, &[70, 71], "/srv/web")));
-        assert_eq!(who("12"), Ok(identity(500, 500, &[], "/twelve")), "a name that looks like a number wins");
+        assert_eq!(who(""), Ok(identity(0, 0, &[0], "/root")));
+        assert_eq!(who("web"), Ok(identity(33, 34, &[34, 70, 71], "/srv/web")));
+        assert_eq!(who("33"), Ok(identity(33, 34, &[34, 70, 71], "/srv/web")));
+        assert_eq!(
+            who("12"),
+            Ok(identity(500, 500, &[500], "/twelve")),
+            "a name that looks like a number wins"
+        );
     }
 
     #[test]
     fn a_named_group_replaces_the_supplementary_ones() {
-        assert_eq!(who("web:ssl"), Ok(identity(33, 70, &[], "/srv/web")));
-        assert_eq!(who("web:4000"), Ok(identity(33, 4000, &[], "/srv/web")));
-        assert_eq!(who(":ssl"), Ok(identity(0, 70, &[], "/root")));
+        assert_eq!(who("web:ssl"), Ok(identity(33, 70, &[70], "/srv/web")));
+        assert_eq!(who("web:4000"), Ok(identity(33, 4000, &[4000], "/srv/web")));
+        assert_eq!(who(":ssl"), Ok(identity(0, 70, &[70], "/root")));
     }
 
     #[test]
     fn unknown_numbers_pass_and_unknown_names_do_not() {
-        assert_eq!(who("4711"), Ok(identity(4711, 0, &[], "/")));
+        assert_eq!(who("4711"), Ok(identity(4711, 0, &[0], "/")));
         assert!(who("nobody").expect_err("unknown").contains("\"nobody\""));
         assert!(who("web:nogroup").expect_err("unknown").contains("\"nogroup\""));
         assert!(who("4294967295").is_err());
@@ -149,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_image_without_the_files_knows_root_by_number_only() {
-        assert_eq!(resolve("0:0", "", ""), Ok(identity(0, 0, &[], "/")));
+        assert_eq!(resolve("0:0", "", ""), Ok(identity(0, 0, &[0], "/")));
         assert!(resolve("root", "", "").is_err());
     }
 }

@@ -1,0 +1,120 @@
+//! How steps end: of themselves, canceled, or with the builder killed. Nothing is left.
+
+mod common;
+
+use std::io::Read;
+
+use common::{Bench, SETTINGS, eventually, processes_with, tree};
+use rustix::process::{Pid, Signal};
+
+/// A tree of processes that cannot be asked to leave.
+fn stubborn(mark: &str) -> String {
+    format!(
+        "trap '' TERM INT HUP; (trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep {mark}' & ) ; \
+         (setsid setsid sleep {mark} &) ; echo ready; sleep {mark}; sleep {mark}"
+    )
+}
+
+fn wait_ready(child: &mut std::process::Child) {
+    let mut line = [0; 6];
+    child.stdout.as_mut().expect("stdout").read_exact(&mut line).expect("the step starts");
+    assert_eq!(&line, b"ready\n");
+}
+
+fn pid(child: &std::process::Child) -> Pid {
+    Pid::from_child(child)
+}
+
+fn mounts_of(bench: &Bench) -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    mounts.lines().filter(|line| line.contains(&bench.dir.path().display().to_string())).count()
+}
+
+#[test]
+fn orphans_are_reaped_while_the_step_runs() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let script = "for i in 1 2 3 4 5; do (sh -c 'sleep 0.01 & exit 0'); done; \
+                      n=1; while [ $n -lt 200 ]; do ps -o stat | grep -q Z || break; n=$((n+1)); sleep 0.02; done; \
+                      ps -o stat | grep -c Z; true";
+        assert_eq!(bench.sh(script).ok(), "0\n", "{setting:?}");
+    }
+}
+
+#[test]
+fn background_processes_end_with_the_step() {
+    for (number, setting) in SETTINGS.into_iter().enumerate() {
+        let bench = Bench::new(setting);
+        let mark = format!("7771{number}");
+        let ran = bench.sh(&format!("setsid sleep {mark} & echo started; exit 3"));
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (3, "started\n"),
+            "the pipe that it keeps open is not waited for"
+        );
+        assert_eq!(processes_with(&format!("sleep {mark}")), Vec::<i32>::new());
+        assert_eq!(mounts_of(&bench), 0);
+    }
+}
+
+#[test]
+fn cancellation_kills_what_ignores_signals() {
+    for (number, setting) in SETTINGS.into_iter().enumerate() {
+        let bench = Bench::new(setting);
+        let mark = format!("7772{number}");
+        let spec = bench.spec(&["sh", "-c", &stubborn(&mark)]);
+        let mut child = bench.start(&spec);
+        wait_ready(&mut child);
+        assert!(!processes_with(&format!("sleep {mark}")).is_empty());
+        rustix::process::kill_process(pid(&child), Signal::TERM).expect("kill");
+        let output = child.wait_with_output().expect("wait");
+        assert_eq!(output.status.code(), Some(125), "{setting:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("the step was canceled"), "{output:?}");
+        assert_eq!(processes_with(&format!("sleep {mark}")), Vec::<i32>::new(), "gone when the call returns");
+        assert_eq!(mounts_of(&bench), 0);
+    }
+}
+
+#[test]
+fn a_killed_builder_takes_its_steps_along() {
+    for (number, setting) in SETTINGS.into_iter().enumerate() {
+        let bench = Bench::new(setting);
+        let mark = format!("7773{number}");
+        let spec = bench.spec(&["sh", "-c", &stubborn(&mark)]);
+        let mut child = bench.start(&spec);
+        wait_ready(&mut child);
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        eventually("no process of the step is left", || processes_with(&format!("sleep {mark}")).is_empty());
+        eventually("no helper is left", || {
+            processes_with(&bench.dir.path().display().to_string()).is_empty()
+        });
+        assert_eq!(mounts_of(&bench), 0);
+        // The next builder finds a usable place.
+        assert_eq!(bench.sh("echo again").ok(), "again\n", "{setting:?}");
+    }
+}
+
+#[test]
+fn exit_code_and_signals_pass_through_the_waiting_parent() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        assert_eq!(bench.sh("exit 77").code, 77, "{setting:?}");
+    }
+}
+
+#[test]
+fn steps_side_by_side_do_not_see_each_other() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let script =
+            "echo $0 >/mark; n=$(ps | grep -c 'sh -c'); cat /mark; sleep 0.2; cat /mark; ls / | grep -c mark";
+        let specs: Vec<_> = (0..6).map(|n| bench.spec(&["sh", "-c", script, &format!("step{n}")])).collect();
+        let children: Vec<_> = specs.iter().map(|spec| bench.start(spec)).collect();
+        for (number, (spec, child)) in specs.iter().zip(children).enumerate() {
+            let ran = Bench::ran(spec, &child.wait_with_output().expect("wait"));
+            assert_eq!(tree(&ran.upper), ["mark"]);
+            assert_eq!(ran.ok(), format!("step{number}\nstep{number}\n1\n"), "{setting:?}");
+        }
+    }
+}
