@@ -126,6 +126,7 @@ func lock(c *node.Cluster) (func(), error) {
 
 func runUp(ctx context.Context, arguments []string) error {
 	s := flags("up")
+	fresh := s.Bool("fresh", false, "take down first what is up")
 	cluster, err := s.parse(arguments)
 	if err != nil {
 		return err
@@ -144,6 +145,11 @@ func runUp(ctx context.Context, arguments []string) error {
 		return err
 	}
 	defer unlock()
+	if *fresh {
+		if err := cluster.Down(ctx); err != nil {
+			return err
+		}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -279,7 +285,11 @@ func runLogs(_ context.Context, arguments []string) error {
 
 func runImages(ctx context.Context, arguments []string) error {
 	s := flags("images")
-	if _, err := s.parse(arguments); err != nil {
+	cluster, err := s.parse(arguments)
+	if err != nil {
+		return err
+	}
+	if _, err := cluster.Record(); err != nil {
 		return err
 	}
 	names := s.Args()
@@ -291,8 +301,12 @@ func runImages(ctx context.Context, arguments []string) error {
 
 func runLoad(ctx context.Context, arguments []string) error {
 	s := flags("load-image")
-	as := s.String("as", "", "name in the registry, such as tests/tool:1 (default: load/FILE:latest)")
-	if _, err := s.parse(arguments); err != nil {
+	as := s.String("as", "", "name in the plain registry, such as tests/tool:1, or in full with the secure one's address (default: load/FILE:latest)")
+	cluster, err := s.parse(arguments)
+	if err != nil {
+		return err
+	}
+	if _, err := cluster.Record(); err != nil {
 		return err
 	}
 	if s.NArg() != 1 {
@@ -303,11 +317,28 @@ func runLoad(ctx context.Context, arguments []string) error {
 		*as = "load/" + strings.ToLower(base) + ":latest"
 	}
 	reference := images.Reference(node.Registry, *as)
-	if err := images.Load(ctx, s.Arg(0), reference); err != nil {
+	access, err := accessTo(cluster, reference)
+	if err != nil {
+		return err
+	}
+	if err := images.Load(ctx, s.Arg(0), reference, access); err != nil {
 		return err
 	}
 	fmt.Println(reference)
 	return nil
+}
+
+// accessTo gives what the secure registry wants of those who push to it.
+func accessTo(cluster *node.Cluster, reference string) (images.Access, error) {
+	if !strings.HasPrefix(reference, node.SecureRegistry+"/") {
+		return images.Access{}, nil
+	}
+	ca, err := os.ReadFile(cluster.RegistryCA())
+	if err != nil {
+		return images.Access{}, err
+	}
+	password, err := os.ReadFile(cluster.RegistryPassword())
+	return images.Access{CA: ca, User: node.RegistryUser, Password: string(password)}, err
 }
 
 // control runs one of the commands that act on named programs.

@@ -27,7 +27,7 @@ var order = []string{
 func commands() map[string]command {
 	return map[string]command{
 		"build":        {"build [COMPONENT...]", "build what the cluster needs into the cache (all of: pause tools charttool kube)", runBuild},
-		"up":           {"up", "bring the cluster up, building first what the cache lacks; returns at once when it is up", runUp},
+		"up":           {"up [--fresh]", "bring the cluster up, building first what the cache lacks; returns at once when it is up", runUp},
 		"down":         {"down", "take the cluster and all its traces away, in whatever state it is", runDown},
 		"status":       {"status", "say of every program whether it serves; fails when one does not", runStatus},
 		"env":          {"env", "print shell lines that set KUBECONFIG, PATH and the registries' addresses", runEnv},
@@ -36,7 +36,7 @@ func commands() map[string]command {
 		"ctr":          {"ctr ARGUMENT...", "run containerd's ctr on the node", forward("ctr")},
 		"logs":         {"logs PROGRAM", "print a program's log", runLogs},
 		"images":       {"images [NAME...]", "put base images (busybox debian golang python rust) into the plain registry as base/NAME", runImages},
-		"load-image":   {"load-image [--as NAME] TAR", "put an OCI layout (folder or archive) or docker archive into the plain registry", runLoad},
+		"load-image":   {"load-image [--as NAME] TAR", "put an OCI layout (folder or archive) or docker archive into a registry", runLoad},
 		"stop":         {"stop [--kill] PROGRAM...", "stop programs and wait until they are gone", runStop},
 		"start":        {"start PROGRAM...", "start programs and wait until they serve", runStart},
 		"restart":      {"restart [--kill] PROGRAM...", "stop and start programs", runRestart},

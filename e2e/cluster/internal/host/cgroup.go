@@ -47,8 +47,8 @@ func MakeCgroup(name string) error {
 	}
 	for _, root := range roots {
 		if root == cgroupRoot {
-			if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+cpuset +cpu +io +memory +pids"), 0); err != nil {
-				return fmt.Errorf("delegate cgroup controllers: %w", err)
+			if err := delegate(root); err != nil {
+				return err
 			}
 		}
 		group := filepath.Join(root, name)
@@ -64,6 +64,20 @@ func MakeCgroup(name string) error {
 			if err := os.WriteFile(filepath.Join(group, file), value, 0); err != nil {
 				return fmt.Errorf("set %s of %s: %w", file, group, err)
 			}
+		}
+	}
+	return nil
+}
+
+// delegate lets the children of a cgroup v2 folder use all of its controllers.
+func delegate(root string) error {
+	controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for _, controller := range strings.Fields(string(controllers)) {
+		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+controller), 0); err != nil {
+			return fmt.Errorf("delegate cgroup controller %s: %w", controller, err)
 		}
 	}
 	return nil

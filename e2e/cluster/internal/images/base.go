@@ -90,7 +90,7 @@ func ensure(ctx context.Context, cache, registry string, out io.Writer, name str
 	if err != nil {
 		return err
 	}
-	return Load(ctx, folder, registry+"/base/"+name+":"+recipes[name].tag)
+	return Load(ctx, folder, registry+"/base/"+name+":"+recipes[name].tag, Access{})
 }
 
 // cached gives the image's OCI layout in the cache, made if need be.

@@ -69,7 +69,7 @@ func TestLoadKeepsTheDigestOfEveryKindOfArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	for kind, path := range map[string]string{"folder": folder, "oci": oci} {
-		if err := Load(context.Background(), path, target+"/load/"+kind+":1"); err != nil {
+		if err := Load(context.Background(), path, target+"/load/"+kind+":1", Access{}); err != nil {
 			t.Fatalf("%s: %v", kind, err)
 		}
 		if got := digestOf(t, target+"/load/"+kind+":1"); got != want {
@@ -77,7 +77,7 @@ func TestLoadKeepsTheDigestOfEveryKindOfArchive(t *testing.T) {
 		}
 	}
 	// A docker archive has no manifest of its own, so the digest is a new one.
-	if err := Load(context.Background(), docker, target+"/load/docker:1"); err != nil {
+	if err := Load(context.Background(), docker, target+"/load/docker:1", Access{}); err != nil {
 		t.Fatal(err)
 	}
 	digestOf(t, target+"/load/docker:1")
@@ -117,7 +117,7 @@ func TestLoadRefusesWhatIsNoImageAndNamesThatLeadOutside(t *testing.T) {
 		if err := os.WriteFile(path, text.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		err := Load(context.Background(), path, "127.0.0.1:1/x:1")
+		err := Load(context.Background(), path, "127.0.0.1:1/x:1", Access{})
 		if err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%s: %v", what, err)
 		}

@@ -3,6 +3,8 @@ package images
 import (
 	"archive/tar"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -21,13 +24,26 @@ import (
 // pushJobs is how many blobs travel at once.
 const pushJobs = 4
 
-// Load puts an image into a registry that takes anybody over plain HTTP. The
-// image is an OCI layout (a folder or its archive) or a `docker save` archive.
-func Load(ctx context.Context, path, reference string) error {
-	target, err := name.ParseReference(reference, name.Insecure, name.StrictValidation)
+// Access says how a registry is reached. The zero value is plain HTTP, for
+// anybody.
+type Access struct {
+	// CA is the PEM text of the certificate that signed the registry's.
+	CA             []byte
+	User, Password string
+}
+
+// Load puts an image into a registry. The image is an OCI layout (a folder or
+// its archive) or a `docker save` archive.
+func Load(ctx context.Context, path, reference string, access Access) error {
+	how := []name.Option{name.StrictValidation}
+	if access.CA == nil {
+		how = append(how, name.Insecure)
+	}
+	parsed, err := name.ParseReference(reference, how...)
 	if err != nil {
 		return err
 	}
+	target := destination{parsed, access}
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -65,18 +81,34 @@ func Load(ctx context.Context, path, reference string) error {
 	}
 }
 
-func options(ctx context.Context) []remote.Option {
-	// A transport of its own: the machine's proxy is not for the cluster.
-	return []remote.Option{remote.WithContext(ctx), remote.WithJobs(pushJobs), remote.WithTransport(&http.Transport{MaxIdleConnsPerHost: pushJobs})}
+// destination is a name in a registry and the way there.
+type destination struct {
+	name.Reference
+	access Access
 }
 
-func pushImage(ctx context.Context, target name.Reference, image v1.Image) error {
-	return remote.Write(target, image, options(ctx)...)
+func (d destination) options(ctx context.Context) []remote.Option {
+	// A transport of its own: the machine's proxy is not for the cluster.
+	transport := &http.Transport{MaxIdleConnsPerHost: pushJobs}
+	if d.access.CA != nil {
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(d.access.CA)
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	}
+	options := []remote.Option{remote.WithContext(ctx), remote.WithJobs(pushJobs), remote.WithTransport(transport)}
+	if d.access.User != "" {
+		options = append(options, remote.WithAuth(&authn.Basic{Username: d.access.User, Password: d.access.Password}))
+	}
+	return options
+}
+
+func pushImage(ctx context.Context, target destination, image v1.Image) error {
+	return remote.Write(target, image, target.options(ctx)...)
 }
 
 // loadLayout pushes what a layout's index names: the image itself when it names
 // one image, else the index as it is.
-func loadLayout(ctx context.Context, folder string, target name.Reference) error {
+func loadLayout(ctx context.Context, folder string, target destination) error {
 	index, err := layout.ImageIndexFromPath(folder)
 	if err != nil {
 		return err
@@ -86,7 +118,7 @@ func loadLayout(ctx context.Context, folder string, target name.Reference) error
 		return err
 	}
 	if len(manifest.Manifests) != 1 {
-		return remote.WriteIndex(target, index, options(ctx)...)
+		return remote.WriteIndex(target, index, target.options(ctx)...)
 	}
 	only := manifest.Manifests[0]
 	if only.MediaType.IsIndex() {
@@ -94,7 +126,7 @@ func loadLayout(ctx context.Context, folder string, target name.Reference) error
 		if err != nil {
 			return err
 		}
-		return remote.WriteIndex(target, nested, options(ctx)...)
+		return remote.WriteIndex(target, nested, target.options(ctx)...)
 	}
 	image, err := index.Image(only.Digest)
 	if err != nil {
