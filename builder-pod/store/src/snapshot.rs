@@ -1,0 +1,537 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use lapstrake_oci::{Descriptor, Digest};
+use serde::{Deserialize, Serialize};
+
+use crate::flush::locked;
+use crate::index::check_size;
+use crate::paths::{Paths, discard, remove_all};
+use crate::{Error, LayerFacts, Result, Store, Table, limits};
+
+/// Names a snapshot. Ten characters, so that the paths of a long chain stay short; drawn at random and
+/// never given twice, so that an old record cannot name a new snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(u64);
+
+const ID_ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const ID_LEN: usize = 10;
+
+impl SnapshotId {
+    fn random() -> Result<Self> {
+        let mut bytes = [0; 8];
+        let path = Path::new("/dev/urandom");
+        File::open(path).and_then(|mut f| f.read_exact(&mut bytes)).map_err(|e| Error::io("read", path, e))?;
+        Ok(Self(u64::from_le_bytes(bytes) >> (64 - 5 * ID_LEN)))
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (0..ID_LEN)
+            .rev()
+            .try_for_each(|at| write!(f, "{}", char::from(ID_ALPHABET[(self.0 >> (5 * at)) as usize & 31])))
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text is not a snapshot id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a snapshot id")]
+pub struct NotAnId;
+
+impl FromStr for SnapshotId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        if text.len() != ID_LEN {
+            return Err(NotAnId);
+        }
+        text.bytes().try_fold(Self(0), |id, byte| {
+            let digit = ID_ALPHABET.iter().position(|c| *c == byte).ok_or(NotAnId)?;
+            Ok(Self(id.0 << 5 | digit as u64))
+        })
+    }
+}
+
+impl Serialize for SnapshotId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SnapshotId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A record that is kept with its snapshot, so that a lost index gets it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it belongs.
+    pub table: Table,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+/// What goes with a commit.
+#[derive(Debug, Clone, Default)]
+pub struct CommitOptions {
+    /// What is known of it as a layer. Where a snapshot of the same chain id is there already, that one
+    /// is the answer and the new one is dropped.
+    pub layer: Option<LayerFacts>,
+    /// Records to put, kept with the snapshot as well.
+    pub records: Vec<Record>,
+}
+
+/// A committed snapshot as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub id: SnapshotId,
+    /// What it lies on.
+    pub parent: Option<SnapshotId>,
+    /// What is known of it as a layer.
+    pub layer: Option<LayerFacts>,
+}
+
+/// A snapshot that may be written. Dropped without a commit, its folder goes.
+#[derive(Debug)]
+pub struct Active {
+    store: Store,
+    id: SnapshotId,
+    parent: Option<SnapshotId>,
+    lowers: Vec<PathBuf>,
+    done: bool,
+}
+
+impl Active {
+    /// The name that it will have once committed; a record's value may hold it.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// What it lies on.
+    pub fn parent(&self) -> Option<SnapshotId> {
+        self.parent
+    }
+
+    /// The layer's own files ("upperdir").
+    pub fn upper(&self) -> PathBuf {
+        self.store.shared.paths.fs(self.id)
+    }
+
+    /// The overlay's scratch directory ("workdir").
+    pub fn work(&self) -> PathBuf {
+        self.store.shared.paths.snapshot(self.id).join("work")
+    }
+
+    /// The layers below, nearest first; empty where there is no parent.
+    pub fn lowers_top_first(&self) -> Vec<PathBuf> {
+        self.lowers.clone()
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let mut state = self.store.shared.state();
+        if let Some(entry) = self.parent.and_then(|p| state.snapshots.map.get_mut(&p)) {
+            entry.users -= 1;
+        }
+        drop(state);
+        if !self.done {
+            let paths = &self.store.shared.paths;
+            discard(paths, &paths.snapshot(self.id)).ok(); // the next open removes what stays
+        }
+    }
+}
+
+/// The committed snapshots.
+#[derive(Default)]
+pub(crate) struct Snapshots {
+    map: HashMap<SnapshotId, Entry>,
+    by_chain: HashMap<Digest, SnapshotId>,
+}
+
+struct Entry {
+    parent: Option<SnapshotId>,
+    layer: Option<LayerFacts>,
+    /// Snapshots and active ones on top of it.
+    users: usize,
+}
+
+impl Snapshots {
+    /// `id` and all below it; `None` where one is missing.
+    fn chain(&self, id: SnapshotId) -> Option<Vec<SnapshotId>> {
+        let mut chain = vec![id];
+        let mut at = self.map.get(&id)?;
+        while let Some(parent) = at.parent {
+            chain.push(parent);
+            at = self.map.get(&parent)?;
+            if chain.len() > limits::CHAIN_MAX {
+                return None;
+            }
+        }
+        Some(chain)
+    }
+
+    fn insert(&mut self, id: SnapshotId, parent: Option<SnapshotId>, layer: Option<LayerFacts>) {
+        if let Some(layer) = &layer {
+            self.by_chain.entry(layer.chain_id).or_insert(id);
+        }
+        if let Some(entry) = parent.and_then(|p| self.map.get_mut(&p)) {
+            entry.users += 1;
+        }
+        self.map.insert(id, Entry { parent, layer, users: 0 });
+    }
+}
+
+/// The `meta` file.
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    parent: Option<SnapshotId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layer: Option<LayerFacts>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    records: Vec<(String, Vec<u8>, Vec<u8>)>,
+}
+
+impl Store {
+    /// Starts a snapshot on `parent`, or on nothing. Its root directory looks like the parent's, since
+    /// the topmost layer's is the one that is seen.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotMissing`], [`Error::NoSpace`], I/O.
+    pub fn prepare(&self, parent: Option<SnapshotId>) -> Result<Active> {
+        let paths = &self.shared.paths;
+        let lowers = match parent {
+            None => Vec::new(),
+            Some(id) => {
+                let mut state = self.shared.state();
+                let chain = state.snapshots.chain(id).ok_or(Error::SnapshotMissing(id))?;
+                if let Some(entry) = state.snapshots.map.get_mut(&id) {
+                    entry.users += 1;
+                }
+                chain.into_iter().map(|id| paths.fs(id)).collect()
+            }
+        };
+        let id = SnapshotId::random()?;
+        // From here on a failure cleans up by the drop.
+        let active = Active { store: self.clone(), id, parent, lowers, done: false };
+        let dir = paths.snapshot(id);
+        for dir in [&dir, &active.upper(), &active.work()] {
+            std::fs::create_dir(dir).map_err(|e| Error::io("make", dir, e))?;
+        }
+        match active.lowers.first() {
+            Some(below) => copy_attributes(below, &active.upper())?,
+            None => set_mode(&active.upper(), 0o755)?,
+        }
+        Ok(active)
+    }
+
+    /// Makes a snapshot immutable and gives it its name. The caller has unmounted it. It survives a kill
+    /// once flushed (see [`Store::flush`]).
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::RecordTooLarge`], I/O; the snapshot is gone then.
+    pub fn commit(&self, mut active: Active, options: CommitOptions) -> Result<SnapshotId> {
+        for record in &options.records {
+            check_size(record.table, &record.key, &record.value)?;
+        }
+        let dir = self.shared.paths.snapshot(active.id);
+        remove_all(&active.work())?;
+        let meta = Meta {
+            parent: active.parent,
+            layer: options.layer.clone(),
+            records: options
+                .records
+                .iter()
+                .map(|r| (r.table.name().to_owned(), r.key.clone(), r.value.clone()))
+                .collect(),
+        };
+        write_json(&dir.join("meta.new"), &meta)?;
+        let mut state = self.shared.state();
+        let chain = options.layer.as_ref().map(|l| l.chain_id);
+        if let Some(there) = chain.and_then(|c| state.snapshots.by_chain.get(&c).copied()) {
+            drop(state); // `active` takes the lock when it goes
+            return Ok(there);
+        }
+        active.done = true;
+        state.snapshots.insert(active.id, active.parent, options.layer);
+        drop(state);
+        self.shared.rename_when_synced(dir.join("meta.new"), dir.join("meta"));
+        for record in options.records {
+            self.shared.change(record.table, &record.key, Some(record.value));
+        }
+        Ok(active.id)
+    }
+
+    /// The snapshot of an image chain, unpacked by `job` if it is not there. Whoever else asks for the
+    /// same chain at the same time waits and gets the same answer; when `job` fails, the next one tries.
+    ///
+    /// # Errors
+    /// Those of `job` and of [`Store::prepare`] and [`Store::commit`].
+    pub fn unpack_once<E: From<Error>>(
+        &self,
+        chain: Digest,
+        parent: Option<SnapshotId>,
+        job: impl FnOnce(&Active) -> Result<LayerFacts, E>,
+    ) -> Result<SnapshotId, E> {
+        let turn = self.shared.chain_turn(chain);
+        let _mine = locked(&turn);
+        if let Some(id) = self.snapshot_of_chain(&chain) {
+            return Ok(id);
+        }
+        let active = self.prepare(parent)?;
+        let layer = job(&active)?;
+        Ok(self.commit(active, CommitOptions { layer: Some(layer), records: Vec::new() })?)
+    }
+
+    /// Whether the snapshot is there.
+    pub fn has_snapshot(&self, id: SnapshotId) -> bool {
+        self.shared.state().snapshots.map.contains_key(&id)
+    }
+
+    /// What the store knows of a snapshot.
+    pub fn snapshot(&self, id: SnapshotId) -> Option<SnapshotInfo> {
+        let state = self.shared.state();
+        let entry = state.snapshots.map.get(&id)?;
+        Some(SnapshotInfo { id, parent: entry.parent, layer: entry.layer.clone() })
+    }
+
+    /// The snapshot that holds an image chain.
+    pub fn snapshot_of_chain(&self, chain: &Digest) -> Option<SnapshotId> {
+        self.shared.state().snapshots.by_chain.get(chain).copied()
+    }
+
+    /// The directories of a snapshot and all below it, topmost first, as overlay wants its lowers.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotMissing`].
+    pub fn lowers_top_first(&self, id: SnapshotId) -> Result<Vec<PathBuf>> {
+        let chain = self.shared.state().snapshots.chain(id).ok_or(Error::SnapshotMissing(id))?;
+        Ok(chain.into_iter().map(|id| self.shared.paths.fs(id)).collect())
+    }
+
+    /// The snapshot and all below it, lowest first: the layers of an image.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotMissing`].
+    pub fn chain_bottom_first(&self, id: SnapshotId) -> Result<Vec<SnapshotInfo>> {
+        let chain = self.shared.state().snapshots.chain(id).ok_or(Error::SnapshotMissing(id))?;
+        chain.into_iter().rev().map(|id| self.snapshot(id).ok_or(Error::SnapshotMissing(id))).collect()
+    }
+
+    /// What a snapshot is on.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotMissing`].
+    pub fn parent(&self, id: SnapshotId) -> Result<Option<SnapshotId>> {
+        self.snapshot(id).map(|info| info.parent).ok_or(Error::SnapshotMissing(id))
+    }
+
+    /// The snapshot's own files.
+    pub fn snapshot_dir(&self, id: SnapshotId) -> PathBuf {
+        self.shared.paths.fs(id)
+    }
+
+    /// Tells what was learnt of a snapshot as a layer; replaces what was known.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotMissing`], I/O.
+    pub fn set_layer(&self, id: SnapshotId, layer: LayerFacts) -> Result<()> {
+        if !self.has_snapshot(id) {
+            return Err(Error::SnapshotMissing(id));
+        }
+        let dir = self.shared.paths.snapshot(id);
+        write_json(&dir.join("layer.new"), &layer)?;
+        self.shared.rename_when_synced(dir.join("layer.new"), dir.join("layer"));
+        let mut state = self.shared.state();
+        state.snapshots.by_chain.entry(layer.chain_id).or_insert(id);
+        if let Some(entry) = state.snapshots.map.get_mut(&id) {
+            entry.layer = Some(layer);
+        }
+        Ok(())
+    }
+
+    /// Adds a blob to the facts of a snapshot that has them; one that is known is not added twice.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotMissing`] also where no facts are known yet; I/O.
+    pub fn add_layer_blob(&self, id: SnapshotId, blob: Descriptor) -> Result<()> {
+        let mut layer = self.snapshot(id).and_then(|s| s.layer).ok_or(Error::SnapshotMissing(id))?;
+        if layer.blobs.contains(&blob) {
+            return Ok(());
+        }
+        layer.blobs.push(blob);
+        self.set_layer(id, layer)
+    }
+
+    /// All committed snapshots, by id.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let state = self.shared.state();
+        let mut all: Vec<_> = state
+            .snapshots
+            .map
+            .iter()
+            .map(|(id, e)| SnapshotInfo { id: *id, parent: e.parent, layer: e.layer.clone() })
+            .collect();
+        all.sort_unstable_by_key(|s| s.id);
+        all
+    }
+
+    /// Removes a snapshot that nothing lies on. Records that name it stay and read as a miss.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotInUse`], [`Error::SnapshotMissing`], I/O.
+    pub fn remove_snapshot(&self, id: SnapshotId) -> Result<()> {
+        let mut state = self.shared.state();
+        let snapshots = &mut state.snapshots;
+        match snapshots.map.get(&id) {
+            None => return Err(Error::SnapshotMissing(id)),
+            Some(entry) if entry.users > 0 => return Err(Error::SnapshotInUse(id)),
+            Some(_) => {}
+        }
+        if let Some(entry) = snapshots.map.remove(&id) {
+            if let Some(parent) = entry.parent.and_then(|p| snapshots.map.get_mut(&p)) {
+                parent.users -= 1;
+            }
+        }
+        snapshots.by_chain.retain(|_, at| *at != id);
+        drop(state);
+        discard(&self.shared.paths, &self.shared.paths.snapshot(id))
+    }
+}
+
+/// What an opening finds in the folders.
+pub(crate) struct Loaded {
+    pub(crate) snapshots: Snapshots,
+    pub(crate) records: Vec<Record>,
+    pub(crate) removed: u64,
+}
+
+/// Reads all `meta` files; folders without one, or on a missing parent, are removed.
+pub(crate) fn load_snapshots(paths: &Paths) -> Result<Loaded> {
+    let mut metas = HashMap::new();
+    let mut removed = 0;
+    let dir = paths.snapshots();
+    for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))? {
+        let path = entry.map_err(|e| Error::io("list", &dir, e))?.path();
+        let id = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<SnapshotId>().ok());
+        match (id, read_json::<Meta>(&path.join("meta"))) {
+            (Some(id), Some(meta)) => drop(metas.insert(id, meta)),
+            _ => {
+                discard(paths, &path)?;
+                removed += 1;
+            }
+        }
+    }
+    // Parents first, so that what lies on a missing one is never inserted.
+    let mut loaded = Loaded { snapshots: Snapshots::default(), records: Vec::new(), removed };
+    while !metas.is_empty() {
+        let ready: Vec<_> = metas
+            .iter()
+            .filter(|(_, m)| m.parent.is_none_or(|p| loaded.snapshots.map.contains_key(&p)))
+            .map(|(id, _)| *id)
+            .collect();
+        if ready.is_empty() {
+            break;
+        }
+        for id in ready {
+            let Some(meta) = metas.remove(&id) else { continue };
+            let dir = paths.snapshot(id);
+            for rest in ["meta.new", "layer.new", "work"] {
+                remove_all(&dir.join(rest))?;
+            }
+            let layer = read_json(&dir.join("layer")).or(meta.layer);
+            loaded.snapshots.insert(id, meta.parent, layer);
+            loaded.records.extend(
+                meta.records.into_iter().map(|(t, key, value)| Record { table: table_of(t), key, value }),
+            );
+        }
+    }
+    for id in metas.into_keys() {
+        discard(paths, &paths.snapshot(id))?;
+        loaded.removed += 1;
+    }
+    Ok(loaded)
+}
+
+/// The table of a name that was read. Few names exist, so a leaked one is no leak to speak of.
+fn table_of(name: String) -> Table {
+    static NAMES: std::sync::Mutex<Vec<&'static str>> = std::sync::Mutex::new(Vec::new());
+    let mut names = locked(&NAMES);
+    let name = names.iter().copied().find(|n| *n == name).unwrap_or_else(|| {
+        let leaked: &'static str = Box::leak(name.into_boxed_str());
+        names.push(leaked);
+        leaked
+    });
+    Table::named(name)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let bytes = serde_json::to_vec(value).map_err(|e| Error::io("encode", path, e.into()))?;
+    std::fs::write(path, bytes).map_err(|e| {
+        std::fs::remove_file(path).ok(); // the first error is the one to tell
+        Error::io("write", path, e)
+    })
+}
+
+/// A small JSON file; `None` where it is not there or damaged.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let file = File::open(path).ok()?;
+    serde_json::from_reader(io::BufReader::new(file.take(limits::META_BYTES_MAX))).ok()
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(|e| Error::io("set the mode of", path, e))
+}
+
+/// Gives the directory `to` the owner, mode, extended attributes and times of `from`.
+fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
+    use rustix::fs::{Timespec, Timestamps, XattrFlags};
+    use std::os::unix::fs::MetadataExt as _;
+    let fail = |action| move |e: rustix::io::Errno| Error::io(action, to, e.into());
+    let meta = std::fs::symlink_metadata(from).map_err(|e| Error::io("look at", from, e))?;
+    let mine = std::fs::symlink_metadata(to).map_err(|e| Error::io("look at", to, e))?;
+    if (meta.uid(), meta.gid()) != (mine.uid(), mine.gid()) {
+        std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))
+            .map_err(|e| Error::io("set the owner of", to, e))?;
+    }
+    set_mode(to, meta.mode() & 0o7777)?;
+    let dir = File::open(from).map_err(|e| Error::io("open", from, e))?;
+    let mut names = vec![0; 64 << 10];
+    // A file system without extended attributes has none to copy.
+    let len = rustix::fs::flistxattr(&dir, &mut names[..]).unwrap_or(0);
+    for name in names[..len].split(|b| *b == 0).filter(|n| !n.is_empty()) {
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+            continue;
+        }
+        let mut value = vec![0; 64 << 10];
+        if let Ok(len) = rustix::fs::fgetxattr(&dir, name, &mut value[..]) {
+            // Labels that we may not set are the system's to set.
+            rustix::fs::setxattr(to, name, &value[..len], XattrFlags::empty()).ok();
+        }
+    }
+    let at = |s, ns| Timespec { tv_sec: s, tv_nsec: ns };
+    let times = Timestamps {
+        last_access: at(meta.atime(), meta.atime_nsec() as _),
+        last_modification: at(meta.mtime(), meta.mtime_nsec() as _),
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, to, &times, rustix::fs::AtFlags::empty())
+        .map_err(fail("set the times of"))
+}
