@@ -24,13 +24,15 @@ mod pattern;
 #[cfg(test)]
 mod testing;
 mod view;
+mod walk;
 
 pub use action::{Cancel, CopyAction, MkdirAction, MkfileAction, Owner, RmAction, SymlinkAction};
 pub use checksum::{ChecksumOptions, FileStat, HashCache, Selector, checksum};
 pub use copy::copy;
 pub use error::{Class, Error};
-pub use make::{mkdir, mkfile, rm, symlink};
+pub use make::{mkdir, mkfile, rm, set_times, symlink};
 pub use mode::ModeChange;
 pub use owner::lookup_user;
 pub use pattern::{MatchState, PatternError, Patterns};
 pub use view::{Filter, Verdict, View, open_root};
+pub use walk::{Entry, EntryKind};

@@ -119,6 +119,18 @@ pub fn symlink(root: BorrowedFd<'_>, action: &SymlinkAction) -> Result<(), Error
     settle(dir.as_fd(), name, &target, None, action.owner, action.timestamp_ns)
 }
 
+/// Sets both times of what is at `path`; a symlink is not followed.
+///
+/// # Errors
+/// When it is missing.
+pub fn set_times(root: BorrowedFd<'_>, path: &str, seconds: i64) -> Result<(), Error> {
+    let target = View::snapshot(root).resolve(path.as_bytes(), false)?;
+    let (parent, name) = path::split(&target).unwrap_or((b"", b""));
+    let dir = at::beneath_dir(root, parent).on("open", parent)?;
+    let ns = i128::from(seconds) * 1_000_000_000;
+    at::set_times(dir.as_fd(), name, ns, ns).on("set times of", &target)
+}
+
 /// Removes a path and all below it.
 ///
 /// # Errors

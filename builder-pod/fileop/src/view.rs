@@ -139,6 +139,18 @@ impl<'a> View<'a> {
         at::beneath_dir(self.root, path).on("open", path)
     }
 
+    /// Opens the directory that `path` leads to.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none (or it is hidden); else what opening may meet.
+    pub fn open_resolved_dir(&self, path: &str) -> Result<OwnedFd, Error> {
+        let resolved = self.resolve(path.as_bytes(), true)?;
+        if self.stat(&resolved)?.is_none() {
+            return Err(Error::NotFound(path::show(&path::clean(path.as_bytes()))));
+        }
+        self.open_dir(&resolved)
+    }
+
     /// Where `path` leads: symlinks are followed inside the root, `..` stops there.
     ///
     /// What does not exist is kept as it is written. The last component is followed only if asked.

@@ -1,0 +1,221 @@
+//! A directory of the machine as a build context, read in place.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use lapstrake_fileop::{Filter, Patterns, Verdict, View, open_root};
+
+use crate::error::Error;
+use crate::ignore::parse_ignore;
+
+/// Largest ignore file that is read.
+const IGNORE_BYTES_MAX: u64 = 1 << 20;
+
+/// A directory with what a build does not see of it left out.
+///
+/// Symlinks that lead out of it lead nowhere.
+pub struct Local {
+    root: OwnedFd,
+    visible: Visible,
+}
+
+/// What of a context a build sees.
+#[derive(Default)]
+struct Visible {
+    /// Only this, if given.
+    include: Option<Patterns>,
+    ignore: Patterns,
+}
+
+impl Local {
+    /// Opens the directory `path`; all of it is seen.
+    ///
+    /// # Errors
+    /// When it is not there or not a directory.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self { root: open_root(path)?, visible: Visible::default() })
+    }
+
+    /// Opens a directory below this one, wherever its symlinks lead inside; all of it is seen.
+    ///
+    /// # Errors
+    /// When it is not there or not a directory.
+    pub fn open_subdir(&self, path: &str) -> Result<Self, Error> {
+        Ok(Self {
+            root: View::context(self.root.as_fd(), None).open_resolved_dir(path)?,
+            visible: Visible::default(),
+        })
+    }
+
+    /// Leaves out what `ignore` matches.
+    pub fn with_ignore(mut self, ignore: Patterns) -> Self {
+        self.visible.ignore = ignore;
+        self
+    }
+
+    /// Leaves out what is not needed to read `paths` (with wildcards) and all below them.
+    ///
+    /// # Errors
+    /// When the links that they go through cannot be read, or one of them is a malformed pattern.
+    pub fn with_only(mut self, paths: &[String]) -> Result<Self, Error> {
+        let followed = View::context(self.root.as_fd(), None).follow(paths)?;
+        self.visible.include = match followed {
+            Some(paths) => Some(Patterns::new(&paths).map_err(lapstrake_fileop::Error::from)?),
+            None => None,
+        };
+        Ok(self)
+    }
+
+    /// The tree, to copy from and to hash in place. All of it belongs to uid and gid 0.
+    pub fn view(&self) -> View<'_> {
+        View::context(self.root.as_fd(), Some(&self.visible))
+    }
+
+    /// Reads a file as it is, ignored or not: the Dockerfile and what stands beside it.
+    ///
+    /// # Errors
+    /// When it is no regular file or larger than `bytes_max`; a missing one is `None`.
+    pub fn read(&self, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
+        Ok(View::context(self.root.as_fd(), None).read(path, bytes_max)?)
+    }
+
+    /// The ignore rules for a build with the Dockerfile at `dockerfile`: `<dockerfile>.dockerignore`, else
+    /// `.dockerignore`, else none. With the rules comes the name of their file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds a malformed pattern.
+    pub fn ignore_rules(&self, dockerfile: &str) -> Result<(Option<String>, Patterns), Error> {
+        for name in [format!("{dockerfile}.dockerignore"), ".dockerignore".to_owned()] {
+            if let Some(content) = self.read(&name, IGNORE_BYTES_MAX)? {
+                return Ok((Some(name), parse_ignore(&content)?));
+            }
+        }
+        Ok((None, Patterns::default()))
+    }
+}
+
+impl Filter for Visible {
+    fn verdict(&self, path: &str, is_dir: bool) -> Verdict {
+        let included = self.include.as_ref().is_none_or(|include| include.matches(path));
+        let ignored = self.ignore.matches(path);
+        if included && !ignored {
+            return Verdict::Show;
+        }
+        let may_be_included =
+            || included || self.include.as_ref().is_some_and(|include| include.may_match_below(path, false));
+        let may_be_kept = || !ignored || self.ignore.may_match_below(path, true);
+        if is_dir && may_be_included() && may_be_kept() { Verdict::Descend } else { Verdict::Hide }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn tree(paths: &[&str]) -> TempDir {
+        let dir = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
+        for path in paths {
+            let (path, target) = path.split_once("->").map_or((*path, None), |(path, to)| (path, Some(to)));
+            let full = dir.path().join(path);
+            std::fs::create_dir_all(full.parent().unwrap_or(dir.path())).unwrap_or_else(|e| panic!("{e}"));
+            match target {
+                Some(target) => symlink(target, &full).unwrap_or_else(|e| panic!("{e}")),
+                None => std::fs::write(&full, path).unwrap_or_else(|e| panic!("{e}")),
+            }
+        }
+        dir
+    }
+
+    fn seen(local: &Local) -> Vec<String> {
+        let mut paths = Vec::new();
+        local
+            .view()
+            .walk(&mut |entry| {
+                paths.push(String::from_utf8_lossy(&entry.path).into_owned());
+                Ok(())
+            })
+            .unwrap_or_else(|e| panic!("{e}"));
+        paths
+    }
+
+    fn open(dir: &TempDir) -> Local {
+        Local::open(dir.path()).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn ignoring(dir: &TempDir, rules: &str) -> Vec<String> {
+        let patterns = parse_ignore(rules.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
+        seen(&open(dir).with_ignore(patterns))
+    }
+
+    #[test]
+    fn ignored_paths_are_not_seen_unless_excepted() {
+        let dir = tree(&["a.rs", "docs/a.md", "docs/b/keep.md", "node_modules/x/y.js", "src/a.rs"]);
+        assert_eq!(
+            ignoring(&dir, "docs\n!docs/b/keep.md\n**/node_modules"),
+            ["a.rs", "docs", "docs/b", "docs/b/keep.md", "src", "src/a.rs"]
+        );
+        assert_eq!(ignoring(&dir, "*\n!src"), ["src", "src/a.rs"]);
+        assert_eq!(ignoring(&dir, "**\n!**/*.md"), ["docs", "docs/a.md", "docs/b", "docs/b/keep.md"]);
+        assert_eq!(ignoring(&dir, "*\n!nothing"), [""; 0]);
+    }
+
+    #[test]
+    fn an_ignored_directory_is_not_even_opened() {
+        let dir = tree(&["keep", "big/file"]);
+        // An unreadable directory would fail the walk, even for root, if it were opened: make it a loop of mounts
+        // is not needed, a name that is too deep is enough.
+        let mut deep = dir.path().join("big");
+        for _ in 0..450 {
+            deep.push("d");
+            std::fs::create_dir(&deep).unwrap_or_else(|e| panic!("{e}"));
+        }
+        assert_eq!(ignoring(&dir, "big"), ["keep"]);
+        let whole = open(&dir);
+        assert!(whole.view().walk(&mut |_| Ok(())).is_err(), "nested deeper than allowed");
+    }
+
+    #[test]
+    fn only_what_the_build_uses_is_seen() {
+        let dir = tree(&[
+            "app/main.rs",
+            "app/lib/x.rs",
+            "app2/no",
+            "real/deep/f",
+            "link->real/deep",
+            "abs->/real",
+            "out->/etc",
+            "loop->loop",
+            "w/a.txt",
+            "w/b.md",
+            "w/l.txt->../real/deep/f",
+            "unused/f",
+        ]);
+        let only = |paths: &[&str]| {
+            let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+            seen(&open(&dir).with_only(&paths).unwrap_or_else(|e| panic!("{e}")))
+        };
+        assert_eq!(only(&["app"]), ["app", "app/lib", "app/lib/x.rs", "app/main.rs"]);
+        assert_eq!(only(&["/app/lib/../main.rs"]), ["app", "app/main.rs"]);
+        assert_eq!(only(&["link/f"]), ["link", "real", "real/deep", "real/deep/f"]);
+        assert_eq!(only(&["abs/deep"]), ["abs", "real", "real/deep", "real/deep/f"]);
+        assert_eq!(only(&["w/*.txt"]), ["real", "real/deep", "real/deep/f", "w", "w/a.txt", "w/l.txt"]);
+        assert_eq!(only(&["out/passwd"]), ["out"]);
+        assert_eq!(only(&["loop", "loop/x"]), ["loop"]);
+        assert_eq!(only(&["missing"]), [""; 0]);
+        assert_eq!(only(&["."]).len(), seen(&open(&dir)).len());
+    }
+
+    #[test]
+    fn the_dockerfile_s_own_ignore_file_wins() {
+        let dir = tree(&[".dockerignore", "sub/Dockerfile", "sub/Dockerfile.dockerignore"]);
+        let local = open(&dir);
+        let name = |dockerfile: &str| local.ignore_rules(dockerfile).ok().and_then(|(name, _)| name);
+        assert_eq!(name("sub/Dockerfile").as_deref(), Some("sub/Dockerfile.dockerignore"));
+        assert_eq!(name("Dockerfile").as_deref(), Some(".dockerignore"));
+        assert_eq!(local.read("../../etc/passwd", 1000).ok(), Some(None));
+    }
+}
