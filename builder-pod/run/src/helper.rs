@@ -31,11 +31,11 @@ fn run() -> i32 {
         Err(_) => return 2, // Started by hand: there is nobody to report to.
     };
     let mut control = File::from(control);
-    let report = match Request::read(&mut control) {
-        Ok(request) => serve(request, &control).unwrap_or_else(Failure::into_report),
-        Err(error) => Failure::new(Stage::Helper, error.to_string(), Errno::INVAL).into_report(),
+    let (mut control, result) = match Request::read(&mut control) {
+        Ok(request) => serve(request, control),
+        Err(error) => (control, Err(Failure::new(Stage::Helper, error.to_string(), Errno::INVAL))),
     };
-    send(&mut control, &report);
+    send(&mut control, &result.unwrap_or_else(Failure::into_report));
     control.flush().ok(); // A socket has nothing to flush.
     0
 }
@@ -55,31 +55,42 @@ fn open_null() -> lapstrake_sys::Result<OwnedFd> {
     rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).about("open", "/dev/null")
 }
 
-fn serve(request: Request, control: &File) -> Result<Report, Failure> {
+/// Runs the step; the control socket, which process 1 must not have, comes back.
+fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
     let fail = kernel(Stage::Helper);
-    let (reader, writer) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).about("pipe", "status").map_err(&fail)?;
-    let mut reader = File::from(reader);
-    match split(request.spec.network).map_err(kernel(Stage::Namespaces))? {
-        Side::Child => {
-            drop(reader);
+    let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).about("pipe", "status");
+    let (reader, writer) = match pipe {
+        Ok(pair) => pair,
+        Err(error) => return (control, Err(fail(error))),
+    };
+    match split(request.spec.network) {
+        Ok(Side::Child) => {
+            drop((reader, control));
             init::run(&request, writer)
         }
-        Side::Parent(child) => {
+        Ok(Side::Parent(child)) => {
             drop(writer);
-            // The output's end is then the step's alone to tell.
-            let null = open_null().map_err(&fail)?;
-            for stream in [1, 2] {
-                process::replace_stdio(&null, stream).map_err(&fail)?;
-            }
-            supervise(&child, control).map_err(&fail)?;
-            let mut reports = Vec::new();
-            reader
-                .read_to_end(&mut reports)
-                .map_err(|error| Failure::new(Stage::Helper, error.to_string(), Errno::IO))?;
-            Ok(conclude(&request, &reports))
+            let result = see_through(&request, &child, reader, &control);
+            (control, result)
         }
+        Err(error) => (control, Err(kernel(Stage::Namespaces)(error))),
     }
+}
+
+/// Stays with process 1 to its end.
+fn see_through(request: &Request, child: &Child, status: OwnedFd, control: &File) -> Result<Report, Failure> {
+    let fail = kernel(Stage::Helper);
+    // The output's end is the step's alone to tell.
+    let null = open_null().map_err(&fail)?;
+    for stream in [1, 2] {
+        process::replace_stdio(&null, stream).map_err(&fail)?;
+    }
+    supervise(child, control).map_err(&fail)?;
+    let mut reports = Vec::new();
+    File::from(status)
+        .read_to_end(&mut reports)
+        .map_err(|error| Failure::new(Stage::Helper, error.to_string(), Errno::IO))?;
+    Ok(conclude(request, &reports))
 }
 
 fn split(network: Network) -> lapstrake_sys::Result<Side<Child>> {

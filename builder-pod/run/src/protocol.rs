@@ -49,6 +49,8 @@ pub enum Stage {
     Sys,
     /// `/dev`.
     Dev,
+    /// The step's private file system and what every step finds in it.
+    Tree,
     /// A mount that the step asked for, or its place.
     Mount,
     /// Masked and read-only paths.

@@ -118,3 +118,48 @@ fn steps_side_by_side_do_not_see_each_other() {
         }
     }
 }
+
+/// A memory cgroup (v1 or v2) of a test's own, below the one that this process is in.
+struct MemoryGroup(std::path::PathBuf);
+
+impl MemoryGroup {
+    fn new(bytes: u64) -> Self {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").expect("cgroup");
+        let v1 = groups.lines().find_map(|line| line.split_once(":memory:").map(|(_, path)| path.to_owned()));
+        let name = format!("lapstrake-test-{}", std::process::id());
+        let (dir, limit) = match v1 {
+            Some(path) => (format!("/sys/fs/cgroup/memory{path}/{name}"), "memory.limit_in_bytes"),
+            None => (format!("/sys/fs/cgroup/{name}"), "memory.max"),
+        };
+        std::fs::create_dir(&dir).expect("this test makes a memory cgroup");
+        std::fs::write(format!("{dir}/{limit}"), bytes.to_string()).expect("limit");
+        Self(dir.into())
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        eventually("the cgroup is empty", || std::fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+#[test]
+fn running_out_of_memory_is_told_apart_from_a_plain_kill() {
+    let group = MemoryGroup::new(96 << 20);
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let inside = |script: &str| {
+            let spec = bench.spec(&["sh", "-c", script]);
+            let step = bench.command();
+            let mut command = std::process::Command::new("/bin/sh");
+            command.args(["-c", "echo $$ >\"$0/cgroup.procs\"; exec \"$@\""]).arg(&group.0);
+            command.arg(step.get_program()).args(step.get_args());
+            Bench::ran(&spec, &bench.start_as(command, &spec).wait_with_output().expect("wait"))
+        };
+        let ran = inside("tail /dev/zero");
+        let exit = ran.exit.clone().unwrap_or_else(|| panic!("{setting:?}: {ran:?}"));
+        assert!(exit.oom_killed && exit.code == 137, "{setting:?}: {ran:?}");
+        let exit = inside("kill -9 $$").exit.expect("exit");
+        assert_eq!((exit.signal, exit.oom_killed), (Some(9), false), "{setting:?}");
+    }
+}

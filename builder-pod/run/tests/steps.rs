@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::io::Write;
+use std::process::Stdio;
+
 use common::{Bench, SETTINGS, Setting, tree};
 use lapstrake_run::{Changes, ExtraHost, MountSource, Network, Rlimit, StepMount};
 
@@ -303,5 +306,44 @@ fn limits_reach_the_step() {
         spec = bench.spec(&["true"]);
         spec.rlimits = vec![Rlimit { name: "tea".to_owned(), soft: None, hard: None }];
         assert!(bench.run(&spec).stderr.contains("no such limit: \"tea\""));
+    }
+}
+
+#[test]
+fn ids_that_the_pod_does_not_have_are_told() {
+    let bench = Bench::new(Setting::Baseline);
+    let mut spec = bench.spec(&["true"]);
+    spec.user = "100000".to_owned();
+    let ran = bench.run(&spec);
+    assert!(ran.stderr.contains("user id 100000 is not among the 65536 ids"), "{ran:?}");
+}
+
+#[test]
+fn a_root_without_an_upper_directory_is_read_only() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let mut spec = bench.spec(&["sh", "-c", "touch /x 2>/dev/null || echo refused; echo y >/dev/shm/y"]);
+        let upper = spec.rootfs.upper.clone().expect("upper");
+        spec.rootfs.upper = None;
+        spec.rootfs.work = None;
+        let mut child = bench.command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+        let json = serde_json::to_vec(&spec).expect("json");
+        child.stdin.take().expect("stdin").write_all(&json).expect("write");
+        let output = child.wait_with_output().expect("wait");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "refused\n", "{setting:?}");
+        assert_eq!(tree(&upper), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn steps_stand_on_many_layers() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let mut lowers = vec![bench.image()];
+        for number in 0..120 {
+            lowers.insert(0, bench.directory(&format!("layer{number}"), &format!("file{number}"), "x"));
+        }
+        let out = bench.run(&bench.spec_on(lowers, &["sh", "-c", "ls / | grep -c file"])).ok();
+        assert_eq!(out, "120\n", "{setting:?}");
     }
 }

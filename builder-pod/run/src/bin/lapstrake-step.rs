@@ -1,7 +1,7 @@
 //! Runs one step: its description as JSON on standard input, its output on standard output and
 //! error, its exit as JSON in the file that `--exit` names.
 //!
-//! `lapstrake-step [--preflight] [--mode auto|root|user-namespace|baseline] --state DIR [--exit FILE]`
+//! `lapstrake-step [--preflight] [--mode Auto|Root|UserNamespace|Baseline] --state DIR [--exit FILE]`
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -23,15 +23,7 @@ fn options() -> Result<Options, String> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
-            "--mode" => {
-                options.mode = match value()?.as_str() {
-                    "auto" => Mode::Auto,
-                    "root" => Mode::Root,
-                    "user-namespace" => Mode::UserNamespace,
-                    "baseline" => Mode::Baseline,
-                    other => return Err(format!("no such mode: {other}")),
-                }
-            }
+            "--mode" => options.mode = value()?.parse()?,
             "--state" => options.state = value()?.into(),
             "--exit" => options.exit = Some(value()?.into()),
             "--preflight" => options.preflight = true,

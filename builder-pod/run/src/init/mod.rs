@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use lapstrake_sys::caps::{self, CapabilitySet};
+use lapstrake_sys::idmap::IdMap;
 use lapstrake_sys::process::{self, Ended, Side};
 use lapstrake_sys::seccomp::Instruction;
 use lapstrake_sys::{Context, Errno};
@@ -96,7 +97,7 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     follow_parent(status)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limits::offer_to_oom_killer();
-    lapstrake_sys::mount::isolate_propagation(false).map_err(kernel(Stage::Mount))?;
+    lapstrake_sys::mount::isolate_propagation(false).map_err(kernel(Stage::Tree))?;
     let tree = rootfs::assemble(request)?;
     if let Some(stubs) = &tree.stubs {
         send(status, &Report::Stubs(stubs.clone()));
@@ -111,8 +112,7 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     if spec.network == Network::None {
         lapstrake_sys::net::loopback_up().map_err(kernel(Stage::Network))?;
     }
-    let identity =
-        user::resolve_here(&spec.user).map_err(|text| Failure::new(Stage::User, text, Errno::INVAL))?;
+    let identity = identity(&spec.user)?;
     limits::apply(&spec.rlimits).map_err(|text| Failure::new(Stage::Limits, text, Errno::INVAL))?;
     change_directory(&spec.cwd)?;
     let env = program::environment(&spec.env, &identity.home);
@@ -134,6 +134,26 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
         filter: crate::seccomp::compile(),
         null,
     })
+}
+
+/// Who the step runs as; an id that this user namespace does not have is told in plain words.
+fn identity(user: &str) -> Result<user::Identity, Failure> {
+    let fail = |text: String| Failure::new(Stage::User, text, Errno::INVAL);
+    let identity = user::resolve_here(user).map_err(fail)?;
+    let maps = [
+        ("user", IdMap::of_users(), vec![identity.uid]),
+        ("group", IdMap::of_groups(), identity.groups.clone()),
+    ];
+    for (kind, map, ids) in maps {
+        let map = map.map_err(kernel(Stage::User))?;
+        if let Some(id) = ids.into_iter().find(|id| map.outside(*id).is_none()) {
+            let count = map.len();
+            return Err(fail(format!(
+                "{kind} id {id} is not among the {count} ids of the builder's user namespace"
+            )));
+        }
+    }
+    Ok(identity)
 }
 
 /// Dies when the helper dies, also when that has happened already.

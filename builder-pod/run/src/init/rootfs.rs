@@ -70,7 +70,7 @@ pub(super) fn assemble(request: &Request) -> Result<Tree, Failure> {
         attach(&opened.tree, &target)
             .map_err(|error| Failure::new(Stage::Mount, format!("mounting {name}: {error}"), error.errno))?;
     }
-    let stubs = places.finish().map_err(kernel(Stage::Mount))?;
+    let stubs = places.finish().map_err(kernel(Stage::Tree))?;
     Ok(Tree { root, stubs })
 }
 
@@ -78,11 +78,11 @@ impl Scratch {
     fn mount(place: &Path) -> Result<Self, Failure> {
         let options = [FsOption::Value("mode", "755")];
         let tmpfs = new_filesystem("tmpfs", &options, PLAIN | MountAttrFlags::MOUNT_ATTR_NOSUID);
-        let tmpfs = tmpfs.map_err(kernel(Stage::Mount))?;
-        attach_path(&tmpfs, place).map_err(kernel(Stage::Mount))?;
+        let tmpfs = tmpfs.map_err(kernel(Stage::Tree))?;
+        attach_path(&tmpfs, place).map_err(kernel(Stage::Tree))?;
         let dir = |name: &str| {
             let path = place.join(name);
-            std::fs::create_dir(&path).about("mkdir", &path).map_err(kernel(Stage::Mount))?;
+            std::fs::create_dir(&path).about("mkdir", &path).map_err(kernel(Stage::Tree))?;
             Ok(path)
         };
         Ok(Self {
@@ -97,9 +97,9 @@ impl Scratch {
     /// Writes a file that is shown to the step.
     fn file(&self, name: &str, contents: &str) -> Result<OwnedFd, Failure> {
         let path = self.base.join(name);
-        std::fs::write(&path, contents).about("write", &path).map_err(kernel(Stage::Mount))?;
-        let tree = clone_tree(&path, false).map_err(kernel(Stage::Mount))?;
-        add_attrs(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY | inert(), false).map_err(kernel(Stage::Mount))?;
+        std::fs::write(&path, contents).about("write", &path).map_err(kernel(Stage::Tree))?;
+        let tree = clone_tree(&path, false).map_err(kernel(Stage::Tree))?;
+        add_attrs(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY | inert(), false).map_err(kernel(Stage::Tree))?;
         Ok(tree)
     }
 }
@@ -134,14 +134,14 @@ fn plant_stubs(scratch: &Scratch, mounts: &[Opened<'_>]) -> Result<(), Failure> 
         }
         mounts.iter().try_for_each(|opened| plant(&scratch.stub, &opened.spec.target, opened.file))
     };
-    planting().map_err(kernel(Stage::Mount))
+    planting().map_err(kernel(Stage::Tree))
 }
 
 fn mount_etc(request: &Request, scratch: &Scratch, places: &mut Places<'_>) -> Result<(), Failure> {
     for (name, contents) in [("hosts", &request.hosts), ("resolv.conf", &request.resolv_conf)] {
         let tree = scratch.file(name, contents)?;
-        let target = places.place(&Path::new("etc").join(name), true).map_err(kernel(Stage::Mount))?;
-        attach(&tree, &target).map_err(kernel(Stage::Mount))?;
+        let target = places.place(&Path::new("etc").join(name), true).map_err(kernel(Stage::Tree))?;
+        attach(&tree, &target).map_err(kernel(Stage::Tree))?;
     }
     Ok(())
 }

@@ -33,6 +33,25 @@ pub enum Mode {
     Baseline,
 }
 
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    /// The names of `spec.pod.sandbox`; `Privileged` is root of the machine, by explicit wish.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "Auto" | "" => Self::Auto,
+            "Root" | "Privileged" => Self::Root,
+            "UserNamespace" => Self::UserNamespace,
+            "Baseline" => Self::Baseline,
+            other => {
+                return Err(format!(
+                    "no such sandbox: \"{other}\" (Auto, UserNamespace, Baseline, Privileged)"
+                ));
+            }
+        })
+    }
+}
+
 /// What this process has: read once, judged by [`choose`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {

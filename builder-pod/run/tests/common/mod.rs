@@ -150,19 +150,18 @@ impl Bench {
                 command
             }
         };
-        let mode = match self.setting {
-            Setting::Root => "root",
-            Setting::UserNamespace => "user-namespace",
-            Setting::Baseline => "baseline",
-        };
-        command.args(["--mode", mode, "--state"]).arg(self.path("state"));
+        command.args(["--mode", &format!("{:?}", self.setting), "--state"]).arg(self.path("state"));
         command
     }
 
     /// Starts a step; its output is piped.
     pub(crate) fn start(&self, spec: &StepSpec) -> Child {
-        let mut child = self
-            .command()
+        self.start_as(self.command(), spec)
+    }
+
+    /// The same by a command that ends in [`Bench::command`]'s words.
+    pub(crate) fn start_as(&self, mut command: Command, spec: &StepSpec) -> Child {
+        let mut child = command
             .arg("--exit")
             .arg(exit_file(spec))
             .stdin(Stdio::piped())
