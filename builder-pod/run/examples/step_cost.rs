@@ -1,10 +1,11 @@
 //! What a step itself costs: runs a program that does nothing, again and again.
 //!
 //! `step_cost ROOTFS STATE [COUNT]`, as root; ROOTFS has `/bin/true`. Prints the median and the
-//! slowest in milliseconds.
+//! slowest in milliseconds, then what COUNT of them take side by side.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use lapstrake_run::sandbox::{self, Mode};
@@ -27,12 +28,63 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "{network:?}: median {median:.2} ms, slowest {slowest:.2} ms of {count}"
         )?;
     }
+    let (total, left) = runtime.block_on(all_at_once(&rootfs, &state, count))?;
+    writeln!(std::io::stdout(), "{count} at once: {total:.2} ms, {left} descriptors left open")?;
     Ok(())
 }
 
+fn spec(rootfs: Rootfs, network: Network) -> StepSpec {
+    StepSpec {
+        args: vec!["/bin/true".to_owned()],
+        env: Vec::new(),
+        cwd: "/".to_owned(),
+        user: String::new(),
+        rootfs,
+        mounts: Vec::new(),
+        network,
+        hostname: String::new(),
+        extra_hosts: Vec::new(),
+        rlimits: Vec::new(),
+        shm_bytes: None,
+    }
+}
+
+fn fresh(state: &Path, name: &str, lowers: &[PathBuf]) -> std::io::Result<Rootfs> {
+    let (upper, work) = (state.join(name).join("upper"), state.join(name).join("work"));
+    std::fs::create_dir_all(&upper)?;
+    std::fs::create_dir_all(&work)?;
+    Ok(Rootfs { lowers_top_first: lowers.to_vec(), upper: Some(upper), work: Some(work) })
+}
+
+fn open_descriptors() -> std::io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/fd")?.count())
+}
+
+async fn all_at_once(
+    rootfs: &Path,
+    state: &Path,
+    count: usize,
+) -> Result<(f64, usize), Box<dyn std::error::Error>> {
+    let executor = Arc::new(Executor::new(&state.join("run"))?);
+    let before = open_descriptors()?;
+    let start = Instant::now();
+    let mut steps = tokio::task::JoinSet::new();
+    for number in 0..count {
+        let spec = spec(fresh(state, &format!("parallel-{number}"), &[rootfs.to_owned()])?, Network::Host);
+        let executor = Arc::clone(&executor);
+        steps.spawn(async move { executor.run(&spec, &mut |_, _| {}, &CancellationToken::new()).await });
+    }
+    while let Some(exit) = steps.join_next().await {
+        if !exit??.success() {
+            return Err("a step failed".into());
+        }
+    }
+    Ok((start.elapsed().as_secs_f64() * 1000.0, open_descriptors()?.saturating_sub(before)))
+}
+
 async fn measure(
-    rootfs: &std::path::Path,
-    state: &std::path::Path,
+    rootfs: &Path,
+    state: &Path,
     network: Network,
     count: usize,
 ) -> Result<Vec<f64>, Box<dyn std::error::Error>> {
@@ -40,23 +92,9 @@ async fn measure(
     let mut times = Vec::with_capacity(count);
     let mut lowers = vec![rootfs.to_owned()];
     for number in 0..count {
-        let step = state.join(format!("{network:?}-{number}"));
-        let (upper, work) = (step.join("upper"), step.join("work"));
-        std::fs::create_dir_all(&upper)?;
-        std::fs::create_dir_all(&work)?;
-        let spec = StepSpec {
-            args: vec!["/bin/true".to_owned()],
-            env: Vec::new(),
-            cwd: "/".to_owned(),
-            user: String::new(),
-            rootfs: Rootfs { lowers_top_first: lowers.clone(), upper: Some(upper.clone()), work: Some(work) },
-            mounts: Vec::new(),
-            network,
-            hostname: String::new(),
-            extra_hosts: Vec::new(),
-            rlimits: Vec::new(),
-            shm_bytes: None,
-        };
+        let place = fresh(state, &format!("{network:?}-{number}"), &lowers)?;
+        let upper = place.upper.clone();
+        let spec = spec(place, network);
         let start = Instant::now();
         let exit = executor.run(&spec, &mut |_, _| {}, &CancellationToken::new()).await?;
         times.push(start.elapsed().as_secs_f64() * 1000.0);
@@ -64,7 +102,7 @@ async fn measure(
             return Err(format!("the step ended with {}", exit.code).into());
         }
         // As in a build: each step stands on the one before.
-        lowers.insert(0, upper);
+        lowers.splice(0..0, upper);
     }
     times.sort_by(f64::total_cmp);
     Ok(times)

@@ -120,6 +120,13 @@ fn system_calls_that_lead_out_are_refused() {
         {
             assert!(out.contains(&format!("{call}: {errno}\n")), "{setting:?}: {call}: {out}");
         }
+        let mut spec = bench.spec(&["probe", "chroot_escape"]);
+        spec.env = vec![format!("OUTSIDE={}", bench.dir.path().display())];
+        assert_eq!(
+            bench.run(&spec).stdout,
+            "chroot_escape: ENOENT\n",
+            "{setting:?}: it went up and found nothing"
+        );
         // The same as another user.
         let mut spec = bench.spec(&["sh", "-c", &script]);
         spec.user = "web".to_owned();

@@ -12,7 +12,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use crate::{Context, Error, Result};
+use crate::{Context, Errno, Error, Result};
 
 /// One option of a new file system.
 #[derive(Debug, Clone, Copy)]
@@ -122,12 +122,23 @@ pub fn isolate_propagation(receive: bool) -> Result<()> {
     rustix::mount::mount_change(c"/", kind | MountPropagationFlags::REC).about("mount", "/")
 }
 
-/// Makes the directory `root` the root of the caller's mount namespace and drops the old one.
-pub fn pivot_root(root: impl AsFd) -> Result<()> {
+/// Makes the mount that `root` is open on the root of the caller's mount namespace.
+///
+/// By `pivot_root` the old root is dropped. Container runtimes' default seccomp profiles refuse
+/// that call while they allow mounts: then the new root is moved over the old one, which nothing
+/// inside can reach as long as it may not unmount or make mount namespaces.
+pub fn change_root(root: impl AsFd) -> Result<()> {
+    let root = root.as_fd();
     rustix::process::fchdir(root).about("fchdir", "new root")?;
-    rustix::process::pivot_root(c".", c".").about("pivot_root", ".")?;
-    // The old root is now stacked on the new one at "/": this takes it off.
-    rustix::mount::unmount(c".", UnmountFlags::DETACH).about("umount", "old root")?;
+    match rustix::process::pivot_root(c".", c".") {
+        // The old root is now stacked on the new one at "/": this takes it off.
+        Ok(()) => rustix::mount::unmount(c".", UnmountFlags::DETACH).about("umount", "old root")?,
+        Err(Errno::PERM | Errno::NOSYS) => {
+            attach_path(root, Path::new("/"))?;
+            rustix::process::chroot(c".").about("chroot", "new root")?;
+        }
+        Err(errno) => return Err(Error::new("pivot_root", ".", errno)),
+    }
     rustix::process::chdir(c"/").about("chdir", "/")
 }
 

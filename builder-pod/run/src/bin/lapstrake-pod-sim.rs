@@ -11,6 +11,7 @@ use lapstrake_sys::caps::{self, CapabilitySet};
 use lapstrake_sys::idmap::{Extent, IdMap, write_maps};
 use lapstrake_sys::mount::{MountAttrFlags, attach_path, isolate_propagation, new_filesystem};
 use lapstrake_sys::process::{self, Child, Ended, Namespaces, Side};
+use lapstrake_sys::seccomp::{self, Instruction};
 use lapstrake_sys::signal::{self, SignalQueue};
 use rustix::process::Signal;
 
@@ -78,12 +79,26 @@ fn become_pod(command: &[String], capabilities: CapabilitySet) -> Result<i32, Fa
     isolate_propagation(true)?;
     let proc = new_filesystem("proc", &[], MountAttrFlags::empty())?;
     attach_path(&proc, std::path::Path::new("/proc"))?;
+    if capabilities.contains(CapabilitySet::SYS_ADMIN) {
+        seccomp::install(&without_pivot_root())?;
+    }
     caps::bound(capabilities)?;
     caps::settle(capabilities)?;
     let args = command.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()?;
     let env = [CString::new("PATH=/usr/bin:/bin")?];
     let program = args.first().ok_or("no program")?;
     Err(process::exec(program, &args, &env).into())
+}
+
+fn without_pivot_root() -> [Instruction; 4] {
+    let pivot_root = if cfg!(target_arch = "aarch64") { 41 } else { 155 };
+    let step = |code, k, jf| Instruction { code, jt: 0, jf, k };
+    [
+        step(0x20, 0, 0),
+        step(0x15, pivot_root, 1),
+        step(0x06, 0x0005_0001, 0), // EPERM
+        step(0x06, 0x7fff_0000, 0), // allowed
+    ]
 }
 
 /// Passes SIGTERM on and waits.

@@ -229,5 +229,5 @@ fn open_bind(path: &Path, subpath: &Path, attrs: MountAttrFlags) -> lapstrake_sy
 
 /// Makes `tree` the root of this process.
 pub(super) fn enter(tree: &Tree) -> Result<(), Failure> {
-    mount::pivot_root(&tree.root).map_err(kernel(Stage::Root))
+    mount::change_root(&tree.root).map_err(kernel(Stage::Root))
 }
