@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What the tests of several crates need.
+//!
+//! Job: a small but real image registry with faults on demand, tiny images, a busybox root.
+//! Holds: each instance owns its folder and its port; nothing waits for a length of time.
+//! Never: part of the builder; decides what the code under test should do.
+
+pub mod image;
+pub mod registry;
+pub mod rootfs;
+
+pub use tempfile::{TempDir, tempdir};
