@@ -2,6 +2,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::limits::{ERRORS_MAX, MESSAGE_BYTES_MAX, WARNINGS_MAX};
 use crate::render::{self, Style};
 use crate::source::{Position, Source, Span};
 
@@ -57,7 +58,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error at `span`.
     pub(crate) fn error(code: &'static str, span: Span, message: impl Into<String>) -> Self {
-        let message = message.into();
+        let message = cut(message.into());
         let (label, also, note, help) = (String::new(), Vec::new(), None, None);
         Self { severity: Severity::Error, code, message, span, label, also, note, help }
     }
@@ -97,6 +98,15 @@ impl Diagnostic {
             None => self,
         }
     }
+}
+
+/// A message that quotes the file can be as long as the file.
+fn cut(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push('…');
+    }
+    message
 }
 
 /// Findings about one source. As an error, its text is the short form of each finding on a line.
@@ -171,8 +181,19 @@ impl Diagnostics {
         self.items.extend(items);
     }
 
-    pub(crate) fn sort(&mut self) {
+    /// Puts findings in the order of the file, and keeps at most so many errors and warnings.
+    pub(crate) fn finish(mut self) -> Self {
         self.items.sort_by_key(|d| (d.span.start, d.severity));
+        let (mut errors, mut warnings) = (0, 0);
+        self.items.retain(|finding| {
+            let (count, max) = match finding.severity {
+                Severity::Error => (&mut errors, ERRORS_MAX),
+                Severity::Warning => (&mut warnings, WARNINGS_MAX),
+            };
+            *count += 1;
+            *count <= max
+        });
+        self
     }
 }
 

@@ -3,6 +3,8 @@
 //! Holds: time is linear in text and values, results are bounded by [`EXPANSION_BYTES_MAX`], nesting by
 //! [`EXPANSION_DEPTH_MAX`].
 
+use std::collections::BTreeSet;
+
 use regex::Regex;
 
 use crate::limits::{EXPANSION_BYTES_MAX, EXPANSION_DEPTH_MAX};
@@ -53,10 +55,8 @@ pub(crate) enum ExpandError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Expansion {
     pub(crate) text: String,
-    /// Names that were asked for and are set.
-    pub(crate) used: Vec<String>,
     /// Names that were asked for and are not set.
-    pub(crate) unset: Vec<String>,
+    pub(crate) unset: BTreeSet<String>,
 }
 
 /// How texts are read.
@@ -83,7 +83,7 @@ impl Lexer {
     pub(crate) fn word(&self, text: &str, env: &dyn Lookup) -> Result<Expansion, ExpandError> {
         let mut walk = Walk::new(self, text, env);
         let text = walk.until(None, self.raw_escapes, None)?;
-        Ok(Expansion { text, used: walk.used, unset: walk.unset })
+        Ok(Expansion { text, unset: walk.unset })
     }
 
     /// Expands `text` and splits the result at whitespace outside quotes.
@@ -133,14 +133,13 @@ struct Walk<'a> {
     env: &'a dyn Lookup,
     raw_escapes: bool,
     depth: usize,
-    used: Vec<String>,
-    unset: Vec<String>,
+    unset: BTreeSet<String>,
 }
 
 impl<'a> Walk<'a> {
     fn new(lexer: &'a Lexer, text: &'a str, env: &'a dyn Lookup) -> Self {
-        let (used, unset) = (Vec::new(), Vec::new());
-        Self { lexer, rest: text.chars(), env, raw_escapes: lexer.raw_escapes, depth: 0, used, unset }
+        let (raw_escapes, unset) = (lexer.raw_escapes, BTreeSet::new());
+        Self { lexer, rest: text.chars(), env, raw_escapes, depth: 0, unset }
     }
 
     fn peek(&self) -> Option<char> {
@@ -306,9 +305,8 @@ impl<'a> Walk<'a> {
 
     fn lookup(&mut self, name: &str) -> Option<String> {
         let value = self.env.get(name).map(str::to_owned);
-        let list = if value.is_some() { &mut self.used } else { &mut self.unset };
-        if !list.iter().any(|known| known == name) {
-            list.push(name.to_owned());
+        if value.is_none() && !self.unset.contains(name) {
+            self.unset.insert(name.to_owned());
         }
         value
     }
@@ -396,7 +394,11 @@ impl<'a> Walk<'a> {
                     None => (false, word.as_str()),
                 };
                 let value = value.unwrap_or_default();
-                if operator == '#' { trim_prefix(word, &value, greedy) } else { trim_suffix(word, &value, greedy) }
+                if operator == '#' {
+                    trim_prefix(word, &value, greedy)
+                } else {
+                    trim_suffix(word, &value, greedy)
+                }
             }
         }
     }

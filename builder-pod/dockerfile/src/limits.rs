@@ -12,7 +12,15 @@ pub const WARNINGS_MAX: usize = 200;
 pub const EXPANSION_DEPTH_MAX: usize = 64;
 /// A longer result of variable expansion is refused, bytes.
 pub const EXPANSION_BYTES_MAX: usize = 1 << 20;
+/// More values of global arguments than this together are refused, bytes.
+pub const GLOBAL_BYTES_MAX: usize = 4 << 20;
 /// A larger definition is refused, bytes; many steps times a large environment get there.
 pub const DEFINITION_BYTES_MAX: usize = 64 << 20;
+/// More heredocs in one instruction are refused.
+pub const HEREDOCS_MAX: usize = 1000;
+/// More trigger instructions in all stages together are refused.
+pub const TRIGGERS_MAX: usize = 100_000;
+/// A longer message of a finding is cut, bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1000;
 /// More ports in one `EXPOSE` are refused.
 pub const EXPOSED_PORTS_MAX: usize = 65_536;

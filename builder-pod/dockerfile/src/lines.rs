@@ -94,7 +94,8 @@ impl<'a> Reader<'a> {
         self.number += 1;
         if full.len() > LINE_BYTES_MAX {
             let span = Span::new(line.offset, line.offset + line.text().len());
-            let message = format!("line is {} bytes long, more than the {LINE_BYTES_MAX} that are allowed", full.len());
+            let message =
+                format!("line is {} bytes long, more than the {LINE_BYTES_MAX} that are allowed", full.len());
             self.findings.push(Diagnostic::error("line-too-long", span, message));
         }
         Some(line)
@@ -144,8 +145,12 @@ impl<'a> Reader<'a> {
         }
         if let Some(span) = empty {
             self.findings.push(
-                Diagnostic::warning("no-empty-continuation", span, "empty line inside a continued instruction")
-                    .help("remove the line, or make it a comment"),
+                Diagnostic::warning(
+                    "no-empty-continuation",
+                    span,
+                    "empty line inside a continued instruction",
+                )
+                .help("remove the line, or make it a comment"),
             );
         }
         logical
@@ -157,7 +162,8 @@ impl<'a> Reader<'a> {
             return false;
         }
         let parsed = comment.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
-        let known = |key: &str| ["syntax", "escape", "check"].into_iter().find(|k| k.eq_ignore_ascii_case(key));
+        let known =
+            |key: &str| ["syntax", "escape", "check"].into_iter().find(|k| k.eq_ignore_ascii_case(key));
         let Some((name, value)) = parsed.and_then(|(key, value)| Some((known(key)?, value))) else {
             self.directives_open = false;
             return false;
@@ -168,8 +174,12 @@ impl<'a> Reader<'a> {
         }
         if let Some(before) = self.directives.iter().find(|d| d.name == name) {
             self.findings.push(
-                Diagnostic::error("duplicate-directive", span, format!("only one {name} parser directive can be used"))
-                    .also(before.span, "first given here"),
+                Diagnostic::error(
+                    "duplicate-directive",
+                    span,
+                    format!("only one {name} parser directive can be used"),
+                )
+                .also(before.span, "first given here"),
             );
             return true;
         }

@@ -75,16 +75,14 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
         }
         let mut all = Diagnostics::of(plan.source.clone(), findings);
         all.extend(plan.warnings.iter().cloned());
-        all.sort();
-        return Err(all);
+        return Err(all.finish());
     };
     let config = finish_config(plan, state.image.clone());
     let context_use = ContextUse::of(&context_paths);
     let used = graph.uses_context(state.output);
     let context = context_operation(&plan.options, &context_use);
     let (definition, steps) = graph.finish(state.output, context, &plan.source);
-    let mut warnings = Diagnostics::of(plan.source.clone(), plan.warnings.clone());
-    warnings.sort();
+    let warnings = Diagnostics::of(plan.source.clone(), plan.warnings.clone()).finish();
     let context = used.then_some(context_use);
     let stages = stages.reachable.iter().filter(|r| **r).count();
     Ok(Lowered { definition, config, context, warnings, stages, steps })

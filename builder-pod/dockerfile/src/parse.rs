@@ -1,7 +1,7 @@
 use crate::ast::{Dockerfile, Heredoc, Instruction, Kind};
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::instruction;
-use crate::limits::{ERRORS_MAX, FILE_BYTES_MAX, WARNINGS_MAX};
+use crate::limits::{ERRORS_MAX, FILE_BYTES_MAX, HEREDOCS_MAX, WARNINGS_MAX};
 use crate::lines::{Logical, Reader};
 use crate::source::{Source, Span};
 use crate::words::HeredocWord;
@@ -39,9 +39,7 @@ pub fn parse(name: &str, text: &str) -> Parsed {
     } else {
         read(&source, &mut ast, &mut findings);
     }
-    let mut diagnostics = Diagnostics::of(source, bounded(findings));
-    diagnostics.sort();
-    Parsed { ast, diagnostics }
+    Parsed { ast, diagnostics: Diagnostics::of(source, findings).finish() }
 }
 
 fn read(source: &Source, ast: &mut Dockerfile, findings: &mut Vec<Diagnostic>) {
@@ -70,6 +68,12 @@ fn heredocs(
     findings: &mut Vec<Diagnostic>,
 ) -> Vec<Heredoc> {
     let announced = instruction::announced_heredocs(line, reader.escape);
+    if announced.len() > HEREDOCS_MAX {
+        let message =
+            format!("{} heredocs are more than the {HEREDOCS_MAX} that are allowed", announced.len());
+        findings.push(Diagnostic::error("too-many-heredocs", line.trimmed().span, message));
+        return Vec::new();
+    }
     let mut out: Vec<Heredoc> = Vec::new();
     let mut from = 0;
     for word in announced {
@@ -138,7 +142,8 @@ fn structure(instructions: &[Instruction], findings: &mut Vec<Diagnostic>) {
     let before = instructions.iter().take_while(|i| !is_from(i));
     let stray = before.clone().find(|i| !matches!(i.kind, Kind::Arg(_) | Kind::Invalid));
     if let Some(stray) = stray {
-        let message = format!("no build stage in current context: {} before the first FROM", stray.keyword.text);
+        let message =
+            format!("no build stage in current context: {} before the first FROM", stray.keyword.text);
         findings.push(
             Diagnostic::error("no-stage", stray.keyword.span, message)
                 .help("only ARG may stand before the first FROM"),
@@ -152,18 +157,4 @@ fn structure(instructions: &[Instruction], findings: &mut Vec<Diagnostic>) {
                 .help("a stage starts with FROM image"),
         );
     }
-}
-
-/// At most so many errors and warnings.
-fn bounded(mut findings: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    let (mut errors, mut warnings) = (0, 0);
-    findings.retain(|finding| {
-        let (count, max) = match finding.severity {
-            Severity::Error => (&mut errors, ERRORS_MAX),
-            Severity::Warning => (&mut warnings, WARNINGS_MAX),
-        };
-        *count += 1;
-        *count <= max
-    });
-    findings
 }

@@ -79,8 +79,7 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     warnings.extend(args::unused(&parsed.ast, options));
     if findings.has_errors() {
         findings.extend(warnings);
-        findings.sort();
-        return Err(findings);
+        return Err(findings.finish());
     }
     let escape = parsed.ast.escape;
     Ok(Plan { source, escape, options: options.clone(), args, stages, warnings, epoch })

@@ -34,12 +34,20 @@ impl Style {
 
 /// `file:line:column: message (help)`.
 pub(crate) fn short(source: &Source, diagnostic: &Diagnostic) -> String {
-    let at = source.position(diagnostic.span.start);
-    let mut out = format!("{}:{}:{}: {}", source.name(), at.line, at.column, diagnostic.message);
+    let mut out = format!("{}: {}", place(source, diagnostic.span), diagnostic.message);
     if let Some(help) = &diagnostic.help {
         let _ = write!(out, " ({help})");
     }
     out
+}
+
+/// `file:line:column`, or the file alone for what is about no place in it.
+fn place(source: &Source, span: Span) -> String {
+    if span == Span::default() {
+        return source.name().to_owned();
+    }
+    let at = source.position(span.start);
+    format!("{}:{}:{}", source.name(), at.line, at.column)
 }
 
 /// Every finding with its lines, one empty line between two.
@@ -54,13 +62,15 @@ fn one(source: &Source, item: &Diagnostic, style: Style) -> String {
     let _ = writeln!(out, "{head}{}", style.paint("1", &format!(": {}", item.message)));
     let mut places = vec![(Label { span: item.span, text: item.label.clone() }, true)];
     places.extend(item.also.iter().map(|l| (l.clone(), false)));
-    let at = source.position(item.span.start);
+    places.retain(|(label, _)| label.span != Span::default());
     let last = places.iter().map(|(l, _)| source.line_of(l.span.start)).max().unwrap_or(1);
     let width = last.to_string().len();
     let gutter = |text: &str| style.frame(&format!("{text:>width$} |"));
     let arrow = style.frame("-->");
-    let _ = writeln!(out, "{:width$}{arrow} {}:{}:{}", "", source.name(), at.line, at.column);
-    let _ = writeln!(out, "{}", gutter(""));
+    let _ = writeln!(out, "{:width$}{arrow} {}", "", place(source, item.span));
+    if !places.is_empty() {
+        let _ = writeln!(out, "{}", gutter(""));
+    }
     places.sort_by_key(|(l, _)| (source.line_of(l.span.start), l.span.start));
     let mut shown: Option<u32> = None;
     for (label, primary) in &places {
@@ -106,8 +116,7 @@ impl View {
         let start = span.start.clamp(bounds.start, bounds.end);
         let end = span.end.clamp(start, bounds.end);
         let part = |from, to| source.slice(Span::new(from, to));
-        let (before, marked, after) =
-            (part(bounds.start, start), part(start, end), part(end, bounds.end));
+        let (before, marked, after) = (part(bounds.start, start), part(start, end), part(end, bounds.end));
         let total = before.chars().count() + marked.chars().count() + after.chars().count();
         let cut = total > LINE_CHARS_MAX;
         let keep = if cut { LINE_CHARS_MAX / 4 } else { usize::MAX };
@@ -183,10 +192,7 @@ error[unknown-instruction]: unknown instruction: RUUN
   = help: did you mean RUN?
 ";
         assert_eq!(text(&source, std::slice::from_ref(&item), Style::Plain), expected);
-        assert_eq!(
-            short(&source, &item),
-            "Dockerfile:2:2: unknown instruction: RUUN (did you mean RUN?)"
-        );
+        assert_eq!(short(&source, &item), "Dockerfile:2:2: unknown instruction: RUUN (did you mean RUN?)");
     }
 
     #[test]

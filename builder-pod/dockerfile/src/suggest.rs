@@ -10,7 +10,9 @@ pub(crate) fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>
         if option.eq_ignore_ascii_case(word) {
             return (option != word).then_some(option);
         }
-        let Some(edits) = distance(&word.to_ascii_lowercase(), &option.to_ascii_lowercase()) else { continue };
+        let Some(edits) = distance(&word.to_ascii_lowercase(), &option.to_ascii_lowercase()) else {
+            continue;
+        };
         if best.is_none_or(|(least, _)| edits < least) {
             best = Some((edits, option));
         }
@@ -25,23 +27,26 @@ pub(crate) fn nearest_in_case<'a>(word: &str, options: impl IntoIterator<Item = 
     Some(if upper { found.to_ascii_uppercase() } else { found.to_ascii_lowercase() })
 }
 
-/// Levenshtein distance, `None` where it is above the limit or as large as the word itself.
+/// Edit distance with transpositions, `None` where it is above the limit or as large as the word itself.
 fn distance(a: &str, b: &str) -> Option<usize> {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
     if a.len().abs_diff(b.len()) > EDITS_MAX {
         return None;
     }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
+    let mut rows: [Vec<usize>; 3] = [vec![0; b.len() + 1], vec![0; b.len() + 1], (0..=b.len()).collect()];
     for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
+        rows.rotate_left(1);
+        rows[2][0] = i + 1;
         for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
+            let replaced = rows[1][j] + usize::from(x != y);
+            let mut least = replaced.min(rows[1][j + 1] + 1).min(rows[2][j] + 1);
+            if i > 0 && j > 0 && *x == b[j - 1] && a[i - 1] == *y {
+                least = least.min(rows[0][j - 1] + 1);
+            }
+            rows[2][j + 1] = least;
         }
     }
-    let edits = row[b.len()];
+    let edits = rows[2][b.len()];
     (edits <= EDITS_MAX && edits < a.len().max(1)).then_some(edits)
 }
 
@@ -51,7 +56,7 @@ mod tests {
 
     #[test]
     fn the_nearest_word_is_found_and_far_ones_are_not() {
-        let options = ["run", "copy", "from", "entrypoint"];
+        let options = ["env", "run", "copy", "from", "entrypoint"];
         assert_eq!(nearest_in_case("RNU", options).as_deref(), Some("RUN"));
         assert_eq!(nearest_in_case("entrypont", options).as_deref(), Some("entrypoint"));
         assert_eq!(nearest("workdir", options), None);

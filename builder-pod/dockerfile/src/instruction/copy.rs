@@ -52,7 +52,8 @@ fn common(input: &mut Input<'_>, flags: &Flags) -> Parsed<Copy> {
         (0 | 1, _) | (_, None) => {
             let what = "requires at least two arguments, but only one was provided. \
                         Destination could not be determined";
-            let finding = Diagnostic::error("missing-destination", input.whole(), format!("{} {what}", input.name()));
+            let finding =
+                Diagnostic::error("missing-destination", input.whole(), format!("{} {what}", input.name()));
             return fail(finding.help(format!("write {} source… destination", input.name())));
         }
         (_, Some(dest)) => dest,
@@ -61,10 +62,10 @@ fn common(input: &mut Input<'_>, flags: &Flags) -> Parsed<Copy> {
         let message = format!("{} cannot accept a heredoc as a destination", input.name());
         return fail(Diagnostic::error("heredoc-as-destination", dest.span, message));
     }
-    let (mut sources, mut heredocs) = (Vec::new(), Vec::new());
+    let (mut sources, mut heredocs, mut bodies) = (Vec::new(), Vec::new(), input.heredocs.iter());
     for word in words {
         match words::heredoc(&word.text) {
-            Some(found) => heredocs.push(body(input, &found, &word)),
+            Some(found) => heredocs.push(body(&mut bodies, found, &word)),
             None => sources.push(word),
         }
     }
@@ -74,14 +75,9 @@ fn common(input: &mut Input<'_>, flags: &Flags) -> Parsed<Copy> {
     Ok(Copy { sources, heredocs, dest, chown, chmod, link, exclude, ..Copy::default() })
 }
 
-/// The heredoc that a word names: the last of that name, and an empty one where there is none (JSON form).
-fn body(input: &Input<'_>, found: &words::HeredocWord, word: &Word) -> Heredoc {
-    let body = input.heredocs.iter().rev().find(|h| h.name == found.name).map(|h| h.body.clone());
-    Heredoc {
-        name: found.name.clone(),
-        span: word.span,
-        expand: found.expand,
-        chomp: found.chomp,
-        body: body.unwrap_or_default(),
-    }
+/// The next heredoc of the word's name, and an empty one where there is none (JSON form).
+fn body(bodies: &mut std::slice::Iter<'_, Heredoc>, found: words::HeredocWord, word: &Word) -> Heredoc {
+    let body = bodies.find(|h| h.name == found.name).map(|h| h.body.clone());
+    let words::HeredocWord { name, expand, chomp } = found;
+    Heredoc { name, span: word.span, expand, chomp, body: body.unwrap_or_default() }
 }

@@ -22,10 +22,11 @@ fn legacy(input: &Input<'_>) -> Parsed<Pair> {
     let blank = ['\t', '\u{b}', '\u{c}', '\r', ' '];
     let Some(at) = whole.text.find(blank) else {
         let message = format!("{} must have two arguments", input.name());
-        return fail(
-            Diagnostic::error("missing-value", whole.span, message)
-                .help(format!("write {} {}=value", input.name(), whole.text)),
-        );
+        return fail(Diagnostic::error("missing-value", whole.span, message).help(format!(
+            "write {} {}=value",
+            input.name(),
+            whole.text
+        )));
     };
     let value = whole.text[at..].trim_start_matches(blank);
     let start = whole.text.len() - value.len();
@@ -34,8 +35,7 @@ fn legacy(input: &Input<'_>) -> Parsed<Pair> {
 
 fn pair(input: &Input<'_>, word: &Word) -> Parsed<Pair> {
     let Some(at) = word.text.find('=') else {
-        let message =
-            format!("can't find = in {:?}, it must be of the form name=value", word.text);
+        let message = format!("can't find = in {:?}, it must be of the form name=value", word.text);
         return fail(
             Diagnostic::error("missing-equals", word.span, message)
                 .help("a value with spaces must be in quotes"),

@@ -18,8 +18,7 @@ pub(super) fn parse(input: &Input<'_>) -> Parsed<From> {
 
 fn shape(input: &Input<'_>, words: &[Word]) -> Diagnostic {
     let span = words.first().zip(words.last()).map_or(input.keyword.span, |(a, b)| a.span.to(b.span));
-    let finding =
-        Diagnostic::error("invalid-from", span, "FROM requires either one or three arguments");
+    let finding = Diagnostic::error("invalid-from", span, "FROM requires either one or three arguments");
     match words {
         [_, as_] if as_.text.eq_ignore_ascii_case("as") => finding.help("a stage name must follow AS"),
         [_, name] => finding.help(format!("to name the stage, write AS {}", name.text)),

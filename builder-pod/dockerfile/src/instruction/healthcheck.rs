@@ -40,7 +40,11 @@ fn command(input: &mut Input<'_>, rest: std::ops::Range<usize>) -> Parsed<Health
     known.push(("retries", Takes::Value));
     let flags = Flags::read(input, &known)?;
     if rest.is_empty() {
-        return fail(Diagnostic::error("missing-argument", input.whole(), "Missing command after HEALTHCHECK CMD"));
+        return fail(Diagnostic::error(
+            "missing-argument",
+            input.whole(),
+            "Missing command after HEALTHCHECK CMD",
+        ));
     }
     let (args, warning) = exec_form(input.line, rest.clone())?;
     input.findings.extend(warning);

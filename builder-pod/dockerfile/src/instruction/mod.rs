@@ -22,8 +22,24 @@ use crate::{ast, json};
 
 /// All keywords.
 pub(crate) const KEYWORDS: [&str; 18] = [
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",
-    "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
 ];
 
 /// An instruction could not be understood; the finding says why.
@@ -113,9 +129,10 @@ fn exec_form(line: &Logical, rest: Range<usize>) -> Parsed<(Option<Vec<Word>>, O
             .help("put every element in double quotes"),
         ),
         json::Form::Shell if json::looks_like_exec(text) => {
-            let warning = Diagnostic::warning("invalid-exec-form", line.span(rest), "this is not a valid JSON array")
-                .note("it looks like the exec form, and is taken as the shell form")
-                .help("elements need double quotes and commas between them, and none after the last");
+            let warning =
+                Diagnostic::warning("invalid-exec-form", line.span(rest), "this is not a valid JSON array")
+                    .note("it looks like the exec form, and is taken as the shell form")
+                    .help("elements need double quotes and commas between them, and none after the last");
             Ok((None, Some(warning)))
         }
         json::Form::Shell => Ok((None, None)),
@@ -156,7 +173,8 @@ pub(crate) fn parse(
     let (keyword, rest) = words::keyword(&line.text);
     let (flags, rest) = words::flags(&line.text, rest, escape);
     let keyword = line.word(keyword);
-    let mut input = Input { line, escape, keyword: keyword.clone(), flags, rest, heredocs, findings: Vec::new() };
+    let mut input =
+        Input { line, escape, keyword: keyword.clone(), flags, rest, heredocs, findings: Vec::new() };
     let kind = kind(&mut input);
     findings.append(&mut input.findings);
     let kind = kind.unwrap_or_else(|finding| {
@@ -198,7 +216,9 @@ fn unknown(keyword: &Word) -> Diagnostic {
     match suggest::nearest_in_case(&keyword.text, KEYWORDS) {
         Some(word) => finding.suggest(Some(word)),
         None if keyword.text.starts_with("//") => finding.help("comments start with #"),
-        None => finding.note("a line that goes on an instruction needs a \\ at the end of the line before it"),
+        None => {
+            finding.note("a line that goes on an instruction needs a \\ at the end of the line before it")
+        }
     }
 }
 

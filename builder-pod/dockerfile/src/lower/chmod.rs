@@ -11,9 +11,8 @@ pub(crate) enum Mode {
 
 /// Reads a mode; the error is the finding's text.
 pub(crate) fn parse(text: &str) -> Result<Mode, String> {
-    let octal = || {
-        format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777")
-    };
+    let octal =
+        || format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777");
     if text.starts_with(|c: char| c.is_ascii_digit()) {
         return match i32::from_str_radix(text, 8) {
             Ok(mode) if mode <= 0o7777 => Ok(Mode::Octal(mode)),
@@ -32,7 +31,9 @@ fn clause(text: &str) -> bool {
     if !actions.starts_with(['+', '-', '=']) {
         return false;
     }
-    actions.chars().all(|c| matches!(c, '+' | '-' | '=' | 'r' | 'w' | 'x' | 'X' | 's' | 't' | 'u' | 'g' | 'o'))
+    actions
+        .chars()
+        .all(|c| matches!(c, '+' | '-' | '=' | 'r' | 'w' | 'x' | 'X' | 's' | 't' | 'u' | 'g' | 'o'))
 }
 
 #[cfg(test)]

@@ -49,6 +49,10 @@ impl Lowering<'_> {
         for (key, value) in pairs {
             text.push_str(&format!(" {key}={value}"));
             current.state.env.set(&key, &value);
+            // The list is searched from its start.
+            if !self.graph.spend(4 * current.state.image.config.env.len()) {
+                return Ok(());
+            }
             set_in_config(&mut current.state.image.config.env, &key, &value);
         }
         self.record(&mut current.state, text);
@@ -135,7 +139,8 @@ impl Lowering<'_> {
     fn expose(&mut self, current: &mut Current, words: &[Word]) -> Lower<String> {
         let (mut ports, lexer) = (Vec::new(), self.lexer());
         for word in words {
-            let texts = lexer.words(&word.text, &current.state.env).map_err(|e| expansion_error(&e, word.span))?;
+            let texts =
+                lexer.words(&word.text, &current.state.env).map_err(|e| expansion_error(&e, word.span))?;
             for text in texts {
                 let found = expose::ports(&text)
                     .map_err(|message| Box::new(Diagnostic::error("invalid-port", word.span, message)))?;
@@ -176,7 +181,8 @@ pub(super) fn with_shell(state: &State, text: &str) -> Vec<String> {
         _ => &["/bin/sh", "-c"],
     };
     let own = &state.image.config.shell;
-    let mut out = if own.is_empty() { default.iter().map(|s| (*s).to_owned()).collect() } else { own.clone() };
+    let mut out =
+        if own.is_empty() { default.iter().map(|s| (*s).to_owned()).collect() } else { own.clone() };
     out.push(text.to_owned());
     out
 }

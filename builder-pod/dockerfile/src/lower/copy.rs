@@ -73,8 +73,12 @@ impl Lowering<'_> {
             (true, Some(below)) => {
                 counter_again(current);
                 let Current { state, counter, .. } = current;
-                let name =
-                    counter.next(&format!("LINK {shown}"), &state.platform, Some(&state.env), at.step.trigger);
+                let name = counter.next(
+                    &format!("LINK {shown}"),
+                    &state.platform,
+                    Some(&state.env),
+                    at.step.trigger,
+                );
                 metadata.description.extend(named(&name).description);
                 self.merge(below, output, metadata, at)
             }
@@ -112,9 +116,10 @@ impl Lowering<'_> {
         }
         let mode = match &chmod {
             None => None,
-            Some(word) => Some(chmod::parse(&word.text).map_err(|message| {
-                Box::new(Diagnostic::error("invalid-chmod", word.span, message))
-            })?),
+            Some(word) => Some(
+                chmod::parse(&word.text)
+                    .map_err(|message| Box::new(Diagnostic::error("invalid-chmod", word.span, message)))?,
+            ),
         };
         self.check_checksum(checksum.as_ref(), &sources)?;
         Ok(Expanded { sources, dest, chown, chmod, mode, checksum, files })
@@ -137,7 +142,8 @@ impl Lowering<'_> {
 
     fn check_checksum(&self, checksum: Option<&Word>, sources: &[Word]) -> Lower<()> {
         let Some(checksum) = checksum else { return Ok(()) };
-        let error = |message: &str| Err(Box::new(Diagnostic::error("invalid-checksum", checksum.span, message)));
+        let error =
+            |message: &str| Err(Box::new(Diagnostic::error("invalid-checksum", checksum.span, message)));
         match sources {
             [source] if is_http(&source.text) => match checksum.text.parse::<lapstrake_oci::Digest>() {
                 Ok(_) => Ok(()),
@@ -159,7 +165,11 @@ impl Lowering<'_> {
         if is_http(&word.text) {
             let action = base_action(expanded, String::new());
             let attempt_unpack_docker_compatibility = copy.unpack.unwrap_or(false);
-            return Ok(pb::FileActionCopy { exclude_patterns, attempt_unpack_docker_compatibility, ..action });
+            return Ok(pb::FileActionCopy {
+                exclude_patterns,
+                attempt_unpack_docker_compatibility,
+                ..action
+            });
         }
         let (mut source, mut include, mut required) = (word.text.clone(), Vec::new(), Vec::new());
         if copy.parents.is_some() {

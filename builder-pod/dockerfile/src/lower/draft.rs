@@ -123,7 +123,8 @@ impl Graph {
             }
             let inputs = draft.inputs.iter().filter_map(|input| resolve(&outputs, *input));
             draft.op.inputs = inputs.map(Builder::input).collect();
-            let range = draft.lines.map(|(first, last)| SourceRange { file, start: (first, 0), end: (last, 0) });
+            let range =
+                draft.lines.map(|(first, last)| SourceRange { file, start: (first, 0), end: (last, 0) });
             let vertex = builder.add(&draft.op, draft.metadata, range.as_slice());
             outputs.insert(at, Output { vertex, index: 0 });
         }

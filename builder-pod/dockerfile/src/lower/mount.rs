@@ -13,8 +13,25 @@ use crate::suggest;
 const TYPES: [&str; 5] = ["bind", "cache", "tmpfs", "secret", "ssh"];
 const SHARING: [&str; 3] = ["shared", "private", "locked"];
 const KEYS: [&str; 19] = [
-    "type", "from", "source", "target", "readonly", "id", "sharing", "required", "size", "mode", "uid", "gid", "src",
-    "dst", "destination", "ro", "rw", "readwrite", "env",
+    "type",
+    "from",
+    "source",
+    "target",
+    "readonly",
+    "id",
+    "sharing",
+    "required",
+    "size",
+    "mode",
+    "uid",
+    "gid",
+    "src",
+    "dst",
+    "destination",
+    "ro",
+    "rw",
+    "readwrite",
+    "env",
 ];
 
 /// A `key[=value]` of a mount.
@@ -90,7 +107,13 @@ pub(super) struct Lowered {
 
 impl Lowering<'_> {
     /// Lowers one mount of a step.
-    pub(super) fn mount(&mut self, current: &Current, at: &At<'_>, word: &Word, from: &From) -> Lower<Lowered> {
+    pub(super) fn mount(
+        &mut self,
+        current: &Current,
+        at: &At<'_>,
+        word: &Word,
+        from: &From,
+    ) -> Lower<Lowered> {
         let mount = self.read_mount(current, word)?;
         check(&mount, word)?;
         let capable = &self.plan.options.capabilities;
@@ -390,7 +413,8 @@ mod tests {
     #[test]
     fn mounts_split_at_commas_outside_quotes() {
         let text = "type=cache,\"target=/a,b\",ro";
-        let fields = fields(&Word { text: text.to_owned(), span: Span::new(10, 10 + text.len()) }).expect("valid");
+        let fields =
+            fields(&Word { text: text.to_owned(), span: Span::new(10, 10 + text.len()) }).expect("valid");
         assert_eq!(fields[1].value.as_ref().map(|v| v.text.as_str()), Some("/a,b"));
         assert_eq!((fields[2].key.as_str(), &fields[2].value), ("ro", &None));
         assert_eq!(fields[0].value.as_ref().map(|v| v.span), Some(Span::new(15, 20)));

@@ -18,7 +18,13 @@ pub(crate) struct Counter {
 
 impl Counter {
     /// The name of the next step.
-    pub(crate) fn next(&mut self, text: &str, platform: &Platform, env: Option<&Env>, trigger: bool) -> String {
+    pub(crate) fn next(
+        &mut self,
+        text: &str,
+        platform: &Platform,
+        env: Option<&Env>,
+        trigger: bool,
+    ) -> String {
         if self.total == 0 {
             return text.to_owned();
         }

@@ -43,11 +43,12 @@ impl Lowering<'_> {
             let from = at.step.from.get(index).unwrap_or(&From::Default);
             mounts.push(self.mount(current, at, word, from)?);
         }
-        let network = run.network.as_ref().map_or(self.plan.options.network, |word| match word.text.as_str() {
-            "none" => Network::None,
-            "host" => Network::Host,
-            _ => self.plan.options.network,
-        });
+        let network =
+            run.network.as_ref().map_or(self.plan.options.network, |word| match word.text.as_str() {
+                "none" => Network::None,
+                "host" => Network::Host,
+                _ => self.plan.options.network,
+            });
         let name = self.run_name(current, at, run, &line, &mounts);
         let history = history(&line.args, &current.state);
         self.graph.spend(current.state.env.bytes() + history.len());
@@ -98,8 +99,7 @@ impl Lowering<'_> {
 
     /// A file of the Dockerfile in a file system of its own.
     pub(super) fn inline_file(&mut self, path: &str, mode: i32, data: Vec<u8>) -> DraftOutput {
-        let make =
-            pb::FileActionMkFile { path: path::clean(path), mode, data, owner: None, timestamp: -1 };
+        let make = pb::FileActionMkFile { path: path::clean(path), mode, data, owner: None, timestamp: -1 };
         let action = pb::FileAction {
             input: NO_INPUT,
             secondary_input: NO_INPUT,

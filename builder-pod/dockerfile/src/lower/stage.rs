@@ -85,7 +85,8 @@ impl<'a> Lowering<'a> {
             }
             if self.graph.is_too_large() {
                 let span = self.stages.list[id].from.source.span;
-                let message = format!("the build is larger than the {DEFINITION_BYTES_MAX} bytes that are allowed");
+                let message =
+                    format!("the build is larger than the {DEFINITION_BYTES_MAX} bytes that are allowed");
                 self.findings.push(Diagnostic::error("too-large", span, message));
                 return;
             }
@@ -154,7 +155,8 @@ impl<'a> Lowering<'a> {
                 platform = own;
             }
         }
-        let reference = found.digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
+        let reference =
+            found.digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
         let empty = image.rootfs.diff_ids.is_empty() && image.history.iter().all(|h| h.empty_layer);
         let output = if empty {
             None

@@ -38,8 +38,9 @@ impl State {
     /// What a copy of it costs, bytes, roughly.
     pub(crate) fn bytes(&self) -> usize {
         let config = &self.image.config;
-        let entries = config.env.len() + config.labels.len() + config.volumes.len() + config.exposed_ports.len();
-        self.env.bytes() + 64 * (self.image.history.len() + entries + self.args.len())
+        let entries =
+            config.env.len() + config.labels.len() + config.volumes.len() + config.exposed_ports.len();
+        512 + self.env.bytes() + 64 * (self.image.history.len() + entries + self.args.len())
     }
 
     /// Adds a history entry. `files` is set for instructions that touch files, whose text BuildKit marks.

@@ -7,13 +7,22 @@ use lapstrake_oci::Platform;
 use crate::ast::{Dockerfile, Kind};
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Lexer, Lookup};
+use crate::limits::GLOBAL_BYTES_MAX;
 use crate::options::Options;
 use crate::source::Span;
 
 /// Arguments that no `ARG` needs to declare (1.7 of the language's reference).
 const PREDEFINED: [&str; 10] = [
-    "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy",
-    "ALL_PROXY", "all_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "FTP_PROXY",
+    "ftp_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "ALL_PROXY",
+    "all_proxy",
 ];
 
 /// Arguments of the global scope.
@@ -46,6 +55,7 @@ pub(super) fn global(ast: &Dockerfile, options: &Options) -> (GlobalArgs, Vec<Di
     let mut args = GlobalArgs { values: platform_args(ast, options) };
     let mut findings = Vec::new();
     let lexer = Lexer::new(ast.escape);
+    let mut bytes = 0;
     for instruction in &ast.instructions {
         let list = match &instruction.kind {
             Kind::From(_) => break,
@@ -65,7 +75,13 @@ pub(super) fn global(ast: &Dockerfile, options: &Options) -> (GlobalArgs, Vec<Di
                     }
                 },
             };
+            bytes += value.len();
             args.values.insert(name.clone(), value);
+            if bytes > GLOBAL_BYTES_MAX {
+                let message = format!("global arguments are longer than {GLOBAL_BYTES_MAX} bytes together");
+                findings.push(Diagnostic::error("too-large", arg.name.span, message));
+                return (args, findings);
+            }
         }
     }
     (args, findings)

@@ -1,5 +1,7 @@
 //! Which image configs a plan needs.
 
+use std::collections::BTreeSet;
+
 use lapstrake_oci::{Platform, Reference};
 
 use crate::plan::{Base, From, ImageKey, ImageRequest, Images, Plan};
@@ -8,9 +10,10 @@ use crate::source::Span;
 /// Requests for what is not `known`, each once, in the order of the file.
 pub(super) fn needed(plan: &Plan, known: &Images) -> Vec<ImageRequest> {
     let mut out: Vec<ImageRequest> = Vec::new();
+    let mut seen = BTreeSet::new();
     let mut add = |reference: &Reference, platform: Platform, span: Span| {
         let key = ImageKey { reference: reference.clone(), platform };
-        if !known.contains_key(&key) && !out.iter().any(|request| request.key == key) {
+        if !known.contains_key(&key) && seen.insert(key.clone()) {
             out.push(ImageRequest { key, span });
         }
     };

@@ -7,10 +7,14 @@ use lapstrake_oci::{Platform, Reference};
 use crate::ast::{self, Dockerfile, Instruction, Kind, Word};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Lexer;
+use crate::limits::ERRORS_MAX;
 use crate::options::Options;
 use crate::plan::GlobalArgs;
 use crate::source::Span;
 use crate::suggest;
+
+/// More places of a cycle are not shown.
+const CYCLE_PLACES_MAX: usize = 10;
 
 /// Index of a stage in the file.
 pub(crate) type StageId = usize;
@@ -78,14 +82,13 @@ impl Stages {
 }
 
 /// Reads the stages, resolves their names, picks the target and what it needs.
-pub(super) fn collect(
-    ast: &Dockerfile,
-    options: &Options,
-    args: &GlobalArgs,
-) -> (Stages, Vec<Diagnostic>) {
+pub(super) fn collect(ast: &Dockerfile, options: &Options, args: &GlobalArgs) -> (Stages, Vec<Diagnostic>) {
     let mut findings = Vec::new();
     let mut stages = Stages::default();
     for instruction in &ast.instructions {
+        if findings.len() >= ERRORS_MAX {
+            break;
+        }
         match &instruction.kind {
             Kind::From(from) => {
                 let found = stage(&stages, ast, args, instruction, from);
@@ -178,15 +181,15 @@ fn base(stages: &Stages, image: &Word) -> Found<Base> {
 }
 
 fn reference(stages: &Stages, word: &Word) -> Found<Reference> {
-    let names = stages.names();
-    let near = suggest::nearest(&word.text, names.iter().map(String::as_str));
     let reference: Reference = word.text.parse().map_err(|error: lapstrake_oci::ReferenceError| {
+        let names = stages.names();
+        let near = suggest::nearest(&word.text, names.iter().map(String::as_str));
         Box::new(Diagnostic::error("invalid-image", word.span, error.to_string()).suggest(near))
     })?;
     match (reference.tag(), reference.digest()) {
-        (None, None) => reference.with_tag("latest").map_err(|error| {
-            Box::new(Diagnostic::error("invalid-image", word.span, error.to_string()))
-        }),
+        (None, None) => reference
+            .with_tag("latest")
+            .map_err(|error| Box::new(Diagnostic::error("invalid-image", word.span, error.to_string()))),
         _ => Ok(reference),
     }
 }
@@ -197,8 +200,12 @@ fn link(stages: &mut Stages, findings: &mut Vec<Diagnostic>) {
     for (at, stage) in stages.list.iter().enumerate() {
         for (index, step) in stage.steps.iter().enumerate() {
             match sources(stages, &step.instruction.kind) {
+                Ok(from) if from.is_empty() => {}
                 Ok(from) => links.push((at, index, from)),
                 Err(finding) => findings.push(*finding),
+            }
+            if findings.len() >= ERRORS_MAX {
+                return;
             }
         }
     }
@@ -272,8 +279,10 @@ fn named_from(stages: &Stages, word: &Word) -> Found<From> {
 
 /// BuildKit shows no stage name where there is just one; an image that is copied from counts as one.
 fn name_them(stages: &mut Stages) {
-    let images = |step: &Step| step.from.iter().any(|f| matches!(f, From::Image(..) | From::Scratch))
-        || matches!(&step.instruction.kind, Kind::Run(run) if !run.mounts.is_empty());
+    let images = |step: &Step| {
+        step.from.iter().any(|f| matches!(f, From::Image(..) | From::Scratch))
+            || matches!(&step.instruction.kind, Kind::Run(run) if !run.mounts.is_empty())
+    };
     if let [only] = stages.list.as_mut_slice()
         && !only.steps.iter().any(images)
     {
@@ -306,44 +315,72 @@ fn needs(stage: &Stage) -> impl Iterator<Item = (StageId, Span)> {
     })
 }
 
+/// A stage on the path of a search for cycles.
+struct Visit {
+    stage: StageId,
+    /// What it needs and was not looked at.
+    open: Vec<(StageId, Span)>,
+    /// Where the stage before it needs it.
+    needed: Option<Span>,
+}
+
+impl Visit {
+    fn new(stages: &Stages, stage: StageId, needed: Option<Span>) -> Self {
+        Self { stage, open: needs(&stages.list[stage]).collect(), needed }
+    }
+}
+
 /// The first cycle of copies, with the places that close it.
 fn cycle(stages: &Stages) -> Option<Diagnostic> {
     let mut done = vec![false; stages.list.len()];
+    let mut on_path = vec![false; stages.list.len()];
     for start in 0..stages.list.len() {
-        let mut path: Vec<(StageId, Vec<(StageId, Span)>, Option<Span>)> = Vec::new();
-        let mut on_path = vec![false; stages.list.len()];
+        let mut path: Vec<Visit> = Vec::new();
         if !done[start] {
-            path.push((start, needs(&stages.list[start]).collect(), None));
+            path.push(Visit::new(stages, start, None));
             on_path[start] = true;
         }
-        while let Some((stage, open, _)) = path.last_mut() {
-            let stage = *stage;
-            let Some((next, span)) = open.pop() else {
+        while let Some(last) = path.last_mut() {
+            let stage = last.stage;
+            let Some((next, span)) = last.open.pop() else {
                 (done[stage], on_path[stage]) = (true, false);
                 path.pop();
                 continue;
             };
             if on_path[next] {
-                let label = |s: StageId| stages.list[s].label.clone();
-                let message = format!("circular dependency detected on stage: {}", label(next));
-                let mut finding = Diagnostic::error("stage-cycle", span, message);
-                finding.label = format!("stage {} needs {} here", label(stage), label(next));
-                let from = path.iter().position(|(s, ..)| *s == next).unwrap_or(0);
-                for pair in path[from..].windows(2) {
-                    if let Some(span) = pair[1].2 {
-                        let text = format!("stage {} needs {} here", label(pair[0].0), label(pair[1].0));
-                        finding = finding.also(span, text);
-                    }
-                }
-                return Some(finding);
+                return Some(cycle_found(stages, &path, next, span));
             }
             if !done[next] {
                 on_path[next] = true;
-                path.push((next, needs(&stages.list[next]).collect(), Some(span)));
+                path.push(Visit::new(stages, next, Some(span)));
             }
         }
     }
     None
+}
+
+/// The end of `path` needs `next`, which is on it, at `span`.
+fn cycle_found(stages: &Stages, path: &[Visit], next: StageId, span: Span) -> Diagnostic {
+    let label = |s: StageId| match stages.list[s].label.as_str() {
+        "" => format!("stage-{s}"),
+        label => label.to_owned(),
+    };
+    let last = path.last().map_or(next, |visit| visit.stage);
+    let message = format!("circular dependency detected on stage: {}", label(next));
+    let mut finding = Diagnostic::error("stage-cycle", span, message);
+    finding.label = match next == last {
+        true => "the stage needs itself here".to_owned(),
+        false => format!("stage {} needs {} here", label(last), label(next)),
+    };
+    let from = path.iter().position(|visit| visit.stage == next).unwrap_or(0);
+    // A cycle may be as long as the file; its start says enough.
+    for pair in path[from..].windows(2).take(CYCLE_PLACES_MAX) {
+        if let Some(span) = pair[1].needed {
+            let text = format!("stage {} needs {} here", label(pair[0].stage), label(pair[1].stage));
+            finding = finding.also(span, text);
+        }
+    }
+    finding
 }
 
 /// Marks what the target needs; a stage can only need earlier ones.

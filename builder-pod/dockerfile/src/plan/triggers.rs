@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use crate::ast::{Instruction, Kind};
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::limits::TRIGGERS_MAX;
 use crate::parse;
-use crate::plan::stages::{self, Base, From, StageId, Stages, Step};
+use crate::plan::stages::{self, Base, From, Stage, StageId, Stages, Step};
 use crate::plan::{ImageKey, Images, Plan};
 use crate::source::Span;
 
@@ -14,6 +15,9 @@ pub(crate) fn resolve<'a>(plan: &'a Plan, images: &Images) -> (Cow<'a, Stages>, 
     let mut stages = Cow::Borrowed(&plan.stages);
     let mut findings = Vec::new();
     let mut done = vec![false; stages.list.len()];
+    let has_own = |stage: &Stage| stage.steps.iter().any(|s| matches!(s.instruction.kind, Kind::Onbuild(_)));
+    let with_triggers: Vec<bool> = stages.list.iter().map(has_own).collect();
+    let mut total = 0;
     loop {
         // A trigger may make further stages needed, whose bases may have triggers.
         let open: Vec<StageId> = (0..done.len()).filter(|i| stages.reachable[*i] && !done[*i]).collect();
@@ -22,6 +26,9 @@ pub(crate) fn resolve<'a>(plan: &'a Plan, images: &Images) -> (Cow<'a, Stages>, 
         }
         for id in open {
             done[id] = true;
+            if matches!(stages.list[id].base, Base::Stage(base) if !with_triggers[base]) {
+                continue;
+            }
             let steps = match triggers(plan, &stages, id, images) {
                 Ok(steps) if steps.is_empty() => continue,
                 Ok(steps) => steps,
@@ -31,6 +38,12 @@ pub(crate) fn resolve<'a>(plan: &'a Plan, images: &Images) -> (Cow<'a, Stages>, 
                 }
             };
             let stage = &mut stages.to_mut().list[id];
+            total += steps.len();
+            if total > TRIGGERS_MAX {
+                let message = format!("more than {TRIGGERS_MAX} ONBUILD triggers would run");
+                findings.push(Diagnostic::error("too-many-triggers", stage.image.span, message));
+                return (stages, findings);
+            }
             stage.steps.splice(0..0, steps);
         }
         if let Cow::Owned(owned) = &mut stages {
@@ -42,7 +55,12 @@ pub(crate) fn resolve<'a>(plan: &'a Plan, images: &Images) -> (Cow<'a, Stages>, 
     }
 }
 
-fn triggers(plan: &Plan, stages: &Stages, id: StageId, images: &Images) -> Result<Vec<Step>, Box<Diagnostic>> {
+fn triggers(
+    plan: &Plan,
+    stages: &Stages,
+    id: StageId,
+    images: &Images,
+) -> Result<Vec<Step>, Box<Diagnostic>> {
     let stage = &stages.list[id];
     let span = stage.image.span;
     let instructions: Vec<Instruction> = match &stage.base {

@@ -1,0 +1,141 @@
+// Records what BuildKit makes of the cases: run it in a checkout of github.com/moby/buildkit
+// (cases were recorded with commit 73ed6825c4b7) on the Dockerfile of each case that it accepts:
+//
+//	go run ./record .../tests/cases/*/Dockerfile > .../tests/buildkit.txt
+//
+// Configs of images are made up the same way as in tests/support.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
+	"github.com/moby/buildkit/frontend/dockerui"
+	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+type resolver struct{}
+
+func (resolver) ResolveImageConfig(ctx context.Context, ref string, opt sourceresolver.Opt) (string, digest.Digest, []byte, error) {
+	p := opt.ImageOpt.Platform
+	config := map[string]any{"architecture": p.Architecture, "os": p.OS,
+		"config":  map[string]any{"Env": []string{"PATH=/usr/bin:/bin", "BASE=1"}, "Cmd": []string{"sh"}, "WorkingDir": ""},
+		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + strings.Repeat("1", 64)}},
+		"history": []any{map[string]any{"created_by": "base"}}}
+	if p.Variant != "" {
+		config["variant"] = p.Variant
+	}
+	c := config["config"].(map[string]any)
+	if strings.Contains(ref, "onbuild") {
+		c["OnBuild"] = []string{"COPY . /app", "RUN make"}
+	}
+	if strings.Contains(ref, "rich") {
+		c["User"] = "app:1000"
+		c["WorkingDir"] = "/srv"
+		c["Entrypoint"] = []string{"/entry"}
+		c["Labels"] = map[string]string{"a": "b"}
+		c["Shell"] = []string{"/bin/bash", "-c"}
+	}
+	dt, err := json.Marshal(config)
+	return ref, digest.Digest("sha256:" + strings.Repeat("2", 64)), dt, err
+}
+
+func main() {
+	for _, path := range os.Args[1:] {
+		if err := one(path); err != nil {
+			fmt.Printf("%s: ERROR %v\n", filepath.Base(filepath.Dir(path)), err)
+		}
+	}
+}
+
+func one(path string) error {
+	name := filepath.Base(filepath.Dir(path))
+	dt, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	args := map[string]string{}
+	labels := map[string]string{}
+	target := ""
+	multi := false
+	platform := "linux/amd64"
+	if o, err := os.ReadFile(filepath.Join(filepath.Dir(path), "options")); err == nil {
+		for _, line := range strings.Split(strings.TrimSpace(string(o)), "\n") {
+			k, v, _ := strings.Cut(line, " ")
+			switch k {
+			case "arg":
+				a, b, _ := strings.Cut(v, "=")
+				args[a] = b
+			case "label":
+				a, b, _ := strings.Cut(v, "=")
+				labels[a] = b
+			case "target":
+				target = v
+			case "platform":
+				platform = v
+			case "multi":
+				multi = true
+			}
+		}
+	}
+	p := platforms.MustParse(platform)
+	caps := pb.Caps.CapSet(pb.Caps.All())
+	opt := dockerfile2llb.ConvertOpt{
+		Config: dockerui.Config{BuildArgs: args, Labels: labels, Target: target, MultiPlatformRequested: multi,
+			BuildPlatforms: []ocispecs.Platform{platforms.MustParse("linux/amd64")}},
+		TargetPlatform: &p,
+		MetaResolver:   resolver{},
+		LLBCaps:        &caps,
+	}
+	res, err := dockerfile2llb.Dockerfile2LLB(context.TODO(), dt, opt)
+	if err != nil {
+		return err
+	}
+	def, err := res.State.Marshal(context.TODO(), llb.WithCaps(caps))
+	if err != nil {
+		return err
+	}
+	renamed := map[string]string{}
+	for i, b := range def.Def {
+		var op pb.Op
+		if err := proto.Unmarshal(b, &op); err != nil {
+			return err
+		}
+		old := digest.FromBytes(b)
+		if s := op.GetSource(); s != nil {
+			delete(s.Attrs, "local.unique")
+		}
+		for _, in := range op.Inputs {
+			in.Digest = renamed[in.Digest]
+		}
+		nb, err := proto.MarshalOptions{Deterministic: true}.Marshal(&op)
+		if err != nil {
+			return err
+		}
+		renamed[string(old)] = string(digest.FromBytes(nb))
+		md := def.Metadata[old]
+		if i < len(def.Def)-1 {
+			fmt.Printf("%s: %s %s\n", name, digest.FromBytes(nb).Encoded()[:16], md.Description["llb.customname"])
+		} else if len(op.Inputs) > 0 {
+			fmt.Printf("%s: target %s\n", name, op.Inputs[0].Digest[7:23])
+		}
+	}
+	res.Image.RootFS.DiffIDs = nil
+	img, err := json.Marshal(res.Image)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s: config %s\n", name, img)
+	return nil
+}
