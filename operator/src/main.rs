@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The operator's binary: see the library.
+
+fn main() -> anyhow::Result<()> {
+    lapstrake_operator::cli::main()
+}

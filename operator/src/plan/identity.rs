@@ -1,0 +1,91 @@
+//! Names a run by what it is asked to do, so that the same request is the same run.
+//!
+//! The first half of the name covers what decides the image: source, Dockerfile, args, platforms,
+//! output, and the requests for a new run. The second half covers how it is built: pod, cache and
+//! timeout. A run that succeeded stands as long as the first half is the same; one that did not is
+//! run again when either half changes, since more memory may be just what it needed.
+//! `suspend`, `cancel`, `retries` and `history` never start a run.
+
+use lapstrake_crds::{ImageBuild, ImageBuildStatus, annotation};
+use serde_json::json;
+
+use crate::names::short_hash;
+
+/// What a run is asked to do, as a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// What decides the image.
+    what: String,
+    /// How it is built.
+    how: String,
+}
+
+/// The requests for a new run that hold now.
+///
+/// An annotation that was taken away asks for nothing: what was handled last goes on to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// `lapstrake.dev/rebuild`.
+    pub rebuild: Option<String>,
+    /// `reconcile.fluxcd.io/requestedAt`.
+    pub reconcile_at: Option<String>,
+    /// `reconcile.fluxcd.io/forceAt`, which counts only while it equals `requestedAt`.
+    pub force_at: Option<String>,
+}
+
+/// Longest value of a request that status may repeat.
+const REQUEST_CHARS_MAX: usize = 1024;
+
+impl Requests {
+    /// The requests of this ImageBuild.
+    pub fn of(build: &ImageBuild, status: &ImageBuildStatus) -> Self {
+        let asked = |name: &str| {
+            let value = build.metadata.annotations.as_ref()?.get(name)?;
+            (!value.is_empty()).then(|| value.chars().take(REQUEST_CHARS_MAX).collect::<String>())
+        };
+        let reconcile = asked(annotation::RECONCILE_REQUESTED_AT);
+        let force = asked(annotation::RECONCILE_FORCE_AT).filter(|force| reconcile.as_ref() == Some(force));
+        Self {
+            rebuild: asked(annotation::REBUILD).or_else(|| status.last_handled_rebuild.clone()),
+            reconcile_at: reconcile.or_else(|| status.last_handled_reconcile_at.clone()),
+            force_at: force.or_else(|| status.last_handled_force_at.clone()),
+        }
+    }
+}
+
+impl Identity {
+    /// The run that this ImageBuild asks for now.
+    ///
+    /// Both `requestedAt` and `forceAt` start a run: whether a branch or a base image moved is found
+    /// out by the builder, and a run in which nothing moved takes everything from its cache.
+    pub fn of(build: &ImageBuild, requests: &Requests) -> Self {
+        let spec = &build.spec;
+        let mut platforms = spec.platforms.clone();
+        platforms.sort();
+        let what = json!([
+            spec.source,
+            spec.dockerfile,
+            spec.args,
+            platforms,
+            spec.output,
+            requests.rebuild,
+            requests.reconcile_at,
+            requests.force_at,
+        ]);
+        let how = json!([spec.pod, spec.cache, spec.timeout().as_millis().to_string()]);
+        Self {
+            what: short_hash(what.to_string().as_bytes(), 10),
+            how: short_hash(how.to_string().as_bytes(), 6),
+        }
+    }
+
+    /// The run's id: a label value.
+    pub fn id(&self) -> String {
+        format!("{}-{}", self.what, self.how)
+    }
+
+    /// Whether a run of this id built what is asked for now.
+    pub fn builds_the_same(&self, id: &str) -> bool {
+        id.split_once('-').is_some_and(|(what, _)| what == self.what)
+    }
+}

@@ -1,0 +1,106 @@
+//! Facts in, decision out: what should exist for one ImageBuild, and what its status should say.
+//!
+//! Holds: planning again after a plan was applied changes nothing; a pod is created only when no
+//! other pod of the ImageBuild lives; a run that has ended stays ended until something new is asked
+//! for; anything but a status write is decided only on facts read from the API server just now.
+//! Never: I/O, a clock, chance.
+
+mod ending;
+mod identity;
+mod objects;
+mod pod;
+mod request;
+mod run;
+mod status;
+mod waiting;
+
+#[cfg(test)]
+mod simulate;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use lapstrake_crds::{ImageBuildStatus, Reason, RunResult};
+
+pub use ending::{Broken, Ending, Retry};
+pub use identity::{Identity, Requests};
+pub use pod::docker_config_path;
+
+use crate::observe::{Observed, Owned};
+use crate::settings::Settings;
+
+/// What is to be done for one ImageBuild, in the order of the fields.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Nothing may be done on facts from a cache: look at the API server itself and plan again.
+    pub look_closer: bool,
+    /// Pods that must go, by name and uid.
+    pub delete_pods: Vec<(String, String)>,
+    /// Other objects that must go.
+    pub delete_objects: Vec<Owned>,
+    /// Cache volume that must be there.
+    pub volume: Option<Box<PersistentVolumeClaim>>,
+    /// Request that must be there.
+    pub request: Option<Box<ConfigMap>>,
+    /// Pod to create, once the two before are there.
+    pub create: Option<Box<Pod>>,
+    /// Status to write; none if it is as it should be.
+    pub status: Option<Box<ImageBuildStatus>>,
+    /// What to tell the user, once the status is written.
+    pub events: Vec<Note>,
+    /// The run ended with this plan: to be counted once the status is written.
+    pub finished: Option<Finished>,
+    /// When to look again though nothing may happen.
+    pub requeue: Option<Duration>,
+}
+
+/// An Event on the ImageBuild.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Whether something went wrong.
+    pub warning: bool,
+    /// What the operator did or found, as a word.
+    pub action: &'static str,
+    /// Why, as a word.
+    pub reason: Reason,
+    /// In a sentence.
+    pub message: String,
+}
+
+/// A run that has just ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// How.
+    pub result: RunResult,
+    /// Why.
+    pub reason: Reason,
+    /// From its start to its end.
+    pub took: Duration,
+}
+
+impl Plan {
+    /// Whether more than a status write is asked for.
+    fn acts(&self) -> bool {
+        self.create.is_some()
+            || self.volume.is_some()
+            || self.request.is_some()
+            || !self.delete_pods.is_empty()
+            || !self.delete_objects.is_empty()
+    }
+
+    fn closer_look() -> Self {
+        Self { look_closer: true, ..Self::default() }
+    }
+}
+
+/// What is to be done for the ImageBuild that was `seen`.
+pub fn plan(seen: &Observed, settings: &Settings, now: Timestamp) -> Plan {
+    // Everything that belongs to it has an owner reference: the cluster takes it away.
+    if seen.build.metadata.deletion_timestamp.is_some() {
+        return Plan::default();
+    }
+    run::Planner::new(seen, settings, now).plan()
+}

@@ -1,0 +1,128 @@
+//! The objects beside the pod: the mounted request and the cache volume.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
+use lapstrake_crds::{AccessMode, CacheEmptyDir, CacheVolume, ImageBuild, label};
+
+use crate::names;
+use crate::settings::{CacheKind, Settings};
+
+/// Key of the request in its ConfigMap.
+pub const REQUEST_KEY: &str = "request.json";
+/// Key of the registries' settings in the same ConfigMap.
+pub const REGISTRIES_KEY: &str = "registries.json";
+
+/// Where a run keeps its cache.
+#[derive(Clone, Debug)]
+pub enum CachePlace {
+    /// On a volume of its own.
+    Volume(CacheVolume),
+    /// In a directory that goes with the pod.
+    EmptyDir(CacheEmptyDir),
+}
+
+/// Where this ImageBuild keeps its cache.
+pub fn cache_place(build: &ImageBuild, settings: &Settings) -> CachePlace {
+    let cache = &build.spec.cache;
+    match (&cache.volume, &cache.empty_dir, settings.defaults.cache.kind) {
+        (_, Some(dir), _) => CachePlace::EmptyDir(dir.clone()),
+        (Some(volume), None, _) => CachePlace::Volume(volume.clone()),
+        (None, None, CacheKind::Volume) => CachePlace::Volume(CacheVolume::default()),
+        (None, None, CacheKind::EmptyDir) => CachePlace::EmptyDir(CacheEmptyDir::default()),
+    }
+}
+
+/// Labels of everything that is made for this ImageBuild.
+pub fn labels(build: &ImageBuild, component: &str) -> BTreeMap<String, String> {
+    let meta = &build.metadata;
+    [
+        ("app.kubernetes.io/name", "lapstrake-builder".to_owned()),
+        ("app.kubernetes.io/component", component.to_owned()),
+        ("app.kubernetes.io/part-of", "lapstrake".to_owned()),
+        ("app.kubernetes.io/managed-by", "lapstrake-operator".to_owned()),
+        (label::BUILD, names::label_value(meta.name.as_deref().unwrap_or_default())),
+        (label::BUILD_UID, meta.uid.clone().unwrap_or_default()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+/// Says that the object goes when the ImageBuild goes.
+pub fn owner(build: &ImageBuild) -> OwnerReference {
+    OwnerReference {
+        api_version: ImageBuild::api_version(&()).into_owned(),
+        kind: ImageBuild::kind(&()).into_owned(),
+        name: build.metadata.name.clone().unwrap_or_default(),
+        uid: build.metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Metadata of an object of this ImageBuild.
+pub fn metadata(build: &ImageBuild, name: String, component: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: build.metadata.namespace.clone(),
+        labels: Some(labels(build, component)),
+        owner_references: Some(vec![owner(build)]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The ConfigMap that the request is mounted from. It is never changed: its run names it.
+pub fn request_map(
+    build: &ImageBuild,
+    run: &str,
+    platform: Option<&str>,
+    request: String,
+    settings: &Settings,
+) -> ConfigMap {
+    let name = build.metadata.name.as_deref().unwrap_or_default();
+    let mut data = BTreeMap::from([(REQUEST_KEY.to_owned(), request)]);
+    if !settings.registries.is_empty() {
+        data.insert(REGISTRIES_KEY.to_owned(), settings.registries.clone());
+    }
+    let mut metadata = metadata(build, names::request(name, run, platform), "request");
+    metadata.labels.get_or_insert_default().insert(label::RUN.to_owned(), run.to_owned());
+    ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }
+}
+
+/// The cache volume.
+pub fn cache_claim(
+    build: &ImageBuild,
+    platform: Option<&str>,
+    volume: &CacheVolume,
+    settings: &Settings,
+) -> PersistentVolumeClaim {
+    let name = build.metadata.name.as_deref().unwrap_or_default();
+    let defaults = &settings.defaults.cache;
+    let size = volume.size.clone().unwrap_or_else(|| defaults.size.clone());
+    let class = volume
+        .storage_class_name
+        .clone()
+        .or_else(|| (!defaults.storage_class_name.is_empty()).then(|| defaults.storage_class_name.clone()));
+    let mode = match volume.access_mode {
+        AccessMode::ReadWriteOnce => "ReadWriteOnce",
+        AccessMode::ReadWriteOncePod => "ReadWriteOncePod",
+    };
+    PersistentVolumeClaim {
+        metadata: metadata(build, names::cache(name, platform), "cache"),
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec![mode.to_owned()]),
+            storage_class_name: class,
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([("storage".to_owned(), size)])),
+                ..VolumeResourceRequirements::default()
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}

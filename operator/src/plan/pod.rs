@@ -1,0 +1,265 @@
+//! The builder pod, in both sandboxes.
+//!
+//! Holds: never privileged, no host path, no host namespace, no service account token; root in it is
+//! an ordinary user of the node.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath,
+    LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSpec, ResourceRequirements,
+    SeccompProfile, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use lapstrake_crds::{ImageBuild, Medium, Sandbox, label};
+use lapstrake_handoff::paths;
+
+use crate::names;
+use crate::observe::CONTAINER;
+use crate::plan::objects::{CachePlace, cache_place, metadata};
+use crate::settings::{AppArmor, Settings, limits};
+
+/// Capabilities in the pod's own user namespace that a builder needs to unpack and run images.
+const CAPABILITIES: [&str; 9] =
+    ["SYS_CHROOT", "SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE", "FOWNER", "MKNOD", "SETFCAP", "KILL"];
+/// The one more that lets it mount without nesting a further user namespace.
+const MOUNT_CAPABILITY: &str = "SYS_ADMIN";
+/// Where programs of the builder keep what they need for a moment.
+const TMP: &str = "/tmp";
+
+/// What one pod is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct PodFor<'a> {
+    /// Run.
+    pub run: &'a str,
+    /// Attempt, from 1.
+    pub attempt: u32,
+    /// Platform, if one was asked for.
+    pub platform: Option<&'a str>,
+    /// Sandbox, decided.
+    pub sandbox: Sandbox,
+}
+
+/// The builder pod of one attempt.
+pub fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Pod {
+    let name = build.metadata.name.as_deref().unwrap_or_default();
+    let wish = &build.spec.pod;
+    let (volumes, mounts) = volumes(build, of, settings);
+    let mut metadata = metadata(build, names::pod(name, of.run, of.attempt, of.platform), "builder");
+    let labels = metadata.labels.get_or_insert_default();
+    // Sidecars would outlive the builder; a wish in the spec can turn them on again.
+    labels.insert("sidecar.istio.io/inject".to_owned(), "false".to_owned());
+    labels.extend(wish.labels.clone());
+    labels.insert(label::RUN.to_owned(), of.run.to_owned());
+    labels.insert(label::ATTEMPT.to_owned(), of.attempt.to_string());
+    if let Some(platform) = of.platform {
+        labels.insert(label::PLATFORM.to_owned(), names::platform_label(platform));
+    }
+    metadata.annotations = Some(annotations(build));
+    let defaults = &settings.defaults;
+    let pull_secrets: Vec<_> =
+        defaults.image_pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect();
+    Pod {
+        metadata,
+        spec: Some(PodSpec {
+            host_users: Some(false),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            restart_policy: Some("Never".to_owned()),
+            termination_grace_period_seconds: seconds(limits::TERMINATION_GRACE),
+            active_deadline_seconds: seconds(build.spec.timeout() + limits::DEADLINE_MARGIN),
+            service_account_name: wish.service_account_name.clone(),
+            priority_class_name: wish.priority_class_name.clone(),
+            image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
+            node_selector: Some(node_selector(build, of.platform, settings)),
+            tolerations: Some(tolerations(build, of.platform, settings)),
+            affinity: wish.affinity.clone(),
+            containers: vec![container(build, of.sandbox, mounts, settings)],
+            volumes: Some(volumes),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn seconds(length: std::time::Duration) -> Option<i64> {
+    i64::try_from(length.as_secs()).ok()
+}
+
+fn annotations(build: &ImageBuild) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::from([
+        ("karpenter.sh/do-not-disrupt".to_owned(), "true".to_owned()),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned()),
+    ]);
+    annotations.extend(build.spec.pod.annotations.clone());
+    annotations
+}
+
+fn container(
+    build: &ImageBuild,
+    sandbox: Sandbox,
+    mounts: Vec<VolumeMount>,
+    settings: &Settings,
+) -> Container {
+    let args = ["pod", "--request", paths::REQUEST_FILE];
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(settings.builder_image.clone()),
+        image_pull_policy: settings.defaults.image_pull_policy.clone(),
+        args: Some(args.map(str::to_owned).to_vec()),
+        resources: Some(resources(build, settings)),
+        security_context: Some(security_context(sandbox, settings.app_armor)),
+        termination_message_path: Some(paths::TERMINATION_MESSAGE.to_owned()),
+        termination_message_policy: Some("File".to_owned()),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+fn security_context(sandbox: Sandbox, app_armor: AppArmor) -> SecurityContext {
+    let mounts_itself = sandbox != Sandbox::Baseline;
+    let mut add: Vec<String> = CAPABILITIES.map(str::to_owned).to_vec();
+    if mounts_itself {
+        add.push(MOUNT_CAPABILITY.to_owned());
+    }
+    SecurityContext {
+        run_as_user: Some(0),
+        run_as_group: Some(0),
+        proc_mount: Some("Unmasked".to_owned()),
+        read_only_root_filesystem: Some(true),
+        // A process that gains SYS_ADMIN by a file's capability is inside the same user namespace.
+        allow_privilege_escalation: Some(true),
+        capabilities: Some(Capabilities { add: Some(add), drop: Some(vec!["ALL".to_owned()]) }),
+        // The default profile lets a process mount only when it has SYS_ADMIN: without it, the
+        // builder's own filter takes its place around every step.
+        seccomp_profile: mounts_itself
+            .then(|| SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        app_armor_profile: (mounts_itself && app_armor == AppArmor::Unconfined)
+            .then(|| AppArmorProfile { type_: "Unconfined".to_owned(), localhost_profile: None }),
+        ..SecurityContext::default()
+    }
+}
+
+/// Requests and limits: the spec's where it has any, else the operator's.
+fn resources(build: &ImageBuild, settings: &Settings) -> ResourceRequirements {
+    let defaults = &settings.defaults.resources;
+    let wish = build.spec.pod.resources.as_ref();
+    let pick = |own: Option<&BTreeMap<String, Quantity>>, default: &BTreeMap<String, Quantity>| {
+        let chosen = own.filter(|own| !own.is_empty()).unwrap_or(default);
+        (!chosen.is_empty()).then(|| chosen.clone())
+    };
+    let limits = pick(wish.map(|wish| &wish.limits), &defaults.limits);
+    let mut requests = pick(wish.map(|wish| &wish.requests), &defaults.requests);
+    // A default request above the limit that the spec sets would be refused.
+    let own_requests = wish.is_some_and(|wish| !wish.requests.is_empty());
+    if let (Some(requests), Some(limits), false) = (&mut requests, &limits, own_requests) {
+        requests.retain(|name, _| !limits.contains_key(name));
+    }
+    ResourceRequirements { requests: requests.filter(|map| !map.is_empty()), limits, claims: None }
+}
+
+fn node_selector(
+    build: &ImageBuild,
+    platform: Option<&str>,
+    settings: &Settings,
+) -> BTreeMap<String, String> {
+    let mut selector = settings.defaults.node_selector.clone();
+    selector.extend(build.spec.pod.node_selector.clone());
+    selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
+    if let Some(platform) = platform {
+        selector.insert("kubernetes.io/arch".to_owned(), node_architecture(platform).to_owned());
+    }
+    selector
+}
+
+/// The architecture of nodes that run a platform's programs.
+fn node_architecture(platform: &str) -> &str {
+    match platform.split('/').nth(1).unwrap_or_default() {
+        "386" => "amd64",
+        architecture => architecture,
+    }
+}
+
+fn tolerations(build: &ImageBuild, platform: Option<&str>, settings: &Settings) -> Vec<Toleration> {
+    let mut tolerations = settings.defaults.tolerations.clone();
+    tolerations.extend(build.spec.pod.tolerations.clone());
+    if let Some(platform) = platform {
+        // Some clusters taint the nodes of their rarer architecture with its name.
+        tolerations.push(Toleration {
+            key: Some("kubernetes.io/arch".to_owned()),
+            operator: Some("Equal".to_owned()),
+            value: Some(node_architecture(platform).to_owned()),
+            effect: Some("NoSchedule".to_owned()),
+            ..Toleration::default()
+        });
+    }
+    tolerations
+}
+
+fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volume>, Vec<VolumeMount>) {
+    let name = build.metadata.name.as_deref().unwrap_or_default();
+    let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    let mut state = named("state");
+    match cache_place(build, settings) {
+        CachePlace::Volume(_) => {
+            state.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                claim_name: names::cache(name, of.platform),
+                read_only: None,
+            });
+        }
+        CachePlace::EmptyDir(dir) => {
+            state.empty_dir = Some(EmptyDirVolumeSource {
+                medium: (dir.medium == Medium::Memory).then(|| "Memory".to_owned()),
+                size_limit: dir.size_limit,
+            });
+        }
+    }
+    let request = Volume {
+        config_map: Some(ConfigMapVolumeSource {
+            name: names::request(name, of.run, of.platform),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..named("request")
+    };
+    let tmp = Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named("tmp") };
+    let mut volumes = vec![request, state, tmp];
+    let mut mounts = vec![
+        mount("request", paths::REQUEST_DIR, true),
+        mount("state", paths::STATE_DIR, false),
+        mount("tmp", TMP, false),
+    ];
+    if let Some(secret) = &build.spec.output.secret_ref {
+        volumes.push(Volume {
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(secret.name.clone()),
+                items: Some(vec![KeyToPath {
+                    key: ".dockerconfigjson".to_owned(),
+                    path: "config.json".to_owned(),
+                    mode: None,
+                }]),
+                // The kubelet waits for a Secret that does not exist yet.
+                optional: Some(false),
+                default_mode: Some(0o400),
+            }),
+            ..named("docker-config")
+        });
+        mounts.push(mount("docker-config", &docker_config_dir(), true));
+    }
+    (volumes, mounts)
+}
+
+/// Folder that the registry credentials of the spec are mounted at.
+fn docker_config_dir() -> String {
+    format!("{}/output", paths::DOCKER_CONFIGS_DIR)
+}
+
+/// The registry credentials themselves.
+pub fn docker_config_path() -> String {
+    format!("{}/config.json", docker_config_dir())
+}

@@ -1,0 +1,107 @@
+//! From the spec to the request that a builder pod is given.
+
+use lapstrake_crds::{GitSource, ImageBuild, Sandbox, SourceKind};
+use lapstrake_handoff as handoff;
+use lapstrake_handoff::{paths, request::REQUEST_VERSION};
+
+use crate::plan::docker_config_path;
+use crate::settings::{Settings, limits::REQUEST_BYTES_MAX};
+
+/// Mode of an inline file that may be executed.
+const MODE_EXECUTABLE: u32 = 0o755;
+/// Mode of any other inline file.
+const MODE_PLAIN: u32 = 0o644;
+
+/// The request of one run on one platform, as text, or what the spec asks for that cannot be done.
+pub fn request(
+    build: &ImageBuild,
+    run: &str,
+    platform: Option<&str>,
+    sandbox: Sandbox,
+    settings: &Settings,
+) -> Result<String, String> {
+    let spec = &build.spec;
+    let meta = &build.metadata;
+    let request = handoff::Request {
+        api_version: REQUEST_VERSION.to_owned(),
+        build: handoff::BuildRef {
+            name: meta.name.clone().unwrap_or_default(),
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+        },
+        run: run.to_owned(),
+        platforms: platform.map(str::to_owned).into_iter().collect(),
+        source: source(build)?,
+        dockerfile: handoff::Dockerfile {
+            path: spec.dockerfile.path.clone(),
+            inline: spec.dockerfile.inline.clone(),
+            target: spec.dockerfile.target.clone(),
+        },
+        args: spec.args.iter().map(|arg| (arg.name.clone(), arg.value.clone())).collect(),
+        output: handoff::Output {
+            names: spec
+                .output
+                .all_tags()
+                .iter()
+                .map(|tag| format!("{}:{tag}", spec.output.repository()))
+                .collect(),
+            labels: spec.output.labels.clone(),
+            annotations: spec.output.annotations.clone(),
+            ..handoff::Output::default()
+        },
+        source_date_epoch: None,
+        no_cache: false,
+        state_dir: paths::STATE_DIR.to_owned(),
+        registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
+        docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
+        timeout_seconds: Some(spec.timeout().as_secs_f64().ceil().max(1.0) as u64),
+        sandbox: match sandbox {
+            Sandbox::Baseline => handoff::SandboxMode::Baseline,
+            Sandbox::Auto | Sandbox::UserNamespace => handoff::SandboxMode::UserNamespace,
+        },
+        progress: handoff::ProgressFormat::Plain,
+    };
+    let text = request.encode();
+    if text.len() + settings.registries.len() > REQUEST_BYTES_MAX {
+        return Err(format!(
+            "the files of source.inline and dockerfile.inline do not fit into a request of {REQUEST_BYTES_MAX} bytes: \
+             keep them in Git or in an archive"
+        ));
+    }
+    Ok(text)
+}
+
+fn source(build: &ImageBuild) -> Result<handoff::Source, String> {
+    Ok(match build.spec.source.kind() {
+        Some(SourceKind::Git(git)) => handoff::Source::Git(handoff::GitSource {
+            url: git.url.clone(),
+            reference: reference(git),
+            path: git.path.clone(),
+            submodules: false,
+        }),
+        Some(SourceKind::Http(http)) => handoff::Source::Http(handoff::HttpSource {
+            url: http.url.clone(),
+            sha256: http.sha256.as_deref().map(|sum| sum.trim_start_matches("sha256:").to_owned()),
+            path: http.path.clone(),
+        }),
+        Some(SourceKind::Inline(inline)) => handoff::Source::Inline(
+            inline
+                .files
+                .iter()
+                .map(|file| handoff::InlineFile {
+                    path: file.path.clone(),
+                    content: file.content.clone(),
+                    mode: Some(if file.executable { MODE_EXECUTABLE } else { MODE_PLAIN }),
+                })
+                .collect(),
+        ),
+        None => return Err("source needs exactly one of git, http and inline".to_owned()),
+    })
+}
+
+fn reference(git: &GitSource) -> Option<handoff::GitRef> {
+    let branch = git.branch.clone().map(handoff::GitRef::Branch);
+    let tag = git.tag.clone().map(handoff::GitRef::Tag);
+    let commit = git.commit.clone().map(handoff::GitRef::Commit);
+    commit.or(tag).or(branch)
+}

@@ -1,0 +1,320 @@
+//! The calls to the API server.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use lapstrake_crds::{ImageBuild, field_manager, label};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tracing::{debug, warn};
+
+use crate::observe::{
+    Container, Observed, Owned, PodFacts, PodSecurity, Refusal, Why, strip_build, strip_pod,
+};
+use crate::plan::Plan;
+use crate::reconcile::{Context, Error};
+
+/// How applying a plan went.
+pub(super) enum Applied {
+    /// All of it is done.
+    Done,
+    /// The pod was refused, and nothing after it was done.
+    Refused(Refusal),
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Error {
+    move |source| Error::Api { doing, source: Box::new(source) }
+}
+
+fn code(error: &kube::Error) -> Option<(u16, &str, &str)> {
+    match error {
+        kube::Error::Api(status) => Some((status.code, &status.reason, &status.message)),
+        _ => None,
+    }
+}
+
+fn is(error: &kube::Error, wanted: u16) -> bool {
+    code(error).is_some_and(|(code, ..)| code == wanted)
+}
+
+/// What the caches know.
+pub(super) fn cached(build: &ImageBuild, ctx: &Context) -> Observed {
+    let uid = build.uid().unwrap_or_default();
+    let pods: Vec<PodFacts> = ctx
+        .pods
+        .state_filter(|pod| pod.labels().get(label::BUILD_UID) == Some(&uid))
+        .iter()
+        .map(|pod| PodFacts::of(pod))
+        .collect();
+    Observed {
+        build: build.clone(),
+        progress: progress(&pods, ctx),
+        pods,
+        objects: Vec::new(),
+        fresh: false,
+        pod_security: None,
+        refusal: None,
+    }
+}
+
+fn progress(pods: &[PodFacts], ctx: &Context) -> Option<crate::observe::Phase> {
+    pods.iter().filter(|pod| pod.alive()).find_map(|pod| ctx.followers.phase(&pod.uid))
+}
+
+/// What the API server says now; none if the ImageBuild is gone.
+pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Observed>, Error> {
+    let namespace = build.namespace().unwrap_or_default();
+    let uid = build.uid().unwrap_or_default();
+    let client = || ctx.client.clone();
+    let builds: Api<ImageBuild> = Api::namespaced(client(), &namespace);
+    let pods: Api<Pod> = Api::namespaced(client(), &namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(client(), &namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client(), &namespace);
+    let namespaces: Api<Namespace> = Api::all(client());
+    let mine = ListParams::default().labels(&format!("{}={uid}", label::BUILD_UID));
+    let name = build.name_any();
+    let (build, pods, maps, claims, level) = futures::try_join!(
+        async { builds.get_opt(&name).await.map_err(failed("get the ImageBuild")) },
+        async { pods.list(&mine).await.map_err(failed("list pods")) },
+        async { maps.list_metadata(&mine).await.map_err(failed("list ConfigMaps")) },
+        async { claims.list_metadata(&mine).await.map_err(failed("list PersistentVolumeClaims")) },
+        async { pod_security(&namespaces, &namespace).await },
+    )?;
+    let Some(mut build) = build.filter(|build| build.uid().as_deref() == Some(&uid)) else {
+        return Ok(None);
+    };
+    strip_build(&mut build);
+    let pods: Vec<PodFacts> = pods
+        .items
+        .into_iter()
+        .map(|mut pod| {
+            strip_pod(&mut pod);
+            PodFacts::of(&pod)
+        })
+        .filter(|pod| pod.owner == uid)
+        .collect();
+    let objects = maps
+        .items
+        .iter()
+        .map(|map| Owned::Request(map.name_any()))
+        .chain(claims.items.iter().map(|claim| Owned::Volume(claim.name_any())))
+        .collect();
+    Ok(Some(Observed {
+        build,
+        progress: progress(&pods, ctx),
+        pods,
+        objects,
+        fresh: true,
+        pod_security: Some(level),
+        refusal: None,
+    }))
+}
+
+async fn pod_security(namespaces: &Api<Namespace>, namespace: &str) -> Result<PodSecurity, Error> {
+    let found = namespaces.get_metadata(namespace).await.map_err(failed("get the namespace"))?;
+    Ok(PodSecurity::from_label(found.labels().get(label::POD_SECURITY_ENFORCE).map(String::as_str)))
+}
+
+/// Adds what Events say of pods that do not start.
+pub(super) async fn add_hints(seen: &mut Observed, ctx: &Context) {
+    let namespace = seen.build.namespace().unwrap_or_default();
+    for pod in &mut seen.pods {
+        let creating = match &pod.container {
+            Container::Unseen => true,
+            Container::Waiting(why) => why.reason == "ContainerCreating" || why.reason.is_empty(),
+            Container::Running { .. } | Container::Ended(_) => false,
+        };
+        if pod.node.is_none() || pod.deleting || pod.ended() || !creating || pod.hint.is_some() {
+            continue;
+        }
+        // A pod that has just come to its node has no troubles yet.
+        let young = pod.taken.is_none_or(|taken| jiff::Timestamp::now().duration_since(taken).as_secs() < 4);
+        if young {
+            continue;
+        }
+        match hint(&namespace, &pod.uid, ctx).await {
+            Ok(hint) => pod.hint = hint,
+            // The message is a courtesy: without it the wait is only less well explained.
+            Err(error) => debug!(%error, "cannot read events"),
+        }
+    }
+}
+
+/// The last warning about the pod.
+async fn hint(namespace: &str, uid: &str, ctx: &Context) -> Result<Option<Why>, kube::Error> {
+    let events: Api<Event> = Api::namespaced(ctx.client.clone(), namespace);
+    let about = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(50);
+    let mut events = events.list(&about).await?.items;
+    events.sort_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
+    Ok(events.pop().map(|event| Why {
+        reason: event.reason.unwrap_or_default(),
+        message: event.message.unwrap_or_default(),
+    }))
+}
+
+/// Does what the plan says, in its order.
+pub(super) async fn apply(seen: &Observed, plan: &Plan, ctx: &Context) -> Result<Applied, Error> {
+    let namespace = seen.build.namespace().unwrap_or_default();
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
+    for (name, uid) in &plan.delete_pods {
+        delete(&pods, name, Some(uid)).await?;
+    }
+    for owned in &plan.delete_objects {
+        match owned {
+            Owned::Request(name) => {
+                delete(&Api::<ConfigMap>::namespaced(ctx.client.clone(), &namespace), name, None).await?;
+            }
+            Owned::Volume(name) => {
+                delete(&Api::<PersistentVolumeClaim>::namespaced(ctx.client.clone(), &namespace), name, None)
+                    .await?;
+            }
+        }
+    }
+    if let Some(claim) = &plan.volume {
+        apply_claim(&Api::namespaced(ctx.client.clone(), &namespace), claim).await?;
+    }
+    if let Some(map) = &plan.request {
+        let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
+        if let Err(error) = server_side_apply(&maps, map).await {
+            return refused(error, "apply the request").map(Applied::Refused);
+        }
+    }
+    if let Some(pod) = &plan.create
+        && let Some(refusal) = create(&pods, pod, seen).await?
+    {
+        return Ok(Applied::Refused(refusal));
+    }
+    if let Some(status) = &plan.status {
+        write_status(&seen.build, status, ctx).await?;
+    }
+    Ok(Applied::Done)
+}
+
+async fn delete<K>(api: &Api<K>, name: &str, uid: Option<&str>) -> Result<(), Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    debug!(object = name, "deletes");
+    let params = DeleteParams {
+        preconditions: uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        ..DeleteParams::background()
+    };
+    match api.delete(name, &params).await {
+        Ok(_) => Ok(()),
+        // It is gone, or another of the same name took its place.
+        Err(error) if is(&error, 404) || is(&error, 409) => Ok(()),
+        Err(error) => Err(failed("delete an object")(error)),
+    }
+}
+
+async fn server_side_apply<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+{
+    let params = PatchParams::apply(field_manager()).force();
+    let mut body = serde_json::to_value(object).map_err(kube::Error::SerdeError)?;
+    body["apiVersion"] = K::api_version(&()).into();
+    body["kind"] = K::kind(&()).into();
+    api.patch(&object.name_any(), &params, &Patch::Apply(&body)).await.map(|_| ())
+}
+
+async fn apply_claim(
+    claims: &Api<PersistentVolumeClaim>,
+    claim: &PersistentVolumeClaim,
+) -> Result<(), Error> {
+    match server_side_apply(claims, claim).await {
+        Ok(()) => Ok(()),
+        // The volume is there, but cannot become what is asked for: build on it as it is.
+        Err(error) if is(&error, 422) || is(&error, 403) => {
+            let found =
+                claims.get_metadata_opt(&claim.name_any()).await.map_err(failed("get the cache volume"))?;
+            if found.is_none() {
+                return Err(failed("apply the cache volume")(error));
+            }
+            warn!(%error, "the cache volume stays as it is");
+            Ok(())
+        }
+        Err(error) => Err(failed("apply the cache volume")(error)),
+    }
+}
+
+/// Creates the pod; says so if it was refused.
+///
+/// A plain create, not an apply: of two that try, one gets the name.
+async fn create(pods: &Api<Pod>, pod: &Pod, seen: &Observed) -> Result<Option<Refusal>, Error> {
+    let params = PostParams { field_manager: Some(field_manager().to_owned()), ..PostParams::default() };
+    match pods.create(&params, pod).await {
+        Ok(_) => {
+            debug!(pod = pod.name_any(), "created");
+            Ok(None)
+        }
+        Err(error) if code(&error).is_some_and(|(_, reason, _)| reason == "AlreadyExists") => {
+            let found = pods.get_metadata_opt(&pod.name_any()).await.map_err(failed("get the pod"))?;
+            let uid = seen.build.uid().unwrap_or_default();
+            match found {
+                Some(found) if found.owner_references().iter().any(|owner| owner.uid == uid) => {
+                    Err(Error::Conflict)
+                }
+                Some(_) => Ok(Some(Refusal::NameTaken(format!(
+                    "a pod named {} is there already and belongs to somebody else",
+                    pod.name_any()
+                )))),
+                None => Err(Error::Conflict),
+            }
+        }
+        Err(error) => refused(error, "create the builder pod").map(Some),
+    }
+}
+
+/// Sorts out why an object was not taken.
+fn refused(error: kube::Error, doing: &'static str) -> Result<Refusal, Error> {
+    let refusal = code(&error).and_then(|(code, _, message)| match code {
+        403 if message.contains("exceeded quota") || message.contains("failed quota") => {
+            Some(Refusal::Quota(message.to_owned()))
+        }
+        403 if message.contains("violates PodSecurity") => Some(Refusal::PodSecurity(message.to_owned())),
+        // The namespace is going: so is the ImageBuild.
+        403 if message.contains("is being terminated") => None,
+        // Ours to be granted, not the user's to change.
+        403 if message.contains("cannot create resource") || message.contains("cannot patch resource") => {
+            None
+        }
+        // Created before its service account.
+        403 if message.contains("error looking up service account") => None,
+        400 | 403 | 413 | 422 => Some(Refusal::Rejected(message.to_owned())),
+        _ => None,
+    });
+    refusal.ok_or_else(|| failed(doing)(error))
+}
+
+/// Writes the status over the one that the plan was made from, and over no other.
+async fn write_status(
+    build: &ImageBuild,
+    status: &lapstrake_crds::ImageBuildStatus,
+    ctx: &Context,
+) -> Result<(), Error> {
+    let namespace = build.namespace().unwrap_or_default();
+    let builds: Api<ImageBuild> = Api::namespaced(ctx.client.clone(), &namespace);
+    let body = json!({
+        "apiVersion": format!("{}/{}", lapstrake_crds::GROUP, lapstrake_crds::VERSION),
+        "kind": "ImageBuild",
+        "metadata": {
+            "name": build.name_any(),
+            "uid": build.uid(),
+            "resourceVersion": build.resource_version(),
+        },
+        "status": status,
+    });
+    let params = PatchParams::apply(field_manager()).force();
+    match builds.patch_status(&build.name_any(), &params, &Patch::Apply(&body)).await {
+        Ok(_) => {
+            debug!(build = %ObjectRef::from_obj(build), "status written");
+            Ok(())
+        }
+        Err(error) if is(&error, 409) => Err(Error::Conflict),
+        Err(error) if is(&error, 404) => Ok(()),
+        Err(error) => Err(failed("write the status")(error)),
+    }
+}

@@ -1,0 +1,165 @@
+//! Fetch, plan, apply: the thin part.
+//!
+//! Holds: a plan that does more than write status was made on facts read from the API server in the
+//! same pass; a status is written only over the resource version it was planned on.
+//! Never: a decision.
+
+mod api;
+mod run;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::{ObjectRef, Store};
+use lapstrake_crds::ImageBuild;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+pub use run::{Scope, run};
+
+use crate::events::Recorder;
+use crate::metrics::Metrics;
+use crate::observe::{Container, Observed, PodFacts};
+use crate::plan::{Plan, plan};
+use crate::progress::Followers;
+use crate::settings::Settings;
+
+/// Longest wait after an error that repeats.
+const ERROR_BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Passes of observing and planning within one reconcile, before it is left to the next.
+const PASSES_MAX: u32 = 4;
+
+/// What every reconcile shares.
+pub struct Context {
+    /// Client of the API server.
+    pub client: kube::Client,
+    /// What the operator was told at its start.
+    pub settings: Arc<Settings>,
+    /// Cache of builder pods.
+    pub pods: Store<Pod>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// Follows the logs of running builders.
+    pub followers: Followers,
+    errors: Mutex<HashMap<ObjectRef<ImageBuild>, u32>>,
+}
+
+/// Why a reconcile did not get through.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server did not do what was asked.
+    #[error("{doing}: {source}")]
+    Api {
+        /// What was asked.
+        doing: &'static str,
+        /// What it said.
+        source: Box<kube::Error>,
+    },
+    /// Somebody changed the object while we looked at it.
+    #[error("the ImageBuild changed meanwhile")]
+    Conflict,
+    /// The planner asked for a closer look at what was read just now.
+    #[error("planning does not come to an end")]
+    Endless,
+}
+
+impl Context {
+    /// A context for one controller.
+    pub fn new(
+        client: kube::Client,
+        settings: Arc<Settings>,
+        pods: Store<Pod>,
+        metrics: Arc<Metrics>,
+        recorder: Recorder,
+        followers: Followers,
+    ) -> Self {
+        Self { client, settings, pods, metrics, recorder, followers, errors: Mutex::default() }
+    }
+}
+
+/// One pass over one ImageBuild.
+pub async fn reconcile(build: Arc<ImageBuild>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let namespace = build.namespace().unwrap_or_default();
+    let span = info_span!("imagebuild", %namespace, name = %build.name_any());
+    let key = ObjectRef::from_obj(&*build);
+    let begun = Instant::now();
+    let result = pass(&build, &ctx).instrument(span).await;
+    ctx.metrics.reconciled(begun.elapsed(), result.is_ok());
+    if result.is_ok() {
+        ctx.errors.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+    result
+}
+
+async fn pass(build: &ImageBuild, ctx: &Context) -> Result<Action, Error> {
+    let mut seen = api::cached(build, ctx);
+    for _ in 0..PASSES_MAX {
+        api::add_hints(&mut seen, ctx).await;
+        let plan = plan(&seen, &ctx.settings, Timestamp::now());
+        if plan.look_closer {
+            if seen.fresh {
+                return Err(Error::Endless);
+            }
+            debug!("looks at the API server itself");
+            match api::fresh(build, ctx).await? {
+                Some(fresh) => seen = fresh,
+                None => return Ok(Action::await_change()),
+            }
+            continue;
+        }
+        match api::apply(&seen, &plan, ctx).await? {
+            api::Applied::Done => {
+                after(&seen, &plan, ctx).await;
+                return Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue));
+            }
+            api::Applied::Refused(refusal) => {
+                info!(?refusal, "the builder pod was refused");
+                seen.refusal = Some(refusal);
+            }
+        }
+    }
+    Err(Error::Endless)
+}
+
+/// What follows once the plan is durable.
+async fn after(seen: &Observed, plan: &Plan, ctx: &Context) {
+    if let Some(finished) = &plan.finished {
+        ctx.metrics.finished(finished);
+    }
+    for note in &plan.events {
+        info!(reason = %note.reason, action = note.action, "{}", note.message);
+        if let Err(error) = ctx.recorder.publish(&seen.build, plan.status.as_deref(), note).await {
+            // An Event is a courtesy: status says the same.
+            warn!(%error, "cannot write an event");
+        }
+    }
+    for pod in seen.pods.iter().filter(|pod| follows(pod)) {
+        ctx.followers.follow(&seen.build, pod);
+    }
+}
+
+/// Whether the pod's log is worth following.
+fn follows(pod: &PodFacts) -> bool {
+    !pod.deleting && matches!(pod.container, Container::Running { .. })
+}
+
+/// When to try again after an error.
+pub fn error_policy(build: Arc<ImageBuild>, error: &Error, ctx: Arc<Context>) -> Action {
+    let key = ObjectRef::from_obj(&*build);
+    if matches!(error, Error::Conflict) {
+        debug!(namespace = key.namespace, name = key.name, "{error}");
+        return Action::requeue(Duration::from_millis(50));
+    }
+    let mut errors = ctx.errors.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = errors.entry(key.clone()).or_default();
+    *count = count.saturating_add(1);
+    let wait = Duration::from_secs(1).saturating_mul(1 << (*count - 1).min(6)).min(ERROR_BACKOFF_MAX);
+    warn!(namespace = key.namespace, name = key.name, %error, retry_seconds = wait.as_secs(), "cannot reconcile");
+    Action::requeue(wait)
+}

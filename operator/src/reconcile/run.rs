@@ -1,0 +1,114 @@
+//! Watches, and runs reconciles for what they see.
+
+use std::sync::Arc;
+
+use futures::channel::mpsc;
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::controller::{self, trigger_self};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{WatchStreamExt, applier, reflector as reflect, watcher};
+use kube::{Api, ResourceExt};
+use lapstrake_crds::ImageBuild;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::events::Recorder;
+use crate::metrics::Metrics;
+use crate::observe::{strip_build, strip_pod};
+use crate::progress::Followers;
+use crate::reconcile::{Context, error_policy, reconcile};
+use crate::settings::Settings;
+
+/// Selects the pods that the operator made.
+const PODS: &str = "app.kubernetes.io/managed-by=lapstrake-operator,lapstrake.dev/build-uid";
+/// Logs that may ask for a reconcile in the same moment.
+const TRIGGERS_MAX: usize = 1024;
+
+/// What one controller serves.
+#[derive(Clone)]
+pub struct Scope {
+    /// Client of the API server.
+    pub client: kube::Client,
+    /// Namespace; none: all.
+    pub namespace: Option<String>,
+    /// What the operator was told.
+    pub settings: Arc<Settings>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Name of this operator, in Events.
+    pub identity: String,
+    /// Reconciles in the same moment.
+    pub concurrency: u16,
+}
+
+/// Serves the scope until `stop`; then lets the reconciles under way end.
+///
+/// Dropping the future stops at once.
+pub async fn run(scope: Scope, stop: CancellationToken) {
+    let client = &scope.client;
+    let (builds, pods): (Api<ImageBuild>, Api<Pod>) = match &scope.namespace {
+        Some(namespace) => {
+            (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
+        }
+        None => (Api::all(client.clone()), Api::all(client.clone())),
+    };
+    let (build_store, build_writer) = reflector::store();
+    let (pod_store, pod_writer) = reflector::store();
+    let (trigger, triggers) = mpsc::channel::<ObjectRef<ImageBuild>>(TRIGGERS_MAX);
+    let build_stream = reflect(
+        build_writer,
+        watcher(builds, watcher::Config::default()).default_backoff().modify(strip_build),
+    );
+    let pod_stream = reflect(
+        pod_writer,
+        watcher(pods, watcher::Config::default().labels(PODS)).default_backoff().modify(strip_pod),
+    );
+    let from_builds = trigger_self(build_stream.touched_objects(), ());
+    let from_pods = pod_stream
+        .touched_objects()
+        .map_ok(|pod| stream::iter(owner(&pod).map(|owner| Ok(controller::ReconcileRequest::from(owner)))))
+        .try_flatten();
+    let from_logs = triggers.map(|build| Ok(controller::ReconcileRequest::from(build)));
+    let queue = stream::select_all([from_builds.boxed(), from_pods.boxed(), from_logs.boxed()]).take_until({
+        let stop = stop.clone();
+        async move { stop.cancelled().await }
+    });
+    scope.metrics.serve(build_store.clone(), pod_store.clone());
+    let context = Arc::new(Context::new(
+        client.clone(),
+        scope.settings.clone(),
+        pod_store,
+        scope.metrics.clone(),
+        Recorder::new(client.clone(), scope.identity.clone()),
+        Followers::new(client.clone(), trigger),
+    ));
+    info!(namespace = scope.namespace.as_deref().unwrap_or("(all)"), "serving");
+    // Boxed, since the applier wants its futures to be movable.
+    applier(
+        |build, ctx| Box::pin(reconcile(build, ctx)),
+        error_policy,
+        context,
+        build_store,
+        queue,
+        controller::Config::default().concurrency(scope.concurrency),
+    )
+    .for_each(|result| async move {
+        match result {
+            Ok((build, _)) => debug!(%build, "reconciled"),
+            Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) => {}
+            Err(controller::Error::QueueError(error)) => warn!(%error, "watch"),
+            Err(controller::Error::RunnerError(error)) => warn!(%error, "runner"),
+        }
+    })
+    .await;
+}
+
+/// The ImageBuild that a pod belongs to.
+fn owner(pod: &Pod) -> Option<ObjectRef<ImageBuild>> {
+    let namespace = pod.namespace()?;
+    pod.owner_references()
+        .iter()
+        .find(|owner| owner.controller == Some(true))
+        .and_then(|owner| ObjectRef::from_owner_ref(Some(&namespace), owner, ()))
+}

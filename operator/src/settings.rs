@@ -1,0 +1,130 @@
+//! What the operator was told at its start: the defaults of builder pods.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::Deserialize;
+
+/// All that planning needs to know beside what is in the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Image of the builder.
+    pub builder_image: String,
+    /// What builder pods get where an ImageBuild does not say otherwise.
+    pub defaults: BuilderDefaults,
+    /// What the builder knows of registries, as JSON text; empty: nothing.
+    pub registries: String,
+    /// What becomes of pods that have ended.
+    pub keep_pods: KeepPods,
+    /// Whether pods that mount in their own user namespace ask for no AppArmor profile.
+    pub app_armor: AppArmor,
+}
+
+/// What builder pods get where an ImageBuild does not say otherwise: `builder.json` of the chart.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BuilderDefaults {
+    /// Pull policy of the builder's image.
+    pub image_pull_policy: Option<String>,
+    /// Secrets for pulling it, by name, in the ImageBuild's namespace.
+    pub image_pull_secrets: Vec<String>,
+    /// Requests and limits.
+    pub resources: DefaultResources,
+    /// Labels that a node must have.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that are tolerated.
+    pub tolerations: Vec<Toleration>,
+    /// Where builds keep their cache.
+    pub cache: DefaultCache,
+}
+
+/// Requests and limits of a builder pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DefaultResources {
+    /// What a node must have free.
+    pub requests: BTreeMap<String, Quantity>,
+    /// What may be used at most.
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+/// Where builds keep their cache.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DefaultCache {
+    /// On a volume of their own, or nowhere.
+    #[serde(rename = "type")]
+    pub kind: CacheKind,
+    /// Size of such a volume.
+    pub size: Quantity,
+    /// Its storage class; empty: the cluster's default.
+    pub storage_class_name: String,
+}
+
+impl Default for DefaultCache {
+    fn default() -> Self {
+        Self { kind: CacheKind::Volume, size: Quantity("10Gi".into()), storage_class_name: String::new() }
+    }
+}
+
+/// Kind of cache that an ImageBuild gets when it says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum CacheKind {
+    /// A PersistentVolumeClaim for each ImageBuild.
+    #[default]
+    Volume,
+    /// A directory that lives as long as the pod.
+    EmptyDir,
+}
+
+/// What becomes of the pods of a run that has ended; those of older runs always go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum KeepPods {
+    /// They stay, for their logs, until the next run or the end of the ImageBuild.
+    #[default]
+    All,
+    /// Only those of failed runs stay.
+    Failed,
+    /// They go at once.
+    None,
+}
+
+/// AppArmor profile of pods that mount in their own user namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AppArmor {
+    /// `Unconfined`: the usual profile denies every mount. Nodes without AppArmor take it too.
+    #[default]
+    Unconfined,
+    /// The field is left out, for policies that forbid it.
+    Unset,
+}
+
+/// Bounds and waits of the operator.
+pub mod limits {
+    use super::Duration;
+
+    /// Attempts that are free beyond `spec.retries`, for pods whose builder never started.
+    pub const FREE_ATTEMPTS_MAX: u32 = 5;
+    /// Wait before the second attempt; doubles with each further one.
+    pub const BACKOFF_MIN: Duration = Duration::from_secs(10);
+    /// Longest wait between attempts.
+    pub const BACKOFF_MAX: Duration = Duration::from_secs(300);
+    /// How long the builder's image may fail to be pulled before the run fails.
+    pub const PULL_GRACE: Duration = Duration::from_secs(300);
+    /// How long a pod on its node may fail to start for another reason.
+    pub const START_GRACE: Duration = Duration::from_secs(300);
+    /// When to look at a pending pod again, since its Events are not watched.
+    pub const PENDING_RECHECK: Duration = Duration::from_secs(10);
+    /// When to try again after a quota said no.
+    pub const QUOTA_RECHECK: Duration = Duration::from_secs(15);
+    /// When to look again at what the cluster, not the spec, stands in the way of.
+    pub const STALLED_RECHECK: Duration = Duration::from_secs(300);
+    /// Time for the builder to clean up after SIGTERM.
+    pub const TERMINATION_GRACE: Duration = Duration::from_secs(30);
+    /// The kubelet ends the pod this much after the builder should have ended itself.
+    pub const DEADLINE_MARGIN: Duration = Duration::from_secs(120);
+    /// Largest request that fits into a ConfigMap beside the registries' settings.
+    pub const REQUEST_BYTES_MAX: usize = 900 * 1024;
+}
