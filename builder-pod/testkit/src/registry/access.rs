@@ -142,7 +142,7 @@ pub(super) fn token(
     else {
         return (404, json!({ "details": "no token server here" }));
     };
-    let all = |name: &str| params.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str());
+    let all = |name: &'static str| params.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str());
     let (known, reader) = if post {
         let token = all("refresh_token").next().unwrap_or("");
         if all("grant_type").next() != Some("refresh_token") || !identity_tokens.iter().any(|t| t == token) {

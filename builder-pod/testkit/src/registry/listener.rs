@@ -19,23 +19,22 @@ use tokio_rustls::server::TlsStream;
 
 /// A certificate for `names` by a new CA, and the CA's certificate as PEM.
 pub(super) fn certificate(names: &[String]) -> io::Result<(TlsAcceptor, String)> {
-    let bad = io::Error::other;
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).map_err(bad)?;
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     ca.distinguished_name.push(rcgen::DnType::CommonName, "testkit CA");
-    let ca_key = rcgen::KeyPair::generate().map_err(bad)?;
-    let ca_pem = ca.self_signed(&ca_key).map_err(bad)?.pem();
+    let ca_key = rcgen::KeyPair::generate().map_err(io::Error::other)?;
+    let ca_pem = ca.self_signed(&ca_key).map_err(io::Error::other)?.pem();
     let issuer = rcgen::Issuer::new(ca, ca_key);
-    let key = rcgen::KeyPair::generate().map_err(bad)?;
-    let leaf = rcgen::CertificateParams::new(names.to_vec()).map_err(bad)?;
-    let leaf = leaf.signed_by(&key, &issuer).map_err(bad)?;
-    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(bad)?;
+    let key = rcgen::KeyPair::generate().map_err(io::Error::other)?;
+    let leaf = rcgen::CertificateParams::new(names.to_vec()).map_err(io::Error::other)?;
+    let leaf = leaf.signed_by(&key, &issuer).map_err(io::Error::other)?;
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(bad)?
+        .map_err(io::Error::other)?
         .with_no_client_auth()
         .with_single_cert(vec![leaf.der().clone()], key)
-        .map_err(bad)?;
+        .map_err(io::Error::other)?;
     Ok((TlsAcceptor::from(Arc::new(config)), ca_pem))
 }
 

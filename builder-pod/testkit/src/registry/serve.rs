@@ -45,6 +45,22 @@ pub(super) fn error(status: u16, code: &str, message: &str) -> Response {
     answer(status, &[("content-type", "application/json")], Body::from(body))
 }
 
+impl Entry {
+    fn of(route: &Route, request: &Request) -> Self {
+        let text = |name: &http::HeaderName| {
+            request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+        };
+        Self {
+            ask: route.ask,
+            method: request.method().to_string(),
+            path: request.uri().path_and_query().map_or(String::new(), ToString::to_string),
+            range: text(&RANGE).or_else(|| text(&CONTENT_RANGE)),
+            auth: text(&AUTHORIZATION).and_then(|t| t.split(' ').next().map(str::to_owned)),
+            status: 0,
+        }
+    }
+}
+
 /// Counts a request as running.
 struct Running<'a>(&'a Shared, Ask);
 
@@ -73,17 +89,7 @@ pub(super) async fn serve(
     request: Request,
 ) -> Response {
     let route = route(&request);
-    let text = |name: &http::HeaderName| {
-        request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
-    };
-    let mut entry = Entry {
-        ask: route.ask,
-        method: request.method().to_string(),
-        path: request.uri().path_and_query().map_or(String::new(), ToString::to_string),
-        range: text(&RANGE).or_else(|| text(&CONTENT_RANGE)),
-        auth: text(&AUTHORIZATION).and_then(|t| t.split(' ').next().map(str::to_owned)),
-        status: 0,
-    };
+    let mut entry = Entry::of(&route, &request);
     let _running = Running::new(&shared, route.ask);
     let fault = fault::take(&mut lock(&shared.faults), route.ask);
     let response = match &fault {
