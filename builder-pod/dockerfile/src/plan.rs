@@ -68,7 +68,7 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
         return Err(parsed.diagnostics.clone());
     }
     let mut findings = Diagnostics::new(source.clone());
-    findings.extend(syntax(parsed));
+    findings.extend(syntax(parsed, options));
     let (args, found) = args::global(&parsed.ast, options);
     findings.extend(found);
     let (epoch, found) = args::epoch(&args, options);
@@ -82,7 +82,7 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
         return Err(findings.finish());
     }
     let escape = parsed.ast.escape;
-    Ok(Plan { source, escape, options: options.clone(), args, stages, warnings, epoch })
+    Ok(Plan { source, escape, options: with_special_args(options), args, stages, warnings, epoch })
 }
 
 impl Plan {
@@ -113,18 +113,19 @@ impl Plan {
     }
 }
 
-/// The built-in frontend stands for `docker/dockerfile` images of version 1; others are not run yet.
-fn syntax(parsed: &Parsed) -> Option<Diagnostic> {
-    let directive = parsed.ast.directives.iter().find(|d| d.name == "syntax")?;
-    let reference = parsed.syntax()?;
-    let not_image = |why: String| {
-        Some(Diagnostic::error("invalid-syntax", directive.span, format!("syntax directive: {why}")))
+/// The built-in frontend stands for `docker/dockerfile` images of version 1; others are not run yet. The
+/// build arg `BUILDKIT_SYNTAX` takes the directive's place.
+fn syntax(parsed: &Parsed, options: &Options) -> Option<Diagnostic> {
+    let directive = parsed.ast.directives.iter().find(|d| d.name == "syntax");
+    let (text, span) = match build_arg(options, "BUILDKIT_SYNTAX") {
+        Some(text) => (text.split(' ').next()?, Span::default()),
+        None => (parsed.syntax()?, directive?.span),
     };
-    let image: Reference = match reference.parse() {
+    let image: Reference = match text.parse() {
         Ok(image) => image,
         Err(error) => {
             let error: lapstrake_oci::ReferenceError = error;
-            return not_image(error.to_string());
+            return Some(Diagnostic::error("invalid-syntax", span, format!("syntax directive: {error}")));
         }
     };
     let ours = image.registry() == "docker.io"
@@ -133,9 +134,21 @@ fn syntax(parsed: &Parsed) -> Option<Diagnostic> {
         return None;
     }
     Some(
-        Diagnostic::not_yet(directive.span, format!("frontend {image}"))
+        Diagnostic::not_yet(span, format!("frontend {image}"))
             .note("docker/dockerfile of version 1 is built in, other frontends can't be run"),
     )
+}
+
+/// Build args that are options of the builder.
+fn with_special_args(options: &Options) -> Options {
+    let mut options = options.clone();
+    if let Some(name) = build_arg(&options, "BUILDKIT_SANDBOX_HOSTNAME").filter(|name| !name.is_empty()) {
+        options.hostname = name.to_owned();
+    }
+    if let Some(namespace) = build_arg(&options, "BUILDKIT_CACHE_MOUNT_NS") {
+        options.cache_namespace = namespace.to_owned();
+    }
+    options
 }
 
 /// Tags of the versions whose language is ours: `1`, `1.7`, `1.7.1`, `1-labs`, `latest`, `labs`, `master`.

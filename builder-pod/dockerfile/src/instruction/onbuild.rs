@@ -1,7 +1,7 @@
 //! `ONBUILD instruction`.
 
 use crate::ast::Onbuild;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::instruction::flags::Flags;
 use crate::instruction::{Input, Parsed, fail};
 use crate::lines::Logical;
@@ -27,8 +27,18 @@ pub(super) fn parse(input: &mut Input<'_>) -> Parsed<Onbuild> {
     // The trigger is a part of this very line, so its places are found the same way.
     let mut inner = Logical { comments: Vec::new(), ..input.line.clone() };
     blank_out(&mut inner.text, input.rest.start);
-    let trigger = super::parse(&inner, input.escape, input.heredocs.clone(), &mut input.findings);
+    let mut findings = Vec::new();
+    let trigger = super::parse(&inner, input.escape, input.heredocs.clone(), &mut findings);
+    input.findings.extend(findings.into_iter().map(soften));
     Ok(Onbuild { expression, trigger: Box::new(trigger) })
+}
+
+/// A broken trigger breaks only the builds that run it, unless it can't even be split into words.
+fn soften(finding: Diagnostic) -> Diagnostic {
+    match finding.code {
+        "missing-equals" | "missing-value" | "exec-form-not-strings" => finding,
+        _ => Diagnostic { severity: Severity::Warning, ..finding },
+    }
 }
 
 fn expression(input: &Input<'_>) -> String {

@@ -328,6 +328,9 @@ fn check(mount: &Mount, word: &Word) -> Lower<()> {
     {
         return error(sharing.span, format!("invalid cache sharing set for {kind} mount"));
     }
+    if kind == "ssh" && !mount.source.is_empty() {
+        return error(word.span, "ssh does not support source".to_owned());
+    }
     if kind == "secret" {
         if mount.has_from {
             return error(word.span, "secret mount should not have a from".to_owned());

@@ -148,13 +148,9 @@ impl<'a> Lowering<'a> {
         let Some(found) = self.images.get(&key) else { return no_config(reference, stage.image.span) };
         let mut image = found.config.clone();
         image.created = None;
-        let mut platform = asked;
-        if stage.platform.is_none() && self.plan.options.target_platform.is_none() {
-            let own = image.platform();
-            if own == self.plan.options.build_platform {
-                platform = own;
-            }
-        }
+        // Triggers run here and are not handed on.
+        image.config.on_build.clear();
+        let platform = asked;
         let reference =
             found.digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
         let empty = image.rootfs.diff_ids.is_empty() && image.history.iter().all(|h| h.empty_layer);

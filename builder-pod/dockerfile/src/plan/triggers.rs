@@ -82,6 +82,12 @@ fn triggers(
     };
     let lines = stage.from.lines;
     let step = |instruction: Instruction| {
+        if instruction.kind == Kind::Invalid {
+            let message = "a trigger of the base can't be understood";
+            return Err(Box::new(
+                Diagnostic::error("invalid-trigger", span, message).note(note(&instruction)),
+            ));
+        }
         let from = stages::sources(stages, &instruction.kind).map_err(|finding| {
             Box::new(Diagnostic { span, also: Vec::new(), ..*finding }.note(note(&instruction)))
         })?;

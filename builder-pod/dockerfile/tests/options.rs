@@ -1,0 +1,185 @@
+//! What the caller asks for beside the Dockerfile, and what it is told.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use lapstrake_dockerfile::{
+    ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, Network, NoCache, Options, ResolveMode,
+    Severity, Ulimit, parse, plan,
+};
+use lapstrake_llb::{Graph, pb};
+
+fn lower(text: &str, options: &Options) -> Result<Lowered, Diagnostics> {
+    let plan = plan(&parse("Dockerfile", text), options)?;
+    plan.lower(&support::resolve(&plan))
+}
+
+fn lowered(text: &str, options: &Options) -> Lowered {
+    lower(text, options).expect("a valid Dockerfile")
+}
+
+fn execs(lowered: &Lowered) -> Vec<pb::ExecOp> {
+    let graph = Graph::decode(&lowered.definition).expect("a valid graph");
+    let exec = |op: &pb::op::Op| match op {
+        pb::op::Op::Exec(exec) => Some(exec.clone()),
+        _ => None,
+    };
+    graph.vertices().iter().filter_map(|v| exec(&v.op)).collect()
+}
+
+fn sources(lowered: &Lowered) -> Vec<pb::SourceOp> {
+    let graph = Graph::decode(&lowered.definition).expect("a valid graph");
+    let source = |op: &pb::op::Op| match op {
+        pb::op::Op::Source(source) => Some(source.clone()),
+        _ => None,
+    };
+    graph.vertices().iter().filter_map(|v| source(&v.op)).collect()
+}
+
+#[test]
+fn options_of_steps_reach_every_step() {
+    let options = Options {
+        network: Network::None,
+        hostname: "box".to_owned(),
+        extra_hosts: vec![ExtraHost { host: "a".to_owned(), address: "1.2.3.4".parse().expect("valid") }],
+        ulimits: vec![Ulimit { name: "nofile".to_owned(), soft: 1, hard: 2 }],
+        shm_size_bytes: 64,
+        cgroup_parent: "cg".to_owned(),
+        build_args: [("HTTPS_PROXY".to_owned(), "p".to_owned())].into(),
+        ..Options::default()
+    };
+    let steps = execs(&lowered("FROM a\nRUN x\nRUN --network=host y\n", &options));
+    for step in &steps {
+        let meta = step.meta.clone().unwrap_or_default();
+        assert_eq!((meta.hostname.as_str(), meta.cgroup_parent.as_str()), ("box", "cg"));
+        assert_eq!((meta.extra_hosts[0].ip.as_str(), meta.ulimit[0].hard), ("1.2.3.4", 2));
+        assert_eq!(meta.proxy_env.unwrap_or_default().https_proxy, "p");
+        assert!(!meta.env.iter().any(|e| e.contains("PROXY")), "proxies are no part of a step");
+        assert_eq!(step.mounts[1].tmpfs_opt, Some(pb::TmpfsOpt { size: 64 }));
+    }
+    assert_eq!([steps[0].network, steps[1].network], [pb::NetMode::None as i32, pb::NetMode::Host as i32]);
+}
+
+#[test]
+fn only_what_is_copied_is_asked_of_the_context() {
+    let text = "FROM a\nARG D=sub\nCOPY b ./$D/x* /z/\nRUN --mount=source=m,target=/m x\n";
+    let context = MainContext::Local {
+        name: "context".to_owned(),
+        session: Some("s1".to_owned()),
+        exclude_patterns: vec!["*.md".to_owned(), "!a<b".to_owned()],
+    };
+    let out = lowered(text, &Options { context, ..Options::default() });
+    let paths = ["b", "m", "sub/x*"].map(str::to_owned).to_vec();
+    assert_eq!(out.context, Some(ContextUse::Paths(paths)));
+    let sources = sources(&out);
+    let local = sources.iter().find(|s| s.identifier == "local://context").expect("is read");
+    let expected: BTreeMap<_, _> = [
+        ("local.session", "s1"),
+        ("local.excludepatterns", r#"["*.md","!a\u003cb"]"#),
+        ("local.followpaths", r#"["b","m","sub/x*"]"#),
+        ("local.sharedkeyhint", "context"),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .collect();
+    assert_eq!(local.attrs, expected);
+}
+
+#[test]
+fn the_whole_context_and_none_of_it_are_told_apart() {
+    assert_eq!(lowered("FROM a\nCOPY . /\nCOPY b /\n", &Options::default()).context, Some(ContextUse::Whole));
+    assert_eq!(lowered("FROM a\nCOPY <<x /y\nx\n", &Options::default()).context, None);
+    let tmpfs = "FROM a\nRUN --mount=type=tmpfs,target=/t x\n";
+    assert_eq!(lowered(tmpfs, &Options::default()).context, None);
+}
+
+#[test]
+fn a_context_can_be_another_source() {
+    let context = MainContext::Source {
+        identifier: "git://h/r.git#main".to_owned(),
+        attrs: [("git.fullurl".to_owned(), "https://h/r.git".to_owned())].into(),
+        name: "[internal] load git source".to_owned(),
+    };
+    let out = lowered("FROM scratch\nCOPY a b\n", &Options { context, ..Options::default() });
+    assert_eq!(sources(&out)[0].identifier, "git://h/r.git#main");
+}
+
+#[test]
+fn the_cache_can_be_left_out_for_all_or_for_named_stages() {
+    let text = "FROM a AS One\nRUN x\nFROM one\nRUN y\n";
+    let ignored = |no_cache| {
+        let out = lowered(text, &Options { no_cache, ..Options::default() });
+        let graph = Graph::decode(&out.definition).expect("a valid graph");
+        graph.vertices().iter().filter(|v| v.metadata.ignore_cache).count()
+    };
+    assert_eq!(ignored(NoCache::Nothing), 0);
+    assert_eq!(ignored(NoCache::All), 2);
+    assert_eq!(ignored(NoCache::Stages(vec!["ONE".to_owned()])), 1);
+}
+
+#[test]
+fn images_are_asked_for_once_and_never_for_unused_stages() {
+    let text =
+        "FROM unused AS u\nRUN x\nFROM a:1 AS b\nFROM a:1\nCOPY --from=c:2 / /\nCOPY --from=c:2 /x /\n";
+    let plan = plan(&parse("Dockerfile", text), &Options::default()).expect("valid");
+    let needed = plan.images_needed(&Images::new());
+    let names: Vec<_> = needed.iter().map(|r| r.key.reference.to_string()).collect();
+    assert_eq!(names, ["docker.io/library/a:1", "docker.io/library/c:2"]);
+    let error = plan.image_error(&needed[1], "not found");
+    assert_eq!(
+        error.to_string(),
+        "Dockerfile:5:13: base image docker.io/library/c:2 can't be resolved: not found"
+    );
+    assert!(plan.lower(&Images::new()).is_err_and(|e| e.to_string().contains("is not known")));
+}
+
+#[test]
+fn the_way_of_looking_up_images_is_handed_on() {
+    let out = lowered("FROM a\n", &Options { resolve_mode: ResolveMode::Pull, ..Options::default() });
+    assert_eq!(sources(&out)[0].attrs.get("image.resolvemode").map(String::as_str), Some("pull"));
+}
+
+#[test]
+fn builder_settings_can_come_as_build_args() {
+    let set = |name: &str, value: &str| Options {
+        build_args: [(name.to_owned(), value.to_owned())].into(),
+        ..Options::default()
+    };
+    let out = lowered("FROM a\nRUN x\n", &set("BUILDKIT_SANDBOX_HOSTNAME", "h"));
+    assert_eq!(execs(&out)[0].meta.clone().unwrap_or_default().hostname, "h");
+    let refused = lower("FROM a\n", &set("BUILDKIT_SYNTAX", "example/other:1")).expect_err("is not built in");
+    assert!(refused.to_string().contains("frontend docker.io/example/other:1 is not supported yet"));
+    let stays =
+        lower("# syntax=example/other\nFROM a\n", &set("BUILDKIT_SYNTAX", "docker/dockerfile:1.7-labs"));
+    assert!(stays.is_ok());
+}
+
+#[test]
+fn findings_are_data() {
+    let parsed = parse("sub/Dockerfile", "FROM a\nRUNN x\nMAINTAINER me\n");
+    let json = parsed.diagnostics.to_json();
+    assert_eq!(json[0]["line"], 2);
+    assert_eq!(json[0]["length"], 4);
+    assert_eq!(json[0]["help"], "did you mean RUN?");
+    assert_eq!(json[1]["severity"], "warning");
+    let first = parsed.diagnostics.first_error().expect("one");
+    assert_eq!((first.code, first.severity), ("unknown-instruction", Severity::Error));
+    assert_eq!(
+        parsed.diagnostics.short(first),
+        "sub/Dockerfile:2:1: unknown instruction: RUNN (did you mean RUN?)"
+    );
+}
+
+#[test]
+fn a_label_given_by_the_caller_wins_and_the_target_platform_is_the_images() {
+    let options = Options {
+        labels: [("a".to_owned(), "caller".to_owned())].into(),
+        target_platform: Some("linux/arm64".parse().expect("valid")),
+        ..Options::default()
+    };
+    let out = lowered("FROM --platform=linux/amd64 x\nLABEL a=file b=file\n", &options);
+    let labels: Vec<_> = out.config.config.labels.into_iter().collect();
+    assert_eq!(labels, [("a".into(), "caller".into()), ("b".into(), "file".into())]);
+    assert_eq!((out.config.os.as_str(), out.config.architecture.as_str()), ("linux", "arm64"));
+}
