@@ -67,6 +67,10 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
     lowering.findings.extend(found);
     lowering.run();
     let stage::Lowering { mut findings, states, graph, context_paths, .. } = lowering;
+    // What only follows from another finding is noise beside it.
+    if findings.iter().any(|f| f.code != stage::BASE_FAILED) {
+        findings.retain(|f| f.code != stage::BASE_FAILED);
+    }
     let target = states.into_iter().nth(stages.target).flatten();
     let Some(state) = target.filter(|_| findings.is_empty()) else {
         if findings.is_empty() {

@@ -183,3 +183,19 @@ fn a_label_given_by_the_caller_wins_and_the_target_platform_is_the_images() {
     assert_eq!(labels, [("a".into(), "caller".into()), ("b".into(), "file".into())]);
     assert_eq!((out.config.os.as_str(), out.config.architecture.as_str()), ("linux", "arm64"));
 }
+
+#[test]
+fn an_error_in_a_base_is_told_once() {
+    let text = "FROM a AS b\nWORKDIR ${X:?no}\nFROM b AS c\nFROM c\nCOPY --from=b / /\nUSER ${Y:?why}\n";
+    let refused = lower(text, &Options::default()).expect_err("has errors");
+    assert_eq!(refused.to_string(), "Dockerfile:2:9: X: no\nDockerfile:6:6: Y: why");
+}
+
+#[test]
+fn a_step_that_stands_twice_knows_both_places() {
+    let out = lowered("FROM a AS x\nRUN same\nFROM a\nRUN same\nCOPY --from=x / /\n", &Options::default());
+    let graph = Graph::decode(&out.definition).expect("a valid graph");
+    let step = graph.vertices().iter().find(|v| v.name().contains("RUN same")).expect("is there");
+    let lines: Vec<_> = step.locations.iter().map(|l| l.first_line).collect();
+    assert_eq!(lines, [2, 4]);
+}

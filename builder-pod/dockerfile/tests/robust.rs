@@ -107,7 +107,7 @@ const PIECES: [&str; 72] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn texts_of_known_pieces_are_read_or_refused(indices in proptest::collection::vec(0..PIECES.len(), 0..60)) {
@@ -171,6 +171,9 @@ fn much_of_anything_is_done_or_refused_at_once() {
         format!("FROM a\nENV a={}\n{}", line("y"), fill("ENV b$a=$a$a$a$a\n")),
         format!("FROM a\nENV a={}\n{}", line("y"), fill("RUN $a\n")),
         format!("FROM a AS b\n{}FROM b\n", fill("ONBUILD RUN x\n")),
+        format!("FROM a\nCOPY {}{} /x\n", line("--exclude=x "), "s ".repeat(2000)),
+        format!("FROM a\nENV d={}\nCOPY {} $d\n", line("y"), "s ".repeat(20_000)),
+        format!("FROM a\nRUN {} x\n", line("--mount=target=/x ")),
         counted(&|n| format!("FROM s{} AS s{n}\n", n - 1)),
         counted(&|n| format!("FROM s{} AS s{n}\nENV a{n}=1\n", n - 1)),
         counted(&|n| format!("FROM s0 AS s{n}\nCOPY --from=s{} a b\n", n - 1)),

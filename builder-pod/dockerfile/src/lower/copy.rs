@@ -26,40 +26,11 @@ struct Expanded {
 impl Lowering<'_> {
     pub(super) fn copy(&mut self, current: &mut Current, at: &At<'_>, copy: &Copy, add: bool) -> Lower<()> {
         let expanded = self.expand_copy(current, copy, add)?;
-        let from = at.step.from.first();
-        let source = match from {
-            Some(from) => self.files(from)?,
-            None => Some(CONTEXT),
-        };
-        let capable = self.plan.options.capabilities;
-        let linked = copy.link && capable.merge && expanded.mode.is_none();
-        let base = if linked { None } else { current.state.output };
+        let linked = copy.link && self.plan.options.capabilities.merge && expanded.mode.is_none();
         let mut inputs = Inputs::default();
-        let own = inputs.index(base);
-        let mut actions = Vec::new();
-        for word in &expanded.sources {
-            let mut action = self.copy_action(copy, &expanded, word, add)?;
-            let secondary = match is_http(&word.text) {
-                true => {
-                    action.src = path::join("/", &http_name(&word.text));
-                    Some(self.http_source(current, word, expanded.checksum.as_ref(), at)?)
-                }
-                false => source,
-            };
-            let secondary = inputs.index(secondary);
-            actions.push((secondary, action));
-            if from.is_none() && !is_http(&word.text) {
-                self.context_paths.insert(path::join("/", &word.text));
-            }
-        }
-        for (name, text) in &expanded.files {
-            let file = self.inline_file(&path::join("/", name), 0o644, text.clone().into_bytes());
-            let mut action = base_action(&expanded, path::join("/", name));
-            action.exclude_patterns = copy.exclude.iter().map(|w| w.text.clone()).collect();
-            let secondary = inputs.index(Some(file));
-            actions.push((secondary, action));
-        }
+        let own = inputs.index(if linked { None } else { current.state.output });
         let dest = path::destination(&current.state.dir, &expanded.dest.text);
+        let actions = self.copy_actions(current, at, copy, &expanded, add, &mut inputs, dest.len())?;
         let owner = expanded.chown.as_ref().map(|word| owner(&word.text, own));
         let file = file_op(actions, own, inputs.0.len(), &dest, owner.as_ref());
         let op = operation(pb::op::Op::File(file), None);
@@ -71,14 +42,11 @@ impl Lowering<'_> {
         let output = self.graph.add(op, inputs.0, metadata.clone(), at.lines());
         current.state.output = Some(match (linked, current.state.output) {
             (true, Some(below)) => {
-                counter_again(current);
+                // Both operations are one step.
+                current.counter.done = current.counter.done.saturating_sub(1);
                 let Current { state, counter, .. } = current;
-                let name = counter.next(
-                    &format!("LINK {shown}"),
-                    &state.platform,
-                    Some(&state.env),
-                    at.step.trigger,
-                );
+                let shown = format!("LINK {shown}");
+                let name = counter.next(&shown, &state.platform, Some(&state.env), at.step.trigger);
                 metadata.description.extend(named(&name).description);
                 self.merge(below, output, metadata, at)
             }
@@ -88,6 +56,55 @@ impl Lowering<'_> {
         self.graph.spend(history.len());
         current.state.record(history, true, true, self.plan.epoch);
         Ok(())
+    }
+
+    /// One action per source, with the number of the input that it copies from.
+    #[expect(clippy::too_many_arguments, reason = "all of one instruction")]
+    fn copy_actions(
+        &mut self,
+        current: &mut Current,
+        at: &At<'_>,
+        copy: &Copy,
+        expanded: &Expanded,
+        add: bool,
+        inputs: &mut Inputs,
+        dest_bytes: usize,
+    ) -> Lower<Vec<(i64, pb::FileActionCopy)>> {
+        let from = at.step.from.first();
+        let source = match from {
+            Some(from) => self.files(from)?,
+            None => Some(CONTEXT),
+        };
+        let exclude: Vec<String> = copy.exclude.iter().map(|w| w.text.clone()).collect();
+        // Each action repeats them.
+        let bytes = 128 + dest_bytes + exclude.iter().map(|pattern| pattern.len() + 32).sum::<usize>();
+        let mut actions = Vec::new();
+        for word in &expanded.sources {
+            if !self.graph.spend(bytes) {
+                return Ok(actions);
+            }
+            let mut action = self.copy_action(copy, expanded, word, add)?;
+            action.exclude_patterns.clone_from(&exclude);
+            let secondary = if is_http(&word.text) {
+                Some(self.http_source(current, word, expanded.checksum.as_ref(), at)?)
+            } else {
+                if from.is_none() {
+                    self.context_paths.insert(path::join("/", &word.text));
+                }
+                source
+            };
+            actions.push((inputs.index(secondary), action));
+        }
+        for (name, text) in &expanded.files {
+            if !self.graph.spend(bytes + text.len()) {
+                return Ok(actions);
+            }
+            let file = self.inline_file(&path::join("/", name), 0o644, text.clone().into_bytes());
+            let mut action = base_action(expanded, path::join("/", name));
+            action.exclude_patterns.clone_from(&exclude);
+            actions.push((inputs.index(Some(file)), action));
+        }
+        Ok(actions)
     }
 
     fn expand_copy(&mut self, current: &Current, copy: &Copy, add: bool) -> Lower<Expanded> {
@@ -161,15 +178,10 @@ impl Lowering<'_> {
         word: &Word,
         add: bool,
     ) -> Lower<pb::FileActionCopy> {
-        let exclude_patterns = copy.exclude.iter().map(|w| w.text.clone()).collect();
         if is_http(&word.text) {
-            let action = base_action(expanded, String::new());
+            let action = base_action(expanded, path::join("/", &http_name(&word.text)));
             let attempt_unpack_docker_compatibility = copy.unpack.unwrap_or(false);
-            return Ok(pb::FileActionCopy {
-                exclude_patterns,
-                attempt_unpack_docker_compatibility,
-                ..action
-            });
+            return Ok(pb::FileActionCopy { attempt_unpack_docker_compatibility, ..action });
         }
         let (mut source, mut include, mut required) = (word.text.clone(), Vec::new(), Vec::new());
         if copy.parents.is_some() {
@@ -186,7 +198,6 @@ impl Lowering<'_> {
             follow_symlink: true,
             dir_copy_contents: true,
             include_patterns: include,
-            exclude_patterns,
             required_paths: required,
             attempt_unpack_docker_compatibility: copy.unpack.unwrap_or(add),
             allow_wildcard: true,
@@ -252,11 +263,6 @@ impl Lowering<'_> {
         let name = counter.next(&shown, &state.platform, Some(&state.env), at.step.trigger);
         current.state.output = Some(self.graph.add(op, inputs.0, named(&name), at.lines()));
     }
-}
-
-/// The next step has the number of this one.
-fn counter_again(current: &mut Current) {
-    current.counter.done = current.counter.done.saturating_sub(1);
 }
 
 /// What all copies have in common.

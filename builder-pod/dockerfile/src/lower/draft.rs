@@ -16,6 +16,9 @@ pub(crate) type DraftOutput = (usize, u32);
 /// The context's place.
 pub(crate) const CONTEXT: DraftOutput = (0, 0);
 
+/// An operation that stands in more places remembers so many.
+const PLACES_MAX: usize = 16;
+
 /// Inputs of an operation that stand for nothing.
 pub(crate) const NO_INPUT: i64 = -1;
 /// An output that is thrown away.
@@ -26,7 +29,7 @@ struct Draft {
     op: pb::Op,
     inputs: Vec<DraftOutput>,
     metadata: pb::OpMetadata,
-    lines: Option<(u32, u32)>,
+    lines: Vec<(u32, u32)>,
 }
 
 /// Operations, inputs before users.
@@ -44,7 +47,7 @@ impl Graph {
             op: pb::Op::default(),
             inputs: Vec::new(),
             metadata: pb::OpMetadata::default(),
-            lines: None,
+            lines: Vec::new(),
         };
         Self { drafts: vec![context], known: HashMap::new(), spent: 0 }
     }
@@ -77,7 +80,11 @@ impl Graph {
         let next = self.drafts.len();
         let index = *self.known.entry(Digest::of(&bytes)).or_insert(next);
         if index == next {
-            self.drafts.push(Draft { op, inputs, metadata, lines });
+            self.drafts.push(Draft { op, inputs, metadata, lines: lines.into_iter().collect() });
+        } else if let Some(lines) = lines
+            && self.drafts[index].lines.len() < PLACES_MAX
+        {
+            self.drafts[index].lines.push(lines);
         }
         (index, 0)
     }
@@ -123,9 +130,9 @@ impl Graph {
             }
             let inputs = draft.inputs.iter().filter_map(|input| resolve(&outputs, *input));
             draft.op.inputs = inputs.map(Builder::input).collect();
-            let range =
-                draft.lines.map(|(first, last)| SourceRange { file, start: (first, 0), end: (last, 0) });
-            let vertex = builder.add(&draft.op, draft.metadata, range.as_slice());
+            let range = |&(first, last): &(u32, u32)| SourceRange { file, start: (first, 0), end: (last, 0) };
+            let ranges: Vec<_> = draft.lines.iter().map(range).collect();
+            let vertex = builder.add(&draft.op, draft.metadata, &ranges);
             outputs.insert(at, Output { vertex, index: 0 });
         }
         let steps = outputs.len();

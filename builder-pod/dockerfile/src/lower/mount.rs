@@ -195,19 +195,23 @@ impl Lowering<'_> {
         }
         if cache {
             out.mount_type = pb::MountType::Cache as i32;
-            let id = match mount.id.as_str() {
-                "" => path::clean(mount.target.as_ref().map_or("", |t| t.text.as_str())),
-                id => id.to_owned(),
-            };
-            let sharing = match mount.sharing.as_ref().map(|s| s.text.as_str()) {
-                Some("private") => pb::CacheSharingOpt::Private,
-                Some("locked") => pb::CacheSharingOpt::Locked,
-                _ => pb::CacheSharingOpt::Shared,
-            };
-            let id = format!("{}/{id}", self.plan.options.cache_namespace);
-            out.cache_opt = Some(pb::CacheOpt { id, sharing: sharing as i32 });
+            out.cache_opt = Some(self.cache_options(mount));
         }
         Ok(Lowered { mount: Some(out), input, secret_env: None })
+    }
+
+    fn cache_options(&self, mount: &Mount) -> pb::CacheOpt {
+        let id = match mount.id.as_str() {
+            "" => path::clean(mount.target.as_ref().map_or("", |t| t.text.as_str())),
+            id => id.to_owned(),
+        };
+        let sharing = match mount.sharing.as_ref().map(|s| s.text.as_str()) {
+            Some("private") => pb::CacheSharingOpt::Private,
+            Some("locked") => pb::CacheSharingOpt::Locked,
+            _ => pb::CacheSharingOpt::Shared,
+        };
+        let id = format!("{}/{id}", self.plan.options.cache_namespace);
+        pb::CacheOpt { id, sharing: sharing as i32 }
     }
 
     /// The directory that a cache mount starts with, where it has an owner or mode of its own.

@@ -166,16 +166,7 @@ impl Lowering<'_> {
         }
         let mut meta = meta(state, options, line.args);
         number_ssh(&mut ssh, &mut meta, state);
-        // BuildKit's client sorts by target, and gives the inputs their numbers in that order.
-        files.sort_by(|(a, _), (b, _)| a.dest.cmp(&b.dest));
-        let mut inputs = Inputs::default();
-        let mut mounts: Vec<pb::Mount> = files
-            .into_iter()
-            .map(|(mut mount, input)| {
-                mount.input = inputs.index(input);
-                mount
-            })
-            .collect();
+        let (mut mounts, inputs) = numbered(files);
         mounts.extend(secrets);
         mounts.extend(ssh);
         let network = match network {
@@ -193,6 +184,16 @@ impl Lowering<'_> {
         };
         (exec, inputs)
     }
+}
+
+/// BuildKit's client sorts mounts by target, and gives the inputs their numbers in that order.
+fn numbered(mut files: Vec<(pb::Mount, Option<DraftOutput>)>) -> (Vec<pb::Mount>, Inputs) {
+    files.sort_by(|(a, _), (b, _)| a.dest.cmp(&b.dest));
+    let mut inputs = Inputs::default();
+    let number =
+        |(mount, input): (pb::Mount, Option<DraftOutput>)| pb::Mount { input: inputs.index(input), ..mount };
+    let mounts = files.into_iter().map(number).collect();
+    (mounts, inputs)
 }
 
 fn shm(size: i64) -> pb::Mount {

@@ -20,6 +20,9 @@ use crate::source::Span;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Code of the finding that a stage can't be lowered since one that it needs could not.
+pub(crate) const BASE_FAILED: &str = "base-failed";
+
 /// The result of lowering a piece; a boxed finding is an error.
 pub(crate) type Lower<T> = Result<T, Box<Diagnostic>>;
 
@@ -212,7 +215,7 @@ impl<'a> Lowering<'a> {
 
     /// A stage that is needed has errors of its own, which are reported; nothing is added to them.
     fn failed_before<T>(&self, span: Span) -> Lower<T> {
-        let finding = Diagnostic::error("base-failed", span, "the stage that this needs has errors");
+        let finding = Diagnostic::error(BASE_FAILED, span, "the stage that this needs has errors");
         Err(Box::new(finding))
     }
 
