@@ -1,1 +1,28 @@
-//! Placeholder.
+//! Snapshots to layers and back, image documents, exporters.
+//!
+//! Job: [`apply_layer`] unpacks a layer into an overlay upper directory, [`write_diff`] turns such a
+//! directory into a layer again, [`compress`] packs it, [`assemble`] makes config, manifest and index,
+//! [`export`] writes OCI layouts, docker archives and root file systems.
+//! Holds: the same input gives the same bytes, on any machine and with any number of threads; unpacking
+//! never leaves its root, whatever the archive says.
+//! Never: reads the clock, the environment or the network; lets hash-map order reach an output; mounts.
+//!
+//! The tar codec is our own: layers need negative and sub-second times, xattrs as bytes, every sparse
+//! form, and the bounds and sizes of Go's reader, whose view of a layer is the one that counts.
+
+pub mod apply;
+pub mod assemble;
+pub mod compress;
+pub mod diff;
+mod error;
+pub mod export;
+mod fsio;
+pub mod limits;
+mod lower;
+pub mod media;
+pub mod tar;
+
+pub use apply::{Applied, ApplyOptions, apply_layer};
+pub use compress::{Compressed, Compressor};
+pub use diff::{DiffFacts, DiffOptions, write_changes, write_diff};
+pub use error::{Error, Result};
