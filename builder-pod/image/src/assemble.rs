@@ -1,0 +1,161 @@
+//! Config, manifest and index of an image, from its parts.
+//!
+//! Pure: the same parts give the same bytes.
+
+use std::collections::BTreeMap;
+
+use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Index, Manifest, media_type};
+
+use crate::compress::Kind;
+use crate::{Error, Result, media};
+
+/// A layer of the image, lowest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The blob. Its media type is rewritten to the image's family.
+    pub descriptor: Descriptor,
+    /// Digest of its uncompressed bytes.
+    pub diff_id: Digest,
+    /// When it was made, RFC 3339; for history entries that do not say.
+    pub created: Option<String>,
+}
+
+/// What an image is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Spec {
+    /// The config, its history complete; its list of diff ids is replaced.
+    pub config: ImageConfig,
+    /// The layers, lowest first.
+    pub layers: Vec<Layer>,
+    /// Docker's media types instead of OCI's. Annotations and zstd exist in OCI's family only: with
+    /// either, the image is made in that one.
+    pub docker_media_types: bool,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// RFC 3339, from `SOURCE_DATE_EPOCH`: the time of all history entries that are ours.
+    pub created: Option<String>,
+    /// How many leading history entries came from the base image; they stay as they are.
+    pub base_history: usize,
+}
+
+/// An image's documents: bytes, and the descriptor that names them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assembled {
+    /// The image config.
+    pub config: (Vec<u8>, Descriptor),
+    /// The manifest; its descriptor carries the platform, ready for an index.
+    pub manifest: (Vec<u8>, Descriptor),
+}
+
+/// Makes config and manifest.
+///
+/// History entries that stand for a layer match the layers one to one. Where the base image has layers
+/// without history, plain entries are put in before the first one that is ours.
+///
+/// # Errors
+/// [`Error::Inconsistent`] where there are fewer layers than entries that need one.
+pub fn assemble(spec: Spec) -> Result<Assembled> {
+    let zstd = spec.layers.iter().any(|l| media::kind_of(&l.descriptor.media_type) == Some(Kind::Zstd));
+    let docker = spec.docker_media_types && spec.annotations.is_empty() && !zstd;
+    let Spec { mut config, layers, annotations, created, base_history, .. } = spec;
+
+    match_layers(&mut config.history, layers.len(), base_history)?;
+    date(&mut config.history, &layers, created.as_deref(), base_history);
+    if let Some(last) = config.history.last() {
+        config.created.clone_from(&last.created);
+    } else if created.is_some() {
+        config.created = created;
+    }
+    config.rootfs.diff_ids = layers.iter().map(|l| l.diff_id).collect();
+
+    let config_bytes = serde_json::to_vec(&config)?;
+    let config_type = if docker { media_type::DOCKER_CONFIG } else { media_type::OCI_CONFIG };
+    let config_descriptor = Descriptor::of(config_type, &config_bytes);
+
+    let manifest_type = if docker { media_type::DOCKER_MANIFEST } else { media_type::OCI_MANIFEST };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(manifest_type.to_owned()),
+        artifact_type: None,
+        config: config_descriptor.clone(),
+        layers: layers.into_iter().map(|l| layer_descriptor(l.descriptor, docker)).collect(),
+        subject: None,
+        annotations,
+    };
+    let manifest_bytes = serde_json::to_vec(&manifest)?;
+    let mut manifest_descriptor = Descriptor::of(manifest_type, &manifest_bytes);
+    let mut platform = config.platform();
+    platform.os_version.clone_from(&config.os_version);
+    manifest_descriptor.platform = Some(platform);
+    Ok(Assembled {
+        config: (config_bytes, config_descriptor),
+        manifest: (manifest_bytes, manifest_descriptor),
+    })
+}
+
+/// Makes an index (Docker: a manifest list) over manifests.
+///
+/// # Errors
+/// [`Error::Json`], which valid descriptors do not cause.
+pub fn index(
+    manifests: Vec<Descriptor>,
+    annotations: BTreeMap<String, String>,
+    docker: bool,
+) -> Result<(Vec<u8>, Descriptor)> {
+    let docker = docker && annotations.is_empty();
+    let kind = if docker { media_type::DOCKER_INDEX } else { media_type::OCI_INDEX };
+    let index = Index { schema_version: 2, media_type: Some(kind.to_owned()), manifests, annotations };
+    let bytes = serde_json::to_vec(&index)?;
+    let descriptor = Descriptor::of(kind, &bytes);
+    Ok((bytes, descriptor))
+}
+
+/// A layer as a manifest lists it.
+fn layer_descriptor(from: Descriptor, docker: bool) -> Descriptor {
+    let mut layer = Descriptor::new(media::convert(&from.media_type, docker), from.digest, from.size);
+    if !docker {
+        layer.annotations = from.annotations;
+    }
+    layer
+}
+
+/// Makes as many entries with a layer as there are layers.
+fn match_layers(history: &mut Vec<History>, layers: usize, base_history: usize) -> Result<()> {
+    if base_history > history.len() {
+        let there = history.len();
+        let why = format!("{base_history} history entries are said to be the base's, but there are {there}");
+        return Err(Error::Inconsistent(why));
+    }
+    let with_layer = history.iter().filter(|h| !h.empty_layer).count();
+    let Some(missing) = layers.checked_sub(with_layer) else {
+        let why = format!("its history speaks of {with_layer} layers, but there are {layers}");
+        return Err(Error::Inconsistent(why));
+    };
+    history.splice(base_history..base_history, std::iter::repeat_n(History::default(), missing));
+    Ok(())
+}
+
+/// Gives each entry that is ours its time; the base's entries are before `base_history`.
+fn date(history: &mut [History], layers: &[Layer], forced: Option<&str>, base_history: usize) {
+    let mut layers = layers.iter();
+    let mut last: Option<String> = None;
+    for (at, entry) in history.iter_mut().enumerate() {
+        let layer = if entry.empty_layer { None } else { layers.next() };
+        if at >= base_history {
+            if let Some(forced) = forced {
+                entry.created = Some(forced.to_owned());
+            } else if entry.created.is_none() {
+                entry.created = match layer {
+                    Some(layer) => layer.created.clone(),
+                    None => last.clone(),
+                };
+            }
+        }
+        if entry.created.is_some() {
+            last.clone_from(&entry.created);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
