@@ -34,19 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn spec(rootfs: Rootfs, network: Network) -> StepSpec {
-    StepSpec {
-        args: vec!["/bin/true".to_owned()],
-        env: Vec::new(),
-        cwd: "/".to_owned(),
-        user: String::new(),
-        rootfs,
-        mounts: Vec::new(),
-        network,
-        hostname: String::new(),
-        extra_hosts: Vec::new(),
-        rlimits: Vec::new(),
-        shm_bytes: None,
-    }
+    StepSpec { network, ..StepSpec::new(vec!["/bin/true".to_owned()], rootfs) }
 }
 
 fn fresh(state: &Path, name: &str, lowers: &[PathBuf]) -> std::io::Result<Rootfs> {

@@ -50,6 +50,39 @@ pub struct StepSpec {
     pub shm_bytes: Option<u64>,
 }
 
+impl StepSpec {
+    /// A step that runs `args` as root in `/`, with defaults for all else.
+    pub fn new(args: Vec<String>, rootfs: Rootfs) -> Self {
+        Self {
+            args,
+            env: Vec::new(),
+            cwd: String::new(),
+            user: String::new(),
+            rootfs,
+            mounts: Vec::new(),
+            network: Network::default(),
+            hostname: String::new(),
+            extra_hosts: Vec::new(),
+            rlimits: Vec::new(),
+            shm_bytes: None,
+        }
+    }
+}
+
+impl StepMount {
+    /// All of `source` at `target`, writable where the source is.
+    pub fn new(target: impl Into<PathBuf>, source: MountSource) -> Self {
+        Self {
+            target: target.into(),
+            source,
+            subpath: PathBuf::new(),
+            readonly: false,
+            nosuid: false,
+            noexec: false,
+        }
+    }
+}
+
 /// The layers that a step stands on, and where its changes go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rootfs {

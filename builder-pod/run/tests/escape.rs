@@ -208,3 +208,16 @@ fn a_machine_without_the_promised_sandbox_is_refused() {
         assert!(text.contains("its root is the node's root") && text.contains("hostUsers: false"), "{text}");
     }
 }
+
+#[test]
+fn a_pod_that_cannot_map_its_ids_is_told_what_it_lacks() {
+    let bench = Bench::new(Setting::Baseline);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_lapstrake-pod-sim"))
+        .args(["without-setfcap", env!("CARGO_BIN_EXE_lapstrake-step"), "--preflight", "--state"])
+        .arg(bench.path("state"))
+        .output()
+        .expect("run");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(text.contains("needs the capabilities SETUID, SETGID and SETFCAP"), "{text}");
+}

@@ -9,14 +9,7 @@ use common::{Bench, SETTINGS, Setting, tree};
 use lapstrake_run::{Changes, ExtraHost, MountSource, Network, Rlimit, StepMount};
 
 fn mount(target: &str, source: MountSource) -> StepMount {
-    StepMount {
-        target: target.into(),
-        source,
-        subpath: Default::default(),
-        readonly: false,
-        nosuid: false,
-        noexec: false,
-    }
+    StepMount::new(target, source)
 }
 
 #[test]

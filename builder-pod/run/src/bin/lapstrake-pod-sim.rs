@@ -1,7 +1,7 @@
 //! Runs a command as it would run in an unprivileged pod of this machine: process 1 of a user
 //! namespace whose root is user 100000 outside, with a fresh `/proc` and the pod's capabilities.
 //!
-//! `lapstrake-pod-sim with-sys-admin|without-sys-admin PROGRAM [ARGUMENT…]`, as root. For tests.
+//! `lapstrake-pod-sim with-sys-admin|without-sys-admin|without-setfcap PROGRAM [ARGUMENT…]`, as root. For tests.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -43,6 +43,7 @@ fn run() -> Result<i32, Failure> {
         | CapabilitySet::SETFCAP
         | CapabilitySet::KILL;
     capabilities.set(CapabilitySet::SYS_ADMIN, mode == "with-sys-admin");
+    capabilities.set(CapabilitySet::SETFCAP, mode != "without-setfcap");
     let (mut ready, mut ready_writer) = pipe()?;
     let (mut go_reader, mut go) = pipe()?;
     match process::fork()? {

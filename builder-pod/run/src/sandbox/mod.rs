@@ -216,19 +216,8 @@ impl Sandbox {
             })?;
         }
         let launcher = Launcher::new(dir).map_err(explain)?;
-        let spec = StepSpec {
-            args: vec!["/".to_owned()],
-            env: Vec::new(),
-            cwd: String::new(),
-            user: String::new(),
-            rootfs: Rootfs { lowers_top_first: vec![lower], upper: Some(upper), work: Some(work) },
-            mounts: Vec::new(),
-            network: Network::None,
-            hostname: String::new(),
-            extra_hosts: Vec::new(),
-            rlimits: Vec::new(),
-            shm_bytes: None,
-        };
+        let rootfs = Rootfs { lowers_top_first: vec![lower], upper: Some(upper), work: Some(work) };
+        let spec = StepSpec { network: Network::None, ..StepSpec::new(vec!["/".to_owned()], rootfs) };
         crate::executor::probe_blocking(&launcher, spec).map_err(explain)?;
         Ok(Report {
             mode: self.mode,

@@ -39,16 +39,23 @@ pub(super) fn leave_parent_behind(maps: Option<(IdMap, IdMap)>) -> Result<(), Un
         }
         Side::Parent(child) => {
             drop((ready_writer, go_reader));
-            if let Some((users, groups)) = &maps {
-                let unshared = File::from(ready_reader).read_exact(&mut [0]).is_ok();
-                if unshared && let Err(error) = write_maps(child.pid, users, groups) {
-                    eprintln!("lapstrake: mapping the ids of the sandbox: {error}");
-                } else if unshared {
-                    File::from(go_writer).write_all(b"y").ok(); // A dead child needs no maps.
-                }
+            if let Some(maps) = &maps {
+                give_maps(&child, maps, File::from(ready_reader), File::from(go_writer));
             }
             process::exit_now(watch_over(&child, &queue))
         }
+    }
+}
+
+/// Writes the child's maps once it has its namespace, and tells it to go on; a child that is not
+/// told (its end of the pipe closes) ends with the reason.
+fn give_maps(child: &Child, (users, groups): &(IdMap, IdMap), mut ready: File, mut go: File) {
+    if ready.read_exact(&mut [0]).is_err() {
+        return;
+    }
+    match write_maps(child.pid, users, groups) {
+        Ok(()) => go.write_all(b"y").ok().unwrap_or_default(), // A dead child needs no maps.
+        Err(error) => eprintln!("lapstrake: mapping the ids of the sandbox: {error}"),
     }
 }
 

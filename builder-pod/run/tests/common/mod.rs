@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lapstrake_run::{Network, Rootfs, StepExit, StepSpec};
+use lapstrake_run::{Rootfs, StepExit, StepSpec};
 
 /// Where the builder runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,19 +123,8 @@ impl Bench {
         std::fs::create_dir_all(&upper).unwrap();
         std::fs::create_dir_all(&work).unwrap();
         self.own(&step);
-        StepSpec {
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            env: Vec::new(),
-            cwd: String::new(),
-            user: String::new(),
-            rootfs: Rootfs { lowers_top_first, upper: Some(upper), work: Some(work) },
-            mounts: Vec::new(),
-            network: Network::Host,
-            hostname: String::new(),
-            extra_hosts: Vec::new(),
-            rlimits: Vec::new(),
-            shm_bytes: None,
-        }
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        StepSpec::new(args, Rootfs { lowers_top_first, upper: Some(upper), work: Some(work) })
     }
 
     /// `lapstrake-step` in this setting; more arguments and the step's description to follow.
