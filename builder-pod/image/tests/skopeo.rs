@@ -8,9 +8,11 @@ use std::path::Path;
 use std::process::Command;
 
 use lapstrake_image::assemble::{Assembled, Layer, Spec, assemble};
+use lapstrake_image::compress::{self, Compressor};
 use lapstrake_image::export::{docker_archive, oci_layout_dir, oci_layout_tar};
+use lapstrake_image::media::layer_media_type;
 use lapstrake_image::tar::{Entry, Kind, TarWriter};
-use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Platform, Reference, media_type};
+use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Platform, Reference};
 
 fn skopeo(args: &[&str]) -> String {
     let out = match Command::new("skopeo").args(args).output() {
@@ -24,8 +26,8 @@ fn skopeo(args: &[&str]) -> String {
 
 type Blobs = HashMap<Digest, Vec<u8>>;
 
-/// A two-layer image of real, gzipped tars.
-fn image(docker_media_types: bool) -> (Assembled, Blobs) {
+/// A two-layer image of real tars.
+fn image(kind: compress::Kind, docker_media_types: bool) -> (Assembled, Blobs) {
     let mut blobs = Blobs::new();
     let mut layers = Vec::new();
     let mut config = ImageConfig::of_platform(&Platform::new("linux", "amd64", None));
@@ -35,13 +37,14 @@ fn image(docker_media_types: bool) -> (Assembled, Blobs) {
         let entry = Entry { mode: 0o755, size: text.len() as u64, ..Entry::new(name, Kind::File) };
         tar.append(&entry, text.as_bytes()).unwrap();
         let (tar, _) = tar.finish().unwrap();
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
-        gzip.write_all(&tar).unwrap();
-        let blob = gzip.finish().unwrap();
-        let descriptor = Descriptor::of(media_type::OCI_LAYER_GZIP, &blob);
-        layers.push(Layer { diff_id: Digest::of(&tar), created: None, descriptor: descriptor.clone() });
+        let mut packer = Compressor::new(Vec::new(), kind, None, 2);
+        packer.write_all(&tar).unwrap();
+        let packed = packer.finish().unwrap();
+        assert_eq!(packed.diff_id, Digest::of(&tar));
+        let descriptor = Descriptor::new(layer_media_type(kind, false), packed.digest, packed.size_bytes);
+        layers.push(Layer { diff_id: packed.diff_id, created: None, descriptor: descriptor.clone() });
         config.history.push(History { created_by: Some(format!("COPY {name}")), ..History::default() });
-        blobs.insert(descriptor.digest, blob);
+        blobs.insert(descriptor.digest, packed.out);
     }
     let created = Some("2024-02-03T04:05:06Z".to_owned());
     let spec = Spec { config, layers, docker_media_types, created, ..Spec::default() };
@@ -70,26 +73,30 @@ fn copy(place: &str, to: &Path) {
     skopeo(&["copy", "--insecure-policy", "--quiet", place, &format!("dir:{}", to.display())]);
 }
 
+const KINDS: [compress::Kind; 3] = [compress::Kind::Uncompressed, compress::Kind::Gzip, compress::Kind::Zstd];
+
 #[test]
 fn skopeo_reads_the_layout_by_either_tag_and_copies_it_unchanged() {
-    let (image, blobs) = image(false);
-    let dir = tempfile::tempdir().unwrap();
-    let dest = dir.path().join("layout");
-    oci_layout_dir(&dest, &image, &names(), &source(blobs)).unwrap();
-    for tag in ["1.0", "stable"] {
-        let place = format!("oci:{}:{tag}", dest.display());
-        check(&place, &image);
-        let raw = skopeo(&["inspect", "--raw", &place]);
-        assert_eq!(raw.as_bytes(), image.manifest.0);
-        let to = dir.path().join(tag);
-        copy(&place, &to);
-        assert_eq!(fs::read(to.join("manifest.json")).unwrap(), image.manifest.0);
+    for kind in KINDS {
+        let (image, blobs) = image(kind, false);
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("layout");
+        oci_layout_dir(&dest, &image, &names(), &source(blobs)).unwrap();
+        for tag in ["1.0", "stable"] {
+            let place = format!("oci:{}:{tag}", dest.display());
+            check(&place, &image);
+            let raw = skopeo(&["inspect", "--raw", &place]);
+            assert_eq!(raw.as_bytes(), image.manifest.0);
+            let to = dir.path().join(tag);
+            copy(&place, &to);
+            assert_eq!(fs::read(to.join("manifest.json")).unwrap(), image.manifest.0);
+        }
     }
 }
 
 #[test]
 fn skopeo_reads_the_layout_as_a_tar_file() {
-    let (image, blobs) = image(false);
+    let (image, blobs) = image(compress::Kind::Gzip, false);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.tar");
     oci_layout_tar(File::create(&path).unwrap(), &image, &names()[..1], &source(blobs)).unwrap();
@@ -100,8 +107,8 @@ fn skopeo_reads_the_layout_as_a_tar_file() {
 
 #[test]
 fn skopeo_loads_the_docker_archive_by_every_name() {
-    for docker in [false, true] {
-        let (image, blobs) = image(docker);
+    for (kind, docker) in [(KINDS[0], true), (KINDS[1], false), (KINDS[1], true)] {
+        let (image, blobs) = image(kind, docker);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image.tar");
         docker_archive(File::create(&path).unwrap(), &image, &names(), &source(blobs)).unwrap();

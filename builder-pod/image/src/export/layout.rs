@@ -28,8 +28,8 @@ const INDEX_BYTES_MAX: u64 = 16 << 20;
 /// Blocking.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::NoSpace`] of the directory, [`Error::Json`] where its index is not one,
-/// [`Error::Inconsistent`] where a blob is not what its digest says.
+/// [`Error::Io`] and [`Error::NoSpace`] of the directory, [`Error::Inconsistent`] where its
+/// index is not one, or a blob is not what its digest says.
 pub fn oci_layout_dir(
     dest: &Path,
     image: &Assembled,
@@ -71,7 +71,7 @@ fn describe(image: &Assembled, names: &[Reference]) -> Vec<Descriptor> {
     let mut tags = BTreeSet::new();
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
-    for name in names.iter().filter(|name| seen.insert(name.to_string())) {
+    for name in names.iter().filter(|name| seen.insert(full_name(name))) {
         let mut descriptor = plain.clone();
         descriptor.annotations.insert(IMAGE_NAME.to_owned(), full_name(name));
         // A tag that two names share is given once: readers want it to be unique.
@@ -131,7 +131,9 @@ fn read_index(path: &Path) -> Result<Index> {
         }
         Err(e) => return Err(Error::io_at("read", path, e)),
     };
-    Ok(serde_json::from_slice(&bytes)?)
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Error::Inconsistent(format!("{} is not the index of an image layout: {e}", path.display()))
+    })
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {

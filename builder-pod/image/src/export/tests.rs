@@ -318,3 +318,107 @@ fn a_root_file_system_as_tar_has_everything_once_and_sorted() {
     assert_eq!(sparse.size, 64 << 20);
     assert_eq!(&data[32 << 20..(32 << 20) + 4], b"here");
 }
+
+#[test]
+fn a_folder_with_a_foreign_index_is_refused_by_name_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("index.json"), "<html>").unwrap();
+    let (image, blobs) = image(&["a"]);
+    let error = oci_layout_dir(dir.path(), &image, &[], &blobs).unwrap_err().to_string();
+    assert!(error.contains("index.json is not the index of an image layout"), "{error}");
+    assert_eq!(fs::read_to_string(dir.path().join("index.json")).unwrap(), "<html>");
+}
+
+/// A file system of this size that nobody else sees; it is gone when the handle closes.
+fn small_disk(size: &str) -> (std::os::fd::OwnedFd, std::path::PathBuf) {
+    use lapstrake_sys::mount::{FsOption, MountAttrFlags, new_filesystem};
+    use std::os::fd::AsRawFd as _;
+    let disk = new_filesystem("tmpfs", &[FsOption::Value("size", size)], MountAttrFlags::empty()).unwrap();
+    let path = format!("/proc/self/fd/{}", disk.as_raw_fd()).into();
+    (disk, path)
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_the_layout_as_it_was() {
+    let (_disk, dest) = small_disk("256k");
+    let (first, blobs) = image(&["small"]);
+    oci_layout_dir(&dest, &first, &names(&["app:1"]), &blobs).unwrap();
+    let before = tagged(&dest);
+    let (second, blobs) = image(&[&"large ".repeat(100_000)]);
+    let error = oci_layout_dir(&dest, &second, &names(&["app:1"]), &blobs).unwrap_err();
+    assert!(error.is_no_space(), "{error}");
+    assert_eq!(tagged(&dest), before);
+    // The part that was written is not left to fill the disk.
+    oci_layout_dir(&dest, &first, &names(&["app:2"]), &blobs_of(&first)).unwrap();
+
+    let from = tempfile::tempdir().unwrap();
+    fs::write(from.path().join("large"), vec![7; 1 << 20]).unwrap();
+    let (_disk, dest) = small_disk("256k");
+    let error = rootfs_dir(fs::File::open(from.path()).unwrap().as_fd(), &dest).unwrap_err();
+    assert!(error.is_no_space() && error.to_string().contains("large"), "{error}");
+}
+
+/// For a layout that has all blobs: opening one would be a mistake.
+fn blobs_of(_: &Assembled) -> Memory {
+    Memory(HashMap::new())
+}
+
+#[test]
+fn what_an_overlay_shows_is_what_is_exported() {
+    use lapstrake_sys::overlay::mount_detached;
+    let dirs = tempfile::tempdir().unwrap();
+    let at = |name: &str| {
+        let path = dirs.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (base, upper, work) = (at("base"), at("upper"), at("work"));
+    tricky(&base);
+    fs::remove_file(base.join("whiteout")).unwrap();
+    fs::create_dir(base.join("replaced")).unwrap();
+    fs::write(base.join("replaced/old"), "old").unwrap();
+    {
+        // Changes as a step makes them.
+        let mount = mount_detached(&[base.clone()], Some((&upper, &work)), false).unwrap();
+        let merged =
+            std::path::PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&mount)));
+        fs::remove_file(merged.join("absolute")).unwrap();
+        fs::remove_dir_all(merged.join("replaced")).unwrap();
+        fs::create_dir(merged.join("replaced")).unwrap();
+        fs::write(merged.join("replaced/new"), "new").unwrap();
+        fs::write(merged.join("dir/added"), "added").unwrap();
+    }
+    let mount = mount_detached(&[upper, base], None, false).unwrap();
+    let merged =
+        std::path::PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&mount)));
+    let to = tempfile::tempdir().unwrap();
+    rootfs_dir(mount.as_fd(), to.path()).unwrap();
+    assert_eq!(picture(to.path(), &[]), picture(&merged, &[]));
+    assert!(to.path().join("replaced/new").exists() && !to.path().join("replaced/old").exists());
+    assert!(fs::symlink_metadata(to.path().join("absolute")).is_err());
+
+    let mut tar = Vec::new();
+    rootfs_tar(mount.as_fd(), &mut tar).unwrap();
+    let paths: Vec<_> = entries(&tar).into_iter().map(|(e, _)| e.path).collect();
+    assert!(!paths.iter().any(|p| p == b"absolute" || p == b"replaced/old" || p.starts_with(b".wh.")));
+    assert!(paths.iter().any(|p| p == b"replaced/new"));
+}
+
+#[test]
+fn every_name_and_tag_form_is_listed_as_readers_look_for_it() {
+    let (image, blobs) = image(&["a"]);
+    let dir = tempfile::tempdir().unwrap();
+    let pinned = format!("x.example/a@{}", Digest::of(b""));
+    oci_layout_dir(dir.path(), &image, &names(&["plain", &pinned, "plain:latest", "y.example/b"]), &blobs)
+        .unwrap();
+    let found: Vec<_> = tagged(dir.path()).into_iter().map(|(tag, name, _)| (tag, name.unwrap())).collect();
+    let latest = Some("latest".to_owned());
+    assert_eq!(
+        found,
+        [
+            (latest, "docker.io/library/plain:latest".to_owned()),
+            (None, pinned),
+            (None, "y.example/b:latest".to_owned())
+        ]
+    );
+}
