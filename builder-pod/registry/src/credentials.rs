@@ -25,6 +25,7 @@ pub struct Credentials {
     /// Sorted by key, last first: of keys with a common start the longer one comes first.
     entries: Vec<Arc<Credential>>,
     helpers: Vec<Helpers>,
+    helper_dir: Option<PathBuf>,
     answers: Arc<Mutex<HelperAnswers>>,
 }
 
@@ -149,12 +150,19 @@ impl Credentials {
         self
     }
 
+    /// Takes credential helpers from a folder instead of the search path.
+    pub fn with_helper_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.helper_dir = Some(dir.into());
+        self
+    }
+
     /// Both sets; of equal keys those of `self` are tried first.
     pub fn merge(mut self, other: Self) -> Self {
         for credential in other.entries {
             self.insert(credential);
         }
         self.helpers.extend(other.helpers);
+        self.helper_dir = self.helper_dir.or(other.helper_dir);
         self
     }
 
@@ -205,7 +213,7 @@ impl Credentials {
         {
             return answer.clone();
         }
-        let answer = match helper::get(name, &question.1).await {
+        let answer = match helper::get(self.helper_dir.as_deref(), name, &question.1).await {
             Ok(secret) => secret
                 .map(|secret| Arc::new(Credential { key: format!("{} by helper {name}", question.1), secret })),
             Err(why) => {

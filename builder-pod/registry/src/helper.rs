@@ -1,5 +1,6 @@
 //! Docker's credential helpers: programs called `docker-credential-NAME`.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -23,15 +24,16 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 
 /// Asks the helper for what it keeps for `server`; `None` where it keeps nothing.
 /// The error text has nothing that the helper printed to its output, where secrets go.
-pub(crate) async fn get(name: &str, server: &str) -> Result<Option<Secret>, String> {
+pub(crate) async fn get(dir: Option<&Path>, name: &str, server: &str) -> Result<Option<Secret>, String> {
     let program = format!("docker-credential-{name}");
-    match tokio::time::timeout(TIMEOUT, run(&program, server)).await {
+    let path = dir.map_or_else(|| PathBuf::from(&program), |dir| dir.join(&program));
+    match tokio::time::timeout(TIMEOUT, run(&path, server)).await {
         Ok(result) => result.map_err(|why| format!("{program}: {why}")),
         Err(_) => Err(format!("{program}: no answer within {} s", TIMEOUT.as_secs())),
     }
 }
 
-async fn run(program: &str, server: &str) -> Result<Option<Secret>, String> {
+async fn run(program: &Path, server: &str) -> Result<Option<Secret>, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {

@@ -1,0 +1,262 @@
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use lapstrake_registry::{BlobSource, Class, Credentials, Progress, Pushed};
+use lapstrake_testkit::image::reference;
+use lapstrake_testkit::registry::{Ask, Auth, Fault, Options, Registry, What};
+
+use crate::{app, client, image, noise, pull, with_credentials};
+
+const PASSWORD: &str = "correct-horse-7731";
+const WRONG: &str = "battery-staple-9944";
+
+async fn registry(auth: Auth) -> Registry {
+    let registry = Registry::start(Options { auth, ..Options::default() }).await.unwrap();
+    registry.put_image("app", "1", &image()).unwrap();
+    registry
+}
+
+fn tokens(change: impl FnOnce(&mut Vec<String>, &mut bool, &mut usize, &mut Vec<String>)) -> Auth {
+    let mut auth = Auth::token("user", PASSWORD);
+    if let Auth::Token { identity_tokens, anonymous_pull, uses, readers, .. } = &mut auth {
+        change(identity_tokens, anonymous_pull, uses, readers);
+    }
+    auth
+}
+
+#[tokio::test]
+async fn an_anonymous_token_is_fetched_once() {
+    let registry = registry(tokens(|_, anonymous, _, _| *anonymous = true)).await;
+    let (client, image) = (client(), image());
+    for _ in 0..3 {
+        client.resolve(&app(&registry)).await.unwrap();
+        client.manifest(&app(&registry)).await.unwrap();
+        pull(&client, &app(&registry), &image.parsed.layers[0]).await.unwrap();
+    }
+    assert_eq!(registry.count(Ask::Token), 1);
+    // One refusal at the very start taught the client how to ask.
+    assert_eq!(registry.log().iter().filter(|e| e.status == 401).count(), 1);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_share_one_token() {
+    let registry = registry(tokens(|_, anonymous, _, _| *anonymous = true)).await;
+    let (client, name) = (client(), app(&registry));
+    let all = (0..8).map(|_| client.resolve(&name));
+    futures::future::try_join_all(all).await.unwrap();
+    assert_eq!(registry.count(Ask::Token), 1);
+}
+
+#[tokio::test]
+async fn basic_credentials_are_sent_only_after_a_challenge_and_then_at_once() {
+    let registry = registry(Auth::basic("user", PASSWORD)).await;
+    let client = with_credentials(Credentials::none().with_basic(&registry.host(), "user", PASSWORD));
+    client.resolve(&app(&registry)).await.unwrap();
+    client.resolve(&app(&registry)).await.unwrap();
+    let auth: Vec<_> = registry.log().into_iter().map(|e| e.auth).collect();
+    assert_eq!(auth, [None, Some("Basic".to_owned()), Some("Basic".to_owned())]);
+}
+
+#[tokio::test]
+async fn an_open_registry_never_sees_credentials() {
+    let registry = registry(Auth::None).await;
+    let client = with_credentials(Credentials::none().with_basic(&registry.host(), "user", PASSWORD));
+    client.resolve(&app(&registry)).await.unwrap();
+    assert!(registry.log().iter().all(|e| e.auth.is_none()));
+}
+
+#[tokio::test]
+async fn no_credentials_and_wrong_ones_are_told_apart() {
+    for auth in [Auth::basic("user", PASSWORD), Auth::token("user", PASSWORD)] {
+        let registry = registry(auth.clone()).await;
+        let host = registry.host();
+        let error = client().resolve(&app(&registry)).await.unwrap_err();
+        assert_eq!((error.class(), error.status()), (Class::Denied, Some(401)), "{auth:?}");
+        assert!(error.hint().unwrap().contains(&format!("no credentials for {host}")), "{error:#}");
+
+        let client = with_credentials(Credentials::none().with_basic(&host, "user", WRONG));
+        let error = client.resolve(&app(&registry)).await.unwrap_err();
+        assert_eq!((error.class(), error.status()), (Class::Denied, Some(401)), "{auth:?}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains(&format!("credentials under \"{host}\" were refused")), "{error:#}");
+        assert!(error.to_string().contains(&host), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn all_matching_credentials_are_tried_and_the_right_one_is_remembered() {
+    for auth in [Auth::basic("user", PASSWORD), Auth::token("user", PASSWORD)] {
+        let registry = registry(auth.clone()).await;
+        let host = registry.host();
+        let credentials = Credentials::none()
+            .with_basic(&format!("{host}/app"), "user", WRONG)
+            .merge(Credentials::none().with_basic(&host, "user", PASSWORD));
+        let client = with_credentials(credentials);
+        client.resolve(&app(&registry)).await.unwrap();
+        let before = registry.log().len();
+        client.resolve(&app(&registry)).await.unwrap();
+        assert_eq!(registry.log().len(), before + 1, "{auth:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_may_not_push_and_is_told_so() {
+    let registry = registry(tokens(|_, _, _, readers| readers.push("user".to_owned()))).await;
+    let client = with_credentials(Credentials::none().with_basic(&registry.host(), "user", PASSWORD));
+    client.resolve(&app(&registry)).await.unwrap();
+    let (bytes, blob) = noise(100);
+    let source = BlobSource::bytes(bytes);
+    let error = client.push_blob(&app(&registry), &blob, &source, &[], &Progress::none()).await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied, "{error:#}");
+    assert!(error.hint().is_some());
+}
+
+#[tokio::test]
+async fn a_token_that_ends_in_mid_transfer_is_renewed() {
+    for uses in [1, 2, 3] {
+        let registry = registry(tokens(|_, _, left, _| *left = uses)).await;
+        let client = with_credentials(Credentials::none().with_basic(&registry.host(), "user", PASSWORD));
+        let (bytes, blob) = noise(3 << 20);
+        let source = BlobSource::bytes(bytes.clone());
+        client.push_blob(&app(&registry), &blob, &source, &[], &Progress::none()).await.unwrap();
+        assert!(pull(&client, &app(&registry), &blob).await.unwrap() == bytes, "{uses}");
+        registry.revoke_tokens();
+        client.resolve(&app(&registry)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_mount_asks_for_both_repositories_in_one_token() {
+    let registry = registry(Auth::token("user", PASSWORD)).await;
+    let client = with_credentials(Credentials::none().with_basic(&registry.host(), "user", PASSWORD));
+    let (name, image) = (reference(&registry.host(), "copy:1"), image());
+    let (blob, source) = (&image.parsed.layers[0], BlobSource::bytes(Vec::new()));
+    let pushed = client.push_blob(&name, blob, &source, &["app".to_owned()], &Progress::none()).await.unwrap();
+    assert_eq!(pushed, Pushed::Mounted { from: "app".to_owned() });
+    let log = registry.log();
+    let wide = log.iter().filter(|e| e.ask == Ask::Token).any(|e| {
+        e.path.contains("scope=repository%3Aapp%3Apull&") && e.path.contains("scope=repository%3Acopy%3Apull%2Cpush")
+    });
+    assert!(wide, "{log:?}");
+}
+
+#[tokio::test]
+async fn an_identity_token_goes_by_oauth2() {
+    let registry = registry(tokens(|identity, _, _, _| identity.push("refresh-5512".to_owned()))).await;
+    let config = |token: &str| {
+        let json = format!(r#"{{"auths":{{"{}":{{"identitytoken":"{token}"}}}}}}"#, registry.host());
+        Credentials::parse(json.as_bytes(), "test").unwrap()
+    };
+    with_credentials(config("refresh-5512")).resolve(&app(&registry)).await.unwrap();
+    let posts: Vec<_> = registry.log().into_iter().filter(|e| e.ask == Ask::Token).map(|e| e.method).collect();
+    assert_eq!(posts, ["POST"]);
+    let error = with_credentials(config("refresh-0000")).resolve(&app(&registry)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied);
+    assert!(!format!("{error:#}").contains("refresh-0000"), "{error:#}");
+}
+
+#[tokio::test]
+async fn a_failing_token_server_is_asked_again() {
+    let registry = registry(tokens(|_, anonymous, _, _| *anonymous = true)).await;
+    registry.inject(Fault::next(Ask::Token, What::Status(503, None)).times(2));
+    client().resolve(&app(&registry)).await.unwrap();
+    registry.inject(Fault::always(Ask::Token, What::Status(503, None)));
+    let error = client().resolve(&app(&registry)).await.unwrap_err();
+    assert_eq!((error.class(), error.status()), (Class::Unavailable, Some(503)), "{error}");
+    registry.heal();
+    registry.inject(Fault::always(Ask::Token, What::Body(200, r#"{"nothing":1}"#.to_owned())));
+    let error = client().resolve(&app(&registry)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Invalid, "{error}");
+}
+
+#[tokio::test]
+async fn a_credential_helper_is_asked_for_the_host() {
+    let registry = registry(Auth::basic("user", PASSWORD)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("docker-credential-lapstraketest");
+    let asked = dir.path().join("asked");
+    let script = format!(
+        "#!/bin/sh\ncat >> {}\nprintf '{{\"Username\":\"user\",\"Secret\":\"{PASSWORD}\"}}'\n",
+        asked.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let json = format!(r#"{{"credHelpers":{{"{}":"lapstraketest"}}}}"#, registry.host());
+    let credentials = Credentials::parse(json.as_bytes(), "test").unwrap().with_helper_dir(dir.path());
+    let client = with_credentials(credentials);
+    client.resolve(&app(&registry)).await.unwrap();
+    client.manifest(&app(&registry)).await.unwrap();
+    assert_eq!(std::fs::read_to_string(asked).unwrap(), registry.host());
+}
+
+/// Collects everything that is logged, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_secret_is_in_any_error_log_line_or_debug_output() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let mut text = String::new();
+    for auth in [
+        Auth::basic("user", PASSWORD),
+        Auth::token("user", PASSWORD),
+        tokens(|identity, _, _, _| identity.push("refresh-5512".to_owned())),
+    ] {
+        let registry = registry(auth).await;
+        let host = registry.host();
+        for credentials in [
+            Credentials::none().with_basic(&host, "user", PASSWORD),
+            Credentials::none().with_basic(&host, "user", WRONG),
+            Credentials::parse(
+                format!(r#"{{"auths":{{"{host}":{{"registrytoken":"direct-3341"}}}}}}"#).as_bytes(),
+                "test",
+            )
+            .unwrap(),
+            Credentials::parse(
+                format!(r#"{{"auths":{{"{host}":{{"identitytoken":"refresh-5512"}}}}}}"#).as_bytes(),
+                "test",
+            )
+            .unwrap(),
+        ] {
+            text.push_str(&format!("{credentials:?}"));
+            let client = with_credentials(credentials);
+            text.push_str(&format!("{client:?} {:?}", client.resolve(&app(&registry)).await));
+            let (bytes, blob) = noise(100);
+            let source = BlobSource::bytes(bytes);
+            let pushed = client.push_blob(&app(&registry), &blob, &source, &[], &Progress::none()).await;
+            text.push_str(&format!("{pushed:?}"));
+            if let Err(error) = pushed {
+                text.push_str(&format!("{error} {error:#}"));
+            }
+        }
+    }
+    drop(guard);
+    text.push_str(&String::from_utf8_lossy(&log.0.lock().unwrap()));
+    assert!(text.contains("got a token") && text.contains("[redacted]"), "the log was collected");
+    let pair = |password: &str| {
+        base64::engine::general_purpose::STANDARD.encode(format!("user:{password}"))
+    };
+    for secret in
+        [PASSWORD, WRONG, "refresh-5512", "direct-3341", "testkit-token-", &pair(PASSWORD), &pair(WRONG)]
+    {
+        assert!(!text.contains(secret), "{secret} was shown");
+    }
+}
