@@ -11,6 +11,8 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 pub use unpack::{UnpackOptions, unpack};
 
+use crate::limits;
+
 /// How an archive is compressed, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -48,7 +50,11 @@ impl Compression {
             Self::None => Box::new(reader),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(reader)),
-            Self::Xz => Box::new(lzma_rust2::XzReader::new(reader, true)),
+            // The decoder takes a read of no bytes for the end of a block; a buffer in front never asks for none.
+            Self::Xz => {
+                let xz = lzma_rust2::XzReader::new_mem_limit(reader, true, limits::XZ_MEMORY_KIB_MAX);
+                Box::new(BufReader::with_capacity(64 << 10, xz))
+            }
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(reader)?),
         })
     }

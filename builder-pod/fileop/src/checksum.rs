@@ -244,7 +244,8 @@ impl<'a> Listing<'a> {
             return Err(Error::TooDeep(path::show(here.path)));
         }
         let header = if top && self.contents_only {
-            None
+            // That there is a directory at all counts: its place is made even if nothing is in it.
+            Some(Digest::of(b"contents"))
         } else {
             Some(self.header(here.dir, here.name, here.path, here.stat, None)?)
         };

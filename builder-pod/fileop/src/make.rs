@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::action::{MkdirAction, MkfileAction, Owner, RmAction, SymlinkAction};
@@ -97,8 +97,11 @@ pub fn mkfile(root: BorrowedFd<'_>, action: &MkfileAction) -> Result<(), Error> 
     let Some((parent, name)) = path::split(&target) else { return Err(Error::Root("write a file over")) };
     let dir = at::beneath_dir(root, parent).on("open", parent)?;
     let existing = at::stat(dir.as_fd(), name).on("stat", &target)?;
-    if existing.as_ref().is_some_and(at::is_dir) {
-        return Err(Error::FileOverDirectory(path::show(&target)));
+    match existing.as_ref().map(at::kind) {
+        None | Some(FileType::RegularFile) => {}
+        Some(FileType::Directory) => return Err(Error::FileOverDirectory(path::show(&target))),
+        // Opening a pipe would wait for a reader, and a device is no place for a build to write to.
+        Some(_) => return Err(Errno::INVAL).on("write", &target),
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR).on("write", &target)?;
@@ -170,3 +173,7 @@ pub(crate) fn clear_for_file(
         Some(_) => rustix::fs::unlinkat(dir, name, AtFlags::empty()).on("remove", path),
     }
 }
+
+#[cfg(test)]
+#[path = "make_tests.rs"]
+mod tests;

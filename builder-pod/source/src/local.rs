@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Mutex;
 
-use lapstrake_fileop::{Filter, Patterns, Verdict, View, open_root};
+use lapstrake_fileop::{Filter, MatchState, Patterns, Verdict, View, open_root};
 
 use crate::error::Error;
 use crate::ignore::parse_ignore;
@@ -25,6 +26,16 @@ struct Visible {
     /// Only this, if given.
     include: Option<Patterns>,
     ignore: Patterns,
+    /// What the patterns said of the directories that the last path was in, outermost first: a walk asks for
+    /// neighbours, and how a directory fared decides how what is in it fares.
+    above: Mutex<Vec<(String, States)>>,
+}
+
+/// What the patterns said of one directory.
+#[derive(Default, Clone)]
+struct States {
+    include: MatchState,
+    ignore: MatchState,
 }
 
 impl Local {
@@ -94,10 +105,36 @@ impl Local {
     }
 }
 
+impl Visible {
+    /// Whether `path` is included and whether it is ignored, given what was said of its directory.
+    fn judge(&self, path: &str, parent: &States) -> (bool, bool, States) {
+        let (included, include) = match &self.include {
+            Some(patterns) => patterns.matches_below(path, &parent.include),
+            None => (true, MatchState::default()),
+        };
+        let (ignored, ignore) = self.ignore.matches_below(path, &parent.ignore);
+        (included, ignored, States { include, ignore })
+    }
+
+    /// What was said of the directory that `path` is in.
+    fn parent(&self, path: &str) -> States {
+        let mut above = self.above.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let inside = |dir: &str| path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'));
+        while above.last().is_some_and(|(dir, _)| !inside(dir)) {
+            above.pop();
+        }
+        let known = above.last().map_or(0, |(dir, _)| dir.len() + 1);
+        for (at, _) in path.match_indices('/').filter(|(at, _)| *at >= known) {
+            let states = above.last().map(|(_, states)| states.clone()).unwrap_or_default();
+            above.push((path[..at].to_owned(), self.judge(&path[..at], &states).2));
+        }
+        above.last().map(|(_, states)| states.clone()).unwrap_or_default()
+    }
+}
+
 impl Filter for Visible {
     fn verdict(&self, path: &str, is_dir: bool) -> Verdict {
-        let included = self.include.as_ref().is_none_or(|include| include.matches(path));
-        let ignored = self.ignore.matches(path);
+        let (included, ignored, _) = self.judge(path, &self.parent(path));
         if included && !ignored {
             return Verdict::Show;
         }
@@ -161,6 +198,39 @@ mod tests {
         assert_eq!(ignoring(&dir, "*\n!src"), ["src", "src/a.rs"]);
         assert_eq!(ignoring(&dir, "**\n!**/*.md"), ["docs", "docs/a.md", "docs/b", "docs/b/keep.md"]);
         assert_eq!(ignoring(&dir, "*\n!nothing"), [""; 0]);
+    }
+
+    #[test]
+    fn an_exception_for_a_directory_does_not_reach_what_is_ignored_by_its_own_name() {
+        // As BuildKit's walk has it: the exception said nothing new of the directory itself.
+        let dir = tree(&["a/b", "a/c/d", "a/e"]);
+        assert_eq!(ignoring(&dir, "a/c\n!a"), ["a", "a/b", "a/e"]);
+        assert_eq!(ignoring(&dir, "a\n!a/c"), ["a", "a/c", "a/c/d"]);
+    }
+
+    #[test]
+    fn verdicts_do_not_depend_on_the_order_of_questions() {
+        let rules = "docs\n!docs/keep\n**/*.tmp\nsrc/gen/**\n!src/gen/a.rs";
+        let visible = || Visible {
+            ignore: parse_ignore(rules.as_bytes()).unwrap_or_else(|e| panic!("{e}")),
+            ..Visible::default()
+        };
+        let paths = [
+            "docs",
+            "docs/a",
+            "docs/keep",
+            "docs/keep/x",
+            "src",
+            "src/gen",
+            "src/gen/a.rs",
+            "src/gen/b",
+            "x.tmp",
+            "docsx/a",
+        ];
+        let one = visible();
+        for path in paths.iter().chain(paths.iter().rev()).chain(paths.iter().step_by(3)) {
+            assert_eq!(one.verdict(path, true), visible().verdict(path, true), "{path}");
+        }
     }
 
     #[test]

@@ -118,6 +118,10 @@ impl<R: Read> Reader<R> {
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        // Decoders take a read of no bytes for the end.
+        if want == 0 {
+            return Ok(0);
+        }
         let got = if self.ahead.is_empty() {
             self.inner.read(&mut buf[..want])?
         } else {

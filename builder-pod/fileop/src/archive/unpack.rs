@@ -205,7 +205,9 @@ impl Unpacker<'_> {
                 left -= got as u64;
             }
         }
-        if shape.pieces.last().is_none_or(|(offset, len)| offset + len < shape.len) {
+        // A hole at the end; some archivers mark it with an empty piece there.
+        let written = shape.pieces.iter().filter(|(_, len)| *len > 0).map(|(offset, len)| offset + len).max();
+        if written.unwrap_or(0) < shape.len {
             rustix::fs::ftruncate(file.as_fd(), shape.len).on("write", path)?;
         }
         Ok(())
