@@ -21,6 +21,8 @@ pub mod limits;
 mod lower;
 pub mod media;
 pub mod tar;
+#[cfg(test)]
+mod testing;
 
 pub use apply::{Applied, ApplyOptions, apply_layer};
 pub use compress::{Compressed, Compressor};
