@@ -1,18 +1,26 @@
-//! The repository's own chores: `cargo xtask generate [--check]` and `cargo xtask tidy`.
+//! The repository's own chores, where they take more than a line of the Makefile.
 //!
 //! Job: what is generated is written or compared here, and nowhere else; what a compiler does not
-//! see of the house's rules is checked here.
-//! Holds: `--check` writes nothing.
-//! Never: builds, tests or releases anything.
+//! see of the house's rules is checked here; our own images, the chart on a cluster, the demo and the
+//! phases of `make test`.
+//! Holds: `generate --check` and `tidy` write nothing; what is missing is one line with the way to get it.
+//! Never: holds a test, or anything that a user of Lapstrake needs.
 #![expect(clippy::print_stdout, reason = "a command line tool")]
 
+mod cluster;
+mod demo;
 mod generate;
+mod images;
+mod install;
+mod need;
+mod phases;
+mod process;
 mod reference;
 mod tidy;
 mod values;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
@@ -20,7 +28,17 @@ const USAGE: &str = "usage: cargo xtask <command>
 
   generate          writes what is generated: CRDs, their reference, the chart's table of values
   generate --check  fails if any of that is not up to date
-  tidy              checks the rules of the house: who may use whom, unsafe, long files, missing docs";
+  tidy              checks the rules of the house: who may use whom, unsafe, long files, missing docs
+  deny              checks licences and doubled dependencies with cargo-deny, where it is installed
+  need              checks that the machine has what build, tests and demo need
+  cluster ARGS...   runs lapstrake-cluster (e2e/cluster), building it first
+  images            builds our own images with Lapstrake and pushes them to the cluster's registry
+  install           the same, then installs the chart and waits for the operator
+  demo [down]       shows a build on a cluster; takes it away
+  test              all phases of `make test`
+
+CLUSTER=own (default) brings up a cluster of our own; CLUSTER=current uses the kubeconfig's, and needs
+REGISTRY (where to push); BASE says where base images are (docker.io/library).";
 
 fn main() -> ExitCode {
     match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
@@ -47,8 +65,28 @@ fn run(args: &[String]) -> Result<()> {
             }
             Ok(())
         }
+        ["deny"] => deny(&root),
+        ["need"] => need::check(&root),
+        ["cluster", ..] => cluster::forward(&root, &args[1..]),
+        ["images"] => images::make(&root, &cluster::Cluster::connect(&root)?).map(drop),
+        ["install"] => {
+            let cluster = cluster::Cluster::connect(&root)?;
+            let images = images::make(&root, &cluster)?;
+            install::install(&root, &cluster, &images)
+        }
+        ["demo"] => demo::up(&root),
+        ["demo", "down"] => demo::down(&root),
+        ["test"] => phases::run(&root),
         _ => bail!("{USAGE}"),
     }
+}
+
+fn deny(root: &Path) -> Result<()> {
+    if process::which("cargo-deny").is_none() {
+        println!("skipped: cargo-deny is not installed; cargo install --locked cargo-deny");
+        return Ok(());
+    }
+    process::run(Command::new("cargo").args(["deny", "--offline", "check"]).current_dir(root))
 }
 
 /// The repository's root, which is the folder above this crate's.

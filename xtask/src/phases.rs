@@ -1,0 +1,99 @@
+//! `make test`: all phases one after the other, and at the end how long each took.
+//!
+//! A phase is a target of the Makefile, so that a person can run each of them alone. The last lines are
+//! the test runner's own: those of the last phase are held back until the table is printed.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// What is run, in this order.
+const PHASES: &[&str] = &["check", "unit", "integration", "cluster-up", "images", "e2e"];
+
+struct Phase {
+    name: &'static str,
+    took: Duration,
+    passed: bool,
+}
+
+/// Runs all phases; a failed one does not stop the others unless they need it.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let mut phases = Vec::new();
+    let mut held = Vec::new();
+    for &name in PHASES {
+        println!("\n=== {name}");
+        let started = Instant::now();
+        let (passed, closing) = phase(root, name)?;
+        phases.push(Phase { name, took: started.elapsed(), passed });
+        held = closing;
+        if !passed && matches!(name, "cluster-up" | "images") {
+            break; // There is nothing to test on.
+        }
+        if name != "e2e" {
+            held.drain(..).for_each(|line| println!("{line}"));
+        }
+    }
+    print!("{}", table(phases.iter().collect()));
+    held.iter().for_each(|line| println!("{line}"));
+    let failed: Vec<&str> = phases.iter().filter(|phase| !phase.passed).map(|phase| phase.name).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs one; gives whether it passed, and what it wrote from its last `test result` on.
+fn phase(root: &Path, name: &str) -> Result<(bool, Vec<String>)> {
+    let mut child = Command::new("make")
+        .args(["--no-print-directory", name])
+        .current_dir(root)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start make")?;
+    let output = child.stdout.take().context("standard output is a pipe")?;
+    let mut held = Vec::new();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        if line.starts_with("test result: ") || (!held.is_empty() && line.is_empty()) {
+            held.push(line);
+            continue;
+        }
+        held.drain(..).for_each(|line| println!("{line}"));
+        println!("{line}");
+    }
+    while held.last().is_some_and(String::is_empty) {
+        held.pop();
+    }
+    Ok((child.wait()?.success(), held))
+}
+
+/// How long each phase took, the slowest first.
+fn table(mut phases: Vec<&Phase>) -> String {
+    phases.sort_by_key(|phase| std::cmp::Reverse(phase.took));
+    let total: Duration = phases.iter().map(|phase| phase.took).sum();
+    let mut text = String::from("\n=== how long each phase took\n");
+    for phase in phases {
+        let word = if phase.passed { "" } else { "  FAILED" };
+        text += &format!("{:>8.1} s  {}{word}\n", phase.took.as_secs_f64(), phase.name);
+    }
+    text + &format!("{:>8.1} s  in all\n\n", total.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_the_slowest_phase_first_and_what_failed() {
+        let phases = [
+            Phase { name: "check", took: Duration::from_millis(1500), passed: true },
+            Phase { name: "e2e", took: Duration::from_secs(90), passed: false },
+        ];
+        let table = table(phases.iter().collect());
+        let lines: Vec<&str> = table.lines().skip(2).collect();
+        assert_eq!(lines[..3], ["    90.0 s  e2e  FAILED", "     1.5 s  check", "    91.5 s  in all"]);
+    }
+}
