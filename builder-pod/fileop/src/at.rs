@@ -150,10 +150,13 @@ fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat()
 }
 
+/// Extended attributes: name and value.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The extended attributes that belong to the content of a tree, sorted by name.
 ///
 /// Left out are those that a security module, the kernel's overlay or a network file system keeps for itself.
-pub(crate) fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(crate) fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Errno> {
     let path = proc_path(dir, name);
     let names = match read_growing(|buf| rustix::fs::llistxattr(path.as_slice(), buf)) {
         Ok(names) => names,

@@ -328,10 +328,7 @@ impl<'a> Listing<'a> {
     }
 
     fn found(&mut self, path: &[u8]) {
-        self.missing.retain(|required| {
-            !required.is_empty()
-                && !(path.starts_with(required) && matches!(path.get(required.len()), None | Some(b'/')))
-        });
+        self.missing.retain(|required| !path::is_at_or_below(path, required));
     }
 }
 

@@ -462,10 +462,7 @@ impl<'a> Copier<'a> {
     }
 
     fn found(&mut self, path: &[u8]) {
-        self.missing.retain(|required| {
-            !(path.starts_with(required) && matches!(path.get(required.len()), None | Some(b'/')))
-                && !required.is_empty()
-        });
+        self.missing.retain(|required| !path::is_at_or_below(path, required));
     }
 
     fn last(&self) -> &Frame {

@@ -74,6 +74,11 @@ pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
+/// Whether a relative path is `dir` or lies below it; everything lies below the root.
+pub fn is_at_or_below(path: &[u8], dir: &[u8]) -> bool {
+    dir.is_empty() || path.starts_with(dir) && matches!(path.get(dir.len()), None | Some(b'/'))
+}
+
 /// How a relative path is shown to people: absolute below its root.
 pub fn show(path: &[u8]) -> String {
     format!("/{}", String::from_utf8_lossy(path))

@@ -25,7 +25,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 pub struct HttpRequest {
     /// The address.
     pub url: String,
-    /// The digest that the body must have.
+    /// The digest that the body must have; then a body comes, whatever the caller has.
     pub checksum: Option<Digest>,
     /// The `ETag` of the body that the caller has.
     pub etag: Option<String>,
@@ -135,11 +135,13 @@ impl Http {
         dir: &Path,
     ) -> Result<Fetched, Attempt> {
         let mut get = self.client.get(url.clone());
+        // A body with a checksum is wanted itself: "not modified" would speak of whatever the caller has instead.
+        let validated = request.checksum.is_none();
         // Two validators for one body: servers that know both prefer the first.
-        if let Some(etag) = &request.etag {
+        if let Some(etag) = request.etag.as_ref().filter(|_| validated) {
             get = get.header(header::IF_NONE_MATCH, etag);
         }
-        if let Some(date) = &request.last_modified {
+        if let Some(date) = request.last_modified.as_ref().filter(|_| validated) {
             get = get.header(header::IF_MODIFIED_SINCE, date);
         }
         let sent = tokio::time::timeout(SILENCE_MAX, get.send()).await;

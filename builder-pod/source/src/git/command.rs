@@ -218,7 +218,7 @@ impl Failure {
             Self::Git(messages) => {
                 let lines = || messages.lines().map(str::trim).filter(|line| !line.is_empty());
                 let telling = lines().find(|line| line.starts_with("fatal: ") || line.starts_with("ERROR: "));
-                let line = telling.or_else(|| lines().last()).unwrap_or("git failed without a message");
+                let line = telling.or_else(|| lines().next_back()).unwrap_or("git failed without a message");
                 line.strip_prefix("fatal: ").unwrap_or(line).chars().take(500).collect()
             }
         }

@@ -80,6 +80,8 @@ async fn an_unchanged_body_is_not_sent_again() {
         ..request(&url)
     };
     assert!(fetch(&known).await.is_ok_and(|(body, _)| body.is_none()));
+    let exact = HttpRequest { checksum: Some(Digest::of(b"hello")), ..known.clone() };
+    assert!(fetch(&exact).await.is_ok_and(|(body, _)| body.is_some()));
     assert!(fetch(&request(&url)).await.is_ok_and(|(body, _)| body.is_some()));
 }
 
