@@ -190,7 +190,8 @@ impl<'a> Session<'a> {
         if grant.header.is_none() && status == 401 {
             if learnt {
                 // Under Basic without credentials nothing better can be sent.
-                let basic = self.transport.memory.challenge(&self.endpoint.origin()) == Some(Challenge::Basic);
+                let basic =
+                    self.transport.memory.challenge(&self.endpoint.origin()) == Some(Challenge::Basic);
                 return !basic || !self.candidates().await.is_empty();
             }
             return false;
@@ -224,8 +225,7 @@ impl<'a> Session<'a> {
     pub(crate) fn explain(&self, error: Error) -> Error {
         let registry = &self.endpoint.registry;
         let repository = &self.endpoint.repository;
-        let keys: Vec<String> =
-            self.candidates.iter().flatten().map(|c| format!("\"{}\"", c.key)).collect();
+        let keys: Vec<String> = self.candidates.iter().flatten().map(|c| format!("\"{}\"", c.key)).collect();
         let hint = match (keys.is_empty(), error.kind()) {
             (true, _) => format!(
                 "no credentials for {registry} are configured; log in or attach a registry secret, \
@@ -337,7 +337,8 @@ impl Transport {
             return Token::parse(&body, jiff::Timestamp::now()).map_err(protocol);
         }
         let after = retry::retry_after(response.headers());
-        let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+        let kind =
+            response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
         let body = read_some(&mut response, ERROR_BODY_BYTES_MAX).await;
         let said = Said::parse(&body, &kind).without(&secrets);
         let retryable = is_retryable_status(status);

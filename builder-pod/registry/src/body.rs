@@ -173,7 +173,9 @@ struct State {
 fn chunks(state: State) -> impl Stream<Item = io::Result<Bytes>> + Send {
     futures::stream::try_unfold(state, |mut state| async move {
         let left = state.total - state.done;
-        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES.min(usize::try_from(left).unwrap_or(CHUNK_BYTES)).max(1));
+        // Room for one byte too many, which is how a source that is too long shows.
+        let room = usize::try_from(left + 1).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        let mut chunk = BytesMut::with_capacity(room);
         let read = state.reader.read_buf(&mut chunk).await;
         let read = read.map_err(|error| state.activity.fail(format!("cannot read the blob: {error}")))?;
         let read = read as u64;
@@ -202,8 +204,13 @@ mod tests {
     async fn read(bytes: &'static [u8], offset: u64, total: u64) -> Result<Vec<u8>, String> {
         let activity = Arc::new(Activity::new());
         let reader = BlobSource::bytes(bytes).open(offset).await.expect("in memory");
-        let state =
-            State { reader, done: offset, total, progress: Progress::none(), activity: Arc::clone(&activity) };
+        let state = State {
+            reader,
+            done: offset,
+            total,
+            progress: Progress::none(),
+            activity: Arc::clone(&activity),
+        };
         let chunks: Result<Vec<Bytes>, _> = chunks(state).try_collect().await;
         chunks.map(|c| c.concat()).map_err(|_| activity.failure().expect("the failure is noted"))
     }

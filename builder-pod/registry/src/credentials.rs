@@ -214,8 +214,9 @@ impl Credentials {
             return answer.clone();
         }
         let answer = match helper::get(self.helper_dir.as_deref(), name, &question.1).await {
-            Ok(secret) => secret
-                .map(|secret| Arc::new(Credential { key: format!("{} by helper {name}", question.1), secret })),
+            Ok(secret) => secret.map(|secret| {
+                Arc::new(Credential { key: format!("{} by helper {name}", question.1), secret })
+            }),
             Err(why) => {
                 tracing::warn!(helper = name, registry = question.1, "credential helper failed: {why}");
                 None
@@ -258,7 +259,8 @@ impl Entry {
                 base64::engine::GeneralPurposeConfig::new()
                     .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent),
             );
-            let bytes = lenient.decode(auth.reveal().trim()).map_err(|_| "has an \"auth\" that is not base64")?;
+            let bytes =
+                lenient.decode(auth.reveal().trim()).map_err(|_| "has an \"auth\" that is not base64")?;
             let text = String::from_utf8(bytes).map_err(|_| "has an \"auth\" that is not text")?;
             let (username, password) =
                 text.split_once(':').ok_or("has an \"auth\" without a colon between user and password")?;

@@ -292,12 +292,8 @@ impl Said {
 
 /// One line without control characters, cut to [`MESSAGE_CHARS_MAX`].
 fn clean(text: &str) -> String {
-    let line: String = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(MESSAGE_CHARS_MAX)
-        .collect();
+    let line: String =
+        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_CHARS_MAX).collect();
     line.trim_end_matches('.').to_owned()
 }
 
@@ -344,7 +340,10 @@ mod tests {
             let said = Said::parse(body.as_bytes(), kind);
             (said.code.unwrap_or_default(), said.message.unwrap_or_default())
         };
-        assert_eq!(said(r#"{"details":"incorrect password"}"#, ""), (String::new(), "incorrect password".into()));
+        assert_eq!(
+            said(r#"{"details":"incorrect password"}"#, ""),
+            (String::new(), "incorrect password".into())
+        );
         assert_eq!(
             said(r#"{"error":"invalid_grant","error_description":"expired"}"#, ""),
             ("invalid_grant".into(), "expired".into())

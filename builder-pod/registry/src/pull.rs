@@ -4,7 +4,9 @@ use std::io;
 
 use bytes::Bytes;
 use lapstrake_oci::{Descriptor, Digest, Hasher, Reference, media_type};
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE,
+};
 use reqwest::{Method, Response};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
@@ -17,12 +19,8 @@ use crate::token::Scopes;
 use crate::{Class, Error, Progress};
 
 /// Everything that is understood, best first.
-const ACCEPTED: [&str; 4] = [
-    media_type::OCI_INDEX,
-    media_type::OCI_MANIFEST,
-    media_type::DOCKER_INDEX,
-    media_type::DOCKER_MANIFEST,
-];
+const ACCEPTED: [&str; 4] =
+    [media_type::OCI_INDEX, media_type::OCI_MANIFEST, media_type::DOCKER_INDEX, media_type::DOCKER_MANIFEST];
 
 /// A manifest or index as a registry keeps it. Its digest is over exactly these bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +143,8 @@ impl Client {
         match self.ask_manifest(Method::HEAD, endpoint, name, action, subject).await {
             Ok(response) => {
                 let header = |key: &str| response.headers().get(key).and_then(|v| v.to_str().ok());
-                let digest = header("docker-content-digest").and_then(|text| text.parse().ok()).or(name.digest());
+                let digest =
+                    header("docker-content-digest").and_then(|text| text.parse().ok()).or(name.digest());
                 // An answer to HEAD has no body: its length stands in the header alone.
                 let size = header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
                 let kind = header(CONTENT_TYPE.as_str()).map(essence).filter(|kind| ACCEPTED.contains(kind));
@@ -262,7 +261,9 @@ async fn read_manifest(response: &mut Response, stall: std::time::Duration) -> R
             Ok(Err(error)) => return Err(broken(chain(error))),
             Ok(Ok(None)) => return Ok(bytes.into()),
             Ok(Ok(Some(chunk))) if done + chunk.len() as u64 > MANIFEST_BYTES_MAX => {
-                return Err(Kind::Protocol(format!("the manifest is larger than {MANIFEST_BYTES_MAX} bytes")));
+                return Err(Kind::Protocol(format!(
+                    "the manifest is larger than {MANIFEST_BYTES_MAX} bytes"
+                )));
             }
             Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
         }
@@ -333,7 +334,8 @@ impl Download<'_, '_> {
         }
     }
 
-    async fn ask(&self, endpoint: &Endpoint) -> Result<Response, Error> {
+    // Exclusive, since a shared borrow of the sink could not move between threads.
+    async fn ask(&mut self, endpoint: &Endpoint) -> Result<Response, Error> {
         let scopes = Scopes::pull(&endpoint.repository);
         let tail = format!("blobs/{}", self.blob.digest);
         let mut call = call(endpoint, Method::GET, &tail, scopes, self.action, self.subject)?;
@@ -380,16 +382,15 @@ impl Download<'_, '_> {
     fn start_of(&self, response: &Response) -> Result<u64, Error> {
         if response.status().as_u16() == 206 {
             let text = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or("");
-            let start = text.strip_prefix("bytes ").and_then(|t| t.split('-').next()?.trim().parse::<u64>().ok());
+            let start =
+                text.strip_prefix("bytes ").and_then(|t| t.split('-').next()?.trim().parse::<u64>().ok());
             return match start {
                 Some(start) if start <= self.done => Ok(self.done - start),
                 _ => Err(self.error(Kind::Protocol(format!("\"{text}\" is not the range asked for")))),
             };
         }
         match response.content_length() {
-            Some(got) if got != self.total => {
-                Err(self.error(Kind::Size { expected: self.total, got }))
-            }
+            Some(got) if got != self.total => Err(self.error(Kind::Size { expected: self.total, got })),
             _ => Ok(self.done),
         }
     }

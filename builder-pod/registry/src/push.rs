@@ -71,7 +71,9 @@ impl Client {
                 session: None,
                 from: 0,
             };
-            for from in mount_from.iter().filter(|from| **from != endpoint.repository).take(MOUNT_CANDIDATES_MAX) {
+            for from in
+                mount_from.iter().filter(|from| **from != endpoint.repository).take(MOUNT_CANDIDATES_MAX)
+            {
                 if self.mount(&endpoint, from, &mut upload).await? {
                     progress.report(blob.size, blob.size);
                     return Ok(Pushed::Mounted { from: from.clone() });

@@ -5,12 +5,12 @@ use reqwest::Method;
 use reqwest::header::LINK;
 use serde::Deserialize;
 
+use crate::Error;
 use crate::client::{Client, call};
 use crate::error::Kind;
 use crate::limits::{MANIFEST_BYTES_MAX, TAG_PAGES_MAX};
 use crate::token::Scopes;
 use crate::transport::read_some;
-use crate::Error;
 
 impl Client {
     /// All tags of `name`'s repository, as the registry orders them. Mirrors are not asked.

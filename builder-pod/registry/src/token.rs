@@ -37,9 +37,9 @@ impl Scopes {
 
     /// The `scope` parameters, one a repository.
     pub(crate) fn texts(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|(name, push)| {
-            format!("repository:{name}:{}", if *push { "pull,push" } else { "pull" })
-        })
+        self.0
+            .iter()
+            .map(|(name, push)| format!("repository:{name}:{}", if *push { "pull,push" } else { "pull" }))
     }
 }
 
@@ -67,8 +67,7 @@ impl Token {
         }
         let answer: Answer = serde_json::from_slice(body).map_err(|_| "its answer is not valid JSON")?;
         let given = |token: Option<Redacted>| token.filter(|t| !t.reveal().is_empty());
-        let value =
-            given(answer.token).or(given(answer.access_token)).ok_or("its answer has no token")?;
+        let value = given(answer.token).or(given(answer.access_token)).ok_or("its answer has no token")?;
         let life = match answer.expires_in {
             Some(seconds) if seconds >= 1.0 && seconds <= 1e9 => Duration::from_secs_f64(seconds),
             _ => TOKEN_LIFE_DEFAULT,

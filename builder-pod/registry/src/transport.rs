@@ -111,7 +111,8 @@ impl Transport {
     /// never will.
     pub(crate) async fn call(&self, call: &Call<'_>) -> Result<Response, Error> {
         let limits = &self.config.limits;
-        let attempts = if call.endpoint.is_mirror() { limits.mirror_attempts_max } else { limits.attempts_max };
+        let attempts =
+            if call.endpoint.is_mirror() { limits.mirror_attempts_max } else { limits.attempts_max };
         let mut backoff = Backoff::new(limits, attempts);
         loop {
             let (error, after) = match self.attempt(call, None).await {
@@ -141,7 +142,8 @@ impl Transport {
         for _ in 0..AUTH_ROUNDS_MAX {
             let same_origin = is_own(call.endpoint, &call.url);
             let grant = session.grant().await?;
-            let mut request = client.request(call.method.clone(), call.url.clone()).headers(call.headers.clone());
+            let mut request =
+                client.request(call.method.clone(), call.url.clone()).headers(call.headers.clone());
             if same_origin && let Some(header) = &grant.header {
                 request = request.header(AUTHORIZATION, header.clone());
             }
@@ -231,14 +233,17 @@ impl Transport {
                 "the certificate's issuer is not trusted: configure the CA certificate under \"ca\" for {registry}"
             ))
         } else if why.contains("invalid peer certificate") || why.contains("certificate") {
-            Some(format!("check the server's certificate for {registry}, or the client's under \"clientCert\""))
+            Some(format!(
+                "check the server's certificate for {registry}, or the client's under \"clientCert\""
+            ))
         } else {
             None
         };
         if let Some(hint) = hint {
             return Failure::Final(Error::new(Kind::Tls(why), call.action, call.subject).with_hint(hint));
         }
-        let speaks_tls = call.endpoint.http && (why.contains("invalid HTTP version") || why.contains("parsed"));
+        let speaks_tls =
+            call.endpoint.http && (why.contains("invalid HTTP version") || why.contains("parsed"));
         let error = Error::new(Kind::Connect(why), call.action, call.subject);
         let error = if speaks_tls { error.with_hint(tls_hint(registry)) } else { error };
         Failure::Retry { error, after: None }
@@ -274,7 +279,11 @@ impl Transport {
     }
 
     /// The client for a token server: its own settings, else those of the registry that names it.
-    pub(crate) fn client_for_token(&self, endpoint: &Endpoint, host: &str) -> Result<reqwest::Client, Failure> {
+    pub(crate) fn client_for_token(
+        &self,
+        endpoint: &Endpoint,
+        host: &str,
+    ) -> Result<reqwest::Client, Failure> {
         let own = self.config.hosts.hosts.contains_key(host);
         let settings = if own { host } else { &endpoint.registry };
         self.client(settings, host).map_err(Failure::Final)
@@ -360,8 +369,8 @@ async fn said(response: &mut Response) -> Said {
 
 /// Follows redirects (registries send blob readers to object stores), never from TLS to plain http.
 fn redirect(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
-    let downgrade =
-        attempt.previous().last().is_some_and(|from| from.scheme() == "https") && attempt.url().scheme() != "https";
+    let downgrade = attempt.previous().last().is_some_and(|from| from.scheme() == "https")
+        && attempt.url().scheme() != "https";
     if downgrade {
         return attempt.error("it redirects from https to plain http");
     }

@@ -36,8 +36,7 @@ impl Upload<'_> {
 
     fn call(&self, method: Method, url: Url) -> Result<Call<'_>, Error> {
         let scopes = Scopes::push(&self.endpoint.repository);
-        let mut call =
-            call(self.endpoint, method, "blobs/uploads/", scopes, self.action, self.subject)?;
+        let mut call = call(self.endpoint, method, "blobs/uploads/", scopes, self.action, self.subject)?;
         call.url = url;
         Ok(call)
     }

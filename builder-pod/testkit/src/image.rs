@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use flate2::{Compression, GzBuilder};
-use lapstrake_oci::{Descriptor, Digest, Index, ImageConfig, Manifest, Platform, Reference, media_type};
+use lapstrake_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, media_type};
 
 /// A layer in the making: entries of a tar archive, in order.
 #[derive(Debug, Clone, Default)]
@@ -77,7 +77,10 @@ impl Layer {
                     let content = std::fs::read(entry.path())?;
                     *layer = std::mem::take(layer).file_with_mode(&name, content, mode);
                 } else {
-                    return Err(io::Error::other(format!("{name}: mode {:o} has no place here", meta.mode())));
+                    return Err(io::Error::other(format!(
+                        "{name}: mode {:o} has no place here",
+                        meta.mode()
+                    )));
                 }
             }
             Ok(())
@@ -148,7 +151,8 @@ impl Image {
     /// A gzip image of layers, lowest first, for linux/amd64 and with `PATH` set.
     pub fn new(layers: &[Layer]) -> Self {
         let mut config = ImageConfig::of_platform(&Platform::new("linux", "amd64", None));
-        config.config.env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
+        config.config.env =
+            vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
         config.config.cmd = Some(vec!["/bin/sh".to_owned()]);
         Self::with_config(layers, config)
     }
@@ -200,4 +204,39 @@ pub fn index(images: &[(&Image, Platform)]) -> Vec<u8> {
 /// A reference to `repository:tag` at a registry's host.
 pub fn reference(host: &str, name: &str) -> Reference {
     format!("{host}/{name}").parse().expect("a test name is valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn tar_reads_what_a_layer_writes() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let long = format!("{}/{}", "d".repeat(90), "f".repeat(90));
+        let layer =
+            Layer::new().file("a", "hello").dir("e").symlink("l", "a").hardlink("h", "a").file(&long, "x");
+        let mut tar = Command::new("tar")
+            .args(["-xz", "-C"])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("tar is there");
+        tar.stdin.take().expect("piped").write_all(&layer.gzip()).expect("tar reads");
+        assert!(tar.wait().expect("tar ends").success());
+        let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).expect(path);
+        assert_eq!(
+            (read("a"), read("l"), read("h"), read(&long)),
+            ("hello".into(), "hello".into(), "hello".into(), "x".into())
+        );
+        assert!(dir.path().join("e").is_dir());
+    }
+
+    #[test]
+    fn the_same_layers_are_the_same_image() {
+        let image = || Image::new(&[Layer::new().file("a", "b")]);
+        assert_eq!(image().digest, image().digest);
+        assert_eq!(image().blobs().count(), 2);
+    }
 }

@@ -12,13 +12,16 @@ use crate::image::{Image, Layer};
 /// Where there is none, with the command that installs it: a test that needs it must not pass unseen.
 pub fn busybox_program() -> PathBuf {
     let candidates = [std::env::var_os("BUSYBOX").map(PathBuf::from), Some("/bin/busybox".into())];
-    let found = candidates.into_iter().flatten().chain([PathBuf::from("/usr/bin/busybox")]).find(|p| p.exists());
+    let found =
+        candidates.into_iter().flatten().chain([PathBuf::from("/usr/bin/busybox")]).find(|p| p.exists());
     found.expect("busybox is missing: run `apt-get install busybox-static`, or set BUSYBOX to a static one")
 }
 
 /// Makes `dir` a root file system with busybox, its applets, and the usual folders and accounts.
 pub fn busybox_at(dir: &Path) -> io::Result<()> {
-    for sub in ["bin", "dev", "etc", "home", "proc", "root", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var/tmp"] {
+    for sub in
+        ["bin", "dev", "etc", "home", "proc", "root", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var/tmp"]
+    {
         std::fs::create_dir_all(dir.join(sub))?;
     }
     let program = busybox_program();
@@ -27,7 +30,10 @@ pub fn busybox_at(dir: &Path) -> io::Result<()> {
     for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|a| *a != "busybox" && !a.is_empty()) {
         symlink("busybox", dir.join("bin").join(applet))?;
     }
-    std::fs::write(dir.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")?;
+    std::fs::write(
+        dir.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+    )?;
     std::fs::write(dir.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
     set_mode(&dir.join("tmp"), 0o1777)?;
     set_mode(&dir.join("var/tmp"), 0o1777)

@@ -24,9 +24,10 @@ impl Drop for Server {
 
 async fn start() -> Server {
     let program = ["/usr/bin/docker-registry", "/usr/local/bin/docker-registry"];
-    let program = program.into_iter().find(|path| Path::new(path).exists()).unwrap_or_else(|| {
-        panic!("docker-registry is missing: run `apt-get install docker-registry`")
-    });
+    let program = program
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .unwrap_or_else(|| panic!("docker-registry is missing: run `apt-get install docker-registry`"));
     let dir = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let host = format!("127.0.0.1:{port}");
@@ -57,7 +58,8 @@ async fn images_make_the_round_trip_through_debians_registry() {
     let name = reference(&server.host, "team/app:1");
     for (blob, bytes) in image.blobs() {
         let source = BlobSource::bytes(bytes.to_vec());
-        let push = || client.push_blob(&name, blob, &source, &[], &Progress::none());
+        let progress = Progress::none();
+        let push = || client.push_blob(&name, blob, &source, &[], &progress);
         assert_eq!(push().await.unwrap(), Pushed::Uploaded);
         assert_eq!(push().await.unwrap(), Pushed::Existed);
     }

@@ -17,13 +17,19 @@ async fn a_mirror_is_asked_before_the_registry_and_told_what_it_stands_for() {
     client.resolve(&app(&registry)).await.unwrap();
     pull(&client, &app(&registry), &image.parsed.layers[0]).await.unwrap();
     assert!(registry.log().is_empty());
-    assert!(mirror.log().iter().all(|e| e.path.ends_with(&format!("?ns={}", registry.host().replace(':', "%3A")))));
+    assert!(
+        mirror
+            .log()
+            .iter()
+            .all(|e| e.path.ends_with(&format!("?ns={}", registry.host().replace(':', "%3A"))))
+    );
 }
 
 #[tokio::test]
 async fn mirrors_that_fail_are_passed_over_and_named_when_all_fail() {
     let image = image();
-    let (registry, empty, down) = (registry_with(&image).await, Registry::open().await, Registry::open().await);
+    let (registry, empty, down) =
+        (registry_with(&image).await, Registry::open().await, Registry::open().await);
     down.inject(Fault::always(Ask::ManifestHead, What::Status(503, None)));
     down.inject(Fault::always(Ask::ManifestGet, What::Status(503, None)));
     let client = with_mirrors(&registry, &[&empty, &down]);

@@ -62,12 +62,15 @@ async fn a_manifest_that_breaks_off_is_read_again() {
 async fn a_missing_image_says_what_is_missing() {
     let registry = registry_with(&image()).await;
     let host = registry.host();
-    for (name, code, hint) in
-        [("app:2", "MANIFEST_UNKNOWN", "check its name and tag"), ("nope:1", "NAME_UNKNOWN", "no repository nope")]
-    {
+    for (name, code, hint) in [
+        ("app:2", "MANIFEST_UNKNOWN", "check its name and tag"),
+        ("nope:1", "NAME_UNKNOWN", "no repository nope"),
+    ] {
         let error = client().resolve(&reference(&host, name)).await.unwrap_err();
         assert_eq!((error.class(), error.status(), error.code()), (Class::NotFound, Some(404), Some(code)));
-        assert!(error.to_string().starts_with(&format!("resolve {host}/{name}: not found (HTTP 404: {code}")));
+        assert!(
+            error.to_string().starts_with(&format!("resolve {host}/{name}: not found (HTTP 404: {code}"))
+        );
         assert!(error.hint().unwrap().contains(hint), "{error:#}");
         assert!(!error.is_retryable());
     }
@@ -184,7 +187,8 @@ async fn a_dropped_connection_is_tried_again() {
 async fn a_retry_after_is_kept_and_a_too_long_one_is_an_error_at_once() {
     let registry = registry_with(&image()).await;
     // The client would wait for minutes by itself; the registry says that it need not.
-    let limits = Limits { backoff_first: Duration::from_secs(600), backoff_max: Duration::from_secs(600), ..quick() };
+    let limits =
+        Limits { backoff_first: Duration::from_secs(600), backoff_max: Duration::from_secs(600), ..quick() };
     let patient = Client::new(Config { limits, ..config() });
     registry.inject(Fault::next(Ask::ManifestHead, What::Status(429, Some(0))));
     patient.resolve(&app(&registry)).await.unwrap();

@@ -110,10 +110,7 @@ async fn a_refused_mount_goes_on_with_the_session_that_it_opened() {
     let from = ["other".to_owned(), "third".to_owned()];
     let source = BlobSource::bytes(bytes);
     client().push_blob(&app(&registry), &blob, &source, &from, &Progress::none()).await.unwrap();
-    assert_eq!(
-        asks(&registry),
-        [Ask::BlobHead, Ask::Mount, Ask::Mount, Ask::UploadCancel, Ask::UploadPut]
-    );
+    assert_eq!(asks(&registry), [Ask::BlobHead, Ask::Mount, Ask::Mount, Ask::UploadCancel, Ask::UploadPut]);
 }
 
 #[tokio::test]
@@ -176,7 +173,8 @@ async fn a_registry_that_stays_down_is_unavailable() {
     let (bytes, blob) = noise(BIG);
     registry.inject(Fault::always(Ask::UploadPatch, What::Status(503, None)));
     let source = BlobSource::bytes(bytes);
-    let error = client().push_blob(&app(&registry), &blob, &source, &[], &Progress::none()).await.unwrap_err();
+    let error =
+        client().push_blob(&app(&registry), &blob, &source, &[], &Progress::none()).await.unwrap_err();
     assert_eq!((error.class(), error.status()), (Class::Unavailable, Some(503)), "{error}");
     assert_eq!(registry.count(Ask::UploadPatch), 4);
 }
@@ -224,8 +222,7 @@ async fn an_upload_reports_its_progress() {
 async fn a_manifest_without_its_blobs_is_refused_in_the_registrys_words() {
     let registry = Registry::open().await;
     let image = Image::new(&[Layer::new().file("x", "y")]);
-    let error =
-        client().push_manifest(&app(&registry), &image.media_type, image.manifest).await.unwrap_err();
+    let error = client().push_manifest(&app(&registry), &image.media_type, image.manifest).await.unwrap_err();
     assert_eq!(error.code(), Some("MANIFEST_BLOB_UNKNOWN"));
     assert!(error.to_string().contains("is not in the repository"), "{error}");
 }

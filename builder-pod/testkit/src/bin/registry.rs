@@ -40,8 +40,13 @@ async fn main() -> std::io::Result<()> {
         Some(Some((user, password))) => Auth::basic(user, password),
         Some(None) => return Err(std::io::Error::other("--htpasswd must be USER:PASSWORD")),
     };
-    let options =
-        Options { addr: Some(args.addr), dir: args.dir, auth, tls_names: args.tls_name, ..Options::default() };
+    let options = Options {
+        addr: Some(args.addr),
+        dir: args.dir,
+        auth,
+        tls_names: args.tls_name,
+        ..Options::default()
+    };
     let registry = Registry::start(options).await?;
     if let Some(name) = args.busybox {
         let (repository, tag) = name.split_once(':').unwrap_or((&name, "latest"));

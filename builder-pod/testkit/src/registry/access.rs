@@ -142,12 +142,16 @@ pub(super) fn token(
     else {
         return (404, json!({ "details": "no token server here" }));
     };
-    let all = |name: &'static str| params.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str());
+    let all =
+        |name: &'static str| params.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str());
     let (known, reader) = if post {
         let token = all("refresh_token").next().unwrap_or("");
         if all("grant_type").next() != Some("refresh_token") || !identity_tokens.iter().any(|t| t == token) {
             // Repeats what it was sent, as careless servers do.
-            return (401, json!({ "error": "invalid_grant", "error_description": format!("bad token {token}") }));
+            return (
+                401,
+                json!({ "error": "invalid_grant", "error_description": format!("bad token {token}") }),
+            );
         }
         (true, false)
     } else {
@@ -163,7 +167,8 @@ pub(super) fn token(
     let mut scopes = Vec::new();
     for scope in all("scope").flat_map(str::split_ascii_whitespace) {
         let mut parts = scope.split(':');
-        let (Some("repository"), Some(name), Some(actions)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some("repository"), Some(name), Some(actions)) = (parts.next(), parts.next(), parts.next())
+        else {
             continue;
         };
         if known || *anonymous_pull {

@@ -26,6 +26,8 @@ pub enum What {
     Drop(u64),
     /// The answer's body ends with a broken connection after so many bytes.
     Cut(u64),
+    /// It is sent to the same path at another origin (`http://host:port`).
+    Redirect(String),
     /// The answer's body has a wrong first byte.
     Corrupt,
     /// The request waits until the gate is opened.

@@ -110,6 +110,10 @@ pub(super) async fn serve(
             lock(&shared.log).push(entry);
             return answer(StatusCode::OK, &[], Body::empty());
         }
+        Some(What::Redirect(origin)) => {
+            let location = format!("{origin}{}", entry.path);
+            answer(StatusCode::TEMPORARY_REDIRECT, &[("location", &location)], Body::empty())
+        }
         Some(What::Hold(gate)) => {
             gate.wait().await;
             handle(&shared, &route, request, u64::MAX).await
@@ -315,7 +319,8 @@ async fn blob(shared: &Shared, route: &Route, headers: &HeaderMap) -> Response {
         Some(Some(range)) => range,
         Some(None) => return error(416, "RANGE_INVALID", "range not satisfiable"),
     };
-    let (size, content_range) = ((end - start).to_string(), format!("bytes {start}-{}/{length}", end.max(1) - 1));
+    let (size, content_range) =
+        ((end - start).to_string(), format!("bytes {start}-{}/{length}", end.max(1) - 1));
     let mut sent = vec![
         ("content-type", "application/octet-stream"),
         ("content-length", &size),
@@ -359,8 +364,11 @@ fn tags(shared: &Shared, repository: &str, n: Option<&str>, last: Option<&str>) 
     let page: Vec<&String> = rest.iter().copied().take(n).collect();
     let body = serde_json::json!({ "name": repository, "tags": page }).to_string();
     let mut headers = vec![("content-type", "application/json")];
-    let link = page.last().map(|last| format!("</v2/{repository}/tags/list?n={n}&last={last}>; rel=\"next\""));
-    if rest.len() > page.len() && let Some(link) = &link {
+    let link =
+        page.last().map(|last| format!("</v2/{repository}/tags/list?n={n}&last={last}>; rel=\"next\""));
+    if rest.len() > page.len()
+        && let Some(link) = &link
+    {
         headers.push(("link", link));
     }
     answer(StatusCode::OK, &headers, Body::from(body))
@@ -399,17 +407,18 @@ fn pairs(text: &str) -> Vec<(String, String)> {
 /// The same answer, whose body breaks off.
 fn cut(response: Response, bytes: u64) -> Response {
     let (parts, body) = response.into_parts();
-    let stream = futures::stream::try_unfold((body.into_data_stream(), bytes), |(mut body, left)| async move {
-        if left == 0 {
-            // What was given out so far must reach the socket before the end does.
-            tokio::task::yield_now().await;
-            return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
-        }
-        let Some(Ok(mut chunk)) = body.next().await else { return Ok(None) };
-        chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len()));
-        let left = left - chunk.len() as u64;
-        Ok(Some((chunk, (body, left))))
-    });
+    let stream =
+        futures::stream::try_unfold((body.into_data_stream(), bytes), |(mut body, left)| async move {
+            if left == 0 {
+                // What was given out so far must reach the socket before the end does.
+                tokio::task::yield_now().await;
+                return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+            }
+            let Some(Ok(mut chunk)) = body.next().await else { return Ok(None) };
+            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len()));
+            let left = left - chunk.len() as u64;
+            Ok(Some((chunk, (body, left))))
+        });
     Response::from_parts(parts, Body::from_stream(stream))
 }
 
@@ -423,4 +432,24 @@ fn corrupt(response: Response) -> Response {
         })
     });
     Response::from_parts(parts, Body::from_stream(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_to_the_blob() {
+        assert_eq!(parse_range("bytes=0-", 10), Some((0, 10)));
+        assert_eq!(parse_range("bytes=3-4", 10), Some((3, 5)));
+        assert_eq!(parse_range("bytes=3-99", 10), Some((3, 10)));
+        assert_eq!(parse_range("bytes=10-", 10), None);
+        assert_eq!(parse_range("lines=1-2", 10), None);
+    }
+
+    #[test]
+    fn forms_are_decoded() {
+        let wanted = [("a", "1 2"), ("b", "x:y"), ("c", "%")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(pairs("a=1+2&b=x%3Ay&c=%&d"), wanted);
+    }
 }
