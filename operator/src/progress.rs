@@ -52,10 +52,19 @@ impl Followers {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).get(uid).and_then(|followed| followed.phase)
     }
 
-    /// Follows the pod's log, if it is not followed already.
+    /// Follows the pod's log, if it is not followed already. A log that broke off is taken up again,
+    /// and what was known of its phase is kept.
     pub fn follow(&self, build: &ImageBuild, pod: &PodFacts) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.contains_key(&pod.uid) || open.len() >= FOLLOWED_MAX {
+        let known = open.get(&pod.uid);
+        if known.is_some_and(|followed| !followed.task.is_finished()) {
+            return;
+        }
+        let phase = known.and_then(|followed| followed.phase);
+        if open.len() >= FOLLOWED_MAX {
+            open.retain(|_, followed| !followed.task.is_finished());
+        }
+        if open.len() >= FOLLOWED_MAX {
             return;
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &build.namespace().unwrap_or_default());
@@ -65,9 +74,15 @@ impl Followers {
             if let Err(error) = read(&pods, &name, &uid, &shared, trigger, build).await {
                 debug!(pod = name, %error, "log ended");
             }
-            shared.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
         });
-        open.insert(pod.uid.clone(), Followed { phase: None, task: task.abort_handle() });
+        open.insert(pod.uid.clone(), Followed { phase, task: task.abort_handle() });
+    }
+
+    /// The pod has ended: nothing more is to be known of it.
+    pub fn forget(&self, uid: &str) {
+        if let Some(followed) = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(uid) {
+            followed.task.abort();
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub enum Retry {
 
 impl Broken {
     /// An attempt that broke without a word of the builder.
-    pub fn new(reason: Reason, retry: Retry, message: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: Reason, retry: Retry, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry, detail: None }
     }
 }
@@ -61,7 +61,7 @@ const NODE_REASONS: [&str; 10] = [
 ];
 
 /// How `pod`, which has ended, ended.
-pub fn ending(pod: &PodFacts) -> Ending {
+pub(crate) fn ending(pod: &PodFacts) -> Ending {
     let none = Ended::default();
     let ended = match &pod.container {
         Container::Ended(ended) => ended,
@@ -85,7 +85,7 @@ pub fn ending(pod: &PodFacts) -> Ending {
 }
 
 /// The recorded pod is gone and left no result.
-pub fn gone(pod: &str) -> Broken {
+pub(crate) fn gone(pod: &str) -> Broken {
     Broken::new(
         Reason::PodDeleted,
         Retry::Counted,
@@ -216,7 +216,7 @@ fn untold(pod: &PodFacts, ended: &Ended) -> Broken {
 }
 
 /// The runtime could not start the builder's container.
-pub fn start_error(pod: &str, words: &str) -> Broken {
+pub(crate) fn start_error(pod: &str, words: &str) -> Broken {
     let text = words.to_lowercase();
     let sandbox =
         ["user namespace", "userns", "idmap", "uid_map", "hostusers"].iter().any(|word| text.contains(word));

@@ -37,6 +37,15 @@ pub struct Requests {
 const REQUEST_CHARS_MAX: usize = 1024;
 
 impl Requests {
+    /// The requests that were acted on.
+    pub fn handled(status: &ImageBuildStatus) -> Self {
+        Self {
+            rebuild: status.last_handled_rebuild.clone(),
+            reconcile_at: status.last_handled_reconcile_at.clone(),
+            force_at: status.last_handled_force_at.clone(),
+        }
+    }
+
     /// The requests of this ImageBuild.
     pub fn of(build: &ImageBuild, status: &ImageBuildStatus) -> Self {
         let asked = |name: &str| {

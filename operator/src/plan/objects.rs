@@ -13,13 +13,13 @@ use crate::names;
 use crate::settings::{CacheKind, Settings};
 
 /// Key of the request in its ConfigMap.
-pub const REQUEST_KEY: &str = "request.json";
+pub(crate) const REQUEST_KEY: &str = "request.json";
 /// Key of the registries' settings in the same ConfigMap.
-pub const REGISTRIES_KEY: &str = "registries.json";
+pub(crate) const REGISTRIES_KEY: &str = "registries.json";
 
 /// Where a run keeps its cache.
 #[derive(Clone, Debug)]
-pub enum CachePlace {
+pub(crate) enum CachePlace {
     /// On a volume of its own.
     Volume(CacheVolume),
     /// In a directory that goes with the pod.
@@ -27,7 +27,7 @@ pub enum CachePlace {
 }
 
 /// Where this ImageBuild keeps its cache.
-pub fn cache_place(build: &ImageBuild, settings: &Settings) -> CachePlace {
+pub(crate) fn cache_place(build: &ImageBuild, settings: &Settings) -> CachePlace {
     let cache = &build.spec.cache;
     match (&cache.volume, &cache.empty_dir, settings.defaults.cache.kind) {
         (_, Some(dir), _) => CachePlace::EmptyDir(dir.clone()),
@@ -38,7 +38,7 @@ pub fn cache_place(build: &ImageBuild, settings: &Settings) -> CachePlace {
 }
 
 /// Labels of everything that is made for this ImageBuild.
-pub fn labels(build: &ImageBuild, component: &str) -> BTreeMap<String, String> {
+pub(crate) fn labels(build: &ImageBuild, component: &str) -> BTreeMap<String, String> {
     let meta = &build.metadata;
     [
         ("app.kubernetes.io/name", "lapstrake-builder".to_owned()),
@@ -54,7 +54,7 @@ pub fn labels(build: &ImageBuild, component: &str) -> BTreeMap<String, String> {
 }
 
 /// Says that the object goes when the ImageBuild goes.
-pub fn owner(build: &ImageBuild) -> OwnerReference {
+pub(crate) fn owner(build: &ImageBuild) -> OwnerReference {
     OwnerReference {
         api_version: ImageBuild::api_version(&()).into_owned(),
         kind: ImageBuild::kind(&()).into_owned(),
@@ -66,7 +66,7 @@ pub fn owner(build: &ImageBuild) -> OwnerReference {
 }
 
 /// Metadata of an object of this ImageBuild.
-pub fn metadata(build: &ImageBuild, name: String, component: &str) -> ObjectMeta {
+pub(crate) fn metadata(build: &ImageBuild, name: String, component: &str) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
         namespace: build.metadata.namespace.clone(),
@@ -77,7 +77,7 @@ pub fn metadata(build: &ImageBuild, name: String, component: &str) -> ObjectMeta
 }
 
 /// The ConfigMap that the request is mounted from. It is never changed: its run names it.
-pub fn request_map(
+pub(crate) fn request_map(
     build: &ImageBuild,
     run: &str,
     platform: Option<&str>,
@@ -95,7 +95,7 @@ pub fn request_map(
 }
 
 /// The cache volume.
-pub fn cache_claim(
+pub(crate) fn cache_claim(
     build: &ImageBuild,
     platform: Option<&str>,
     volume: &CacheVolume,

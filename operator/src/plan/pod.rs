@@ -29,7 +29,7 @@ const TMP: &str = "/tmp";
 
 /// What one pod is made for.
 #[derive(Clone, Copy, Debug)]
-pub struct PodFor<'a> {
+pub(crate) struct PodFor<'a> {
     /// Run.
     pub run: &'a str,
     /// Attempt, from 1.
@@ -41,7 +41,7 @@ pub struct PodFor<'a> {
 }
 
 /// The builder pod of one attempt.
-pub fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Pod {
+pub(crate) fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Pod {
     let name = build.metadata.name.as_deref().unwrap_or_default();
     let wish = &build.spec.pod;
     let (volumes, mounts) = volumes(build, of, settings);

@@ -13,7 +13,7 @@ const MODE_EXECUTABLE: u32 = 0o755;
 const MODE_PLAIN: u32 = 0o644;
 
 /// The request of one run on one platform, as text, or what the spec asks for that cannot be done.
-pub fn request(
+pub(crate) fn request(
     build: &ImageBuild,
     run: &str,
     platform: Option<&str>,

@@ -40,7 +40,7 @@ impl<'a> Planner<'a> {
         let requests = Requests::of(&self.seen.build, &self.old);
         let wanted = Identity::of(&self.seen.build, &requests);
         self.draft.observed_generation = self.seen.build.metadata.generation;
-        match self.current(&wanted) {
+        match self.current(&wanted, &requests) {
             Some(run) if self.old.completion_time.is_some() => self.settled(&run),
             Some(run) => self.go_on(run),
             None => self.start(&wanted.id(), requests),
@@ -66,14 +66,20 @@ impl<'a> Planner<'a> {
     }
 
     /// The run in status, if it is the one that is asked for.
-    fn current(&self, wanted: &Identity) -> Option<RunStatus> {
+    fn current(&self, wanted: &Identity, requests: &Requests) -> Option<RunStatus> {
         let run = self.old.run.as_ref()?;
         let ended = self.old.completion_time.is_some();
-        let stands = if ended && status::succeeded(&self.old) {
-            wanted.builds_the_same(&run.id)
-        } else {
-            run.id == wanted.id()
-        };
+        // The same generation is the same spec, even if another version of the operator hashes it
+        // otherwise: an upgrade builds nothing again.
+        let untouched = run.generation.is_some()
+            && run.generation == self.build().metadata.generation
+            && *requests == Requests::handled(&self.old);
+        let stands = untouched
+            || if ended && status::succeeded(&self.old) {
+                wanted.builds_the_same(&run.id)
+            } else {
+                run.id == wanted.id()
+            };
         // Taking `cancel` back asks for the image again.
         let uncanceled = ended && status::canceled(&self.old) && !self.build().spec.cancel;
         (stands && !uncanceled).then(|| run.clone())
@@ -197,12 +203,7 @@ impl<'a> Planner<'a> {
     }
 
     fn begin(&mut self, id: &str, attempt: u32, sandbox: Sandbox, requests: Requests) {
-        let asked = requests
-            != Requests {
-                rebuild: self.old.last_handled_rebuild.clone(),
-                reconcile_at: self.old.last_handled_reconcile_at.clone(),
-                force_at: self.old.last_handled_force_at.clone(),
-            };
+        let asked = requests != Requests::handled(&self.old);
         let why = match (self.old.run.is_none() && self.old.history.is_empty(), asked) {
             (true, _) => Why::Created,
             (false, true) => Why::Requested,

@@ -11,7 +11,7 @@ use crate::settings::limits::{PENDING_RECHECK, PULL_GRACE, START_GRACE};
 
 /// What a living pod is doing.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Doing {
+pub(crate) struct Doing {
     /// As a word.
     pub reason: Reason,
     /// In a sentence.
@@ -40,7 +40,7 @@ impl Doing {
 }
 
 /// What `pod`, which has not ended, is doing.
-pub fn doing(pod: &PodFacts, progress: Option<Phase>, now: Timestamp) -> Doing {
+pub(crate) fn doing(pod: &PodFacts, progress: Option<Phase>, now: Timestamp) -> Doing {
     if pod.deleting {
         return Doing::working(Reason::Canceling, format!("pod {} is being stopped", pod.name));
     }

@@ -6,6 +6,8 @@
 
 mod api;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -139,8 +141,12 @@ async fn after(seen: &Observed, plan: &Plan, ctx: &Context) {
             warn!(%error, "cannot write an event");
         }
     }
-    for pod in seen.pods.iter().filter(|pod| follows(pod)) {
-        ctx.followers.follow(&seen.build, pod);
+    for pod in &seen.pods {
+        if pod.ended() {
+            ctx.followers.forget(&pod.uid);
+        } else if follows(pod) {
+            ctx.followers.follow(&seen.build, pod);
+        }
     }
 }
 
