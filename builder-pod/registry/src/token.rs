@@ -69,7 +69,7 @@ impl Token {
         let given = |token: Option<Redacted>| token.filter(|t| !t.reveal().is_empty());
         let value = given(answer.token).or(given(answer.access_token)).ok_or("its answer has no token")?;
         let life = match answer.expires_in {
-            Some(seconds) if seconds >= 1.0 && seconds <= 1e9 => Duration::from_secs_f64(seconds),
+            Some(seconds) if (1.0..=1e9).contains(&seconds) => Duration::from_secs_f64(seconds),
             _ => TOKEN_LIFE_DEFAULT,
         };
         let age = answer
