@@ -68,7 +68,7 @@ fn image(root: &Path, cluster: &Cluster, programs: &Path, name: &str) -> Result<
     let mut build = Command::new(programs.join("lapstrake-builder"));
     build.arg("build");
     build.args([OsString::from("--root"), state.join("root").into()]);
-    build.args([OsString::from("--registries-config"), registries.into()]);
+    build.args([OsString::from("--registries"), registries.into()]);
     build.args([OsString::from("--file"), dockerfile.into()]);
     build.arg("--build-arg").arg(format!("BASE={}/debian:bookworm", cluster.base));
     build.args(["--progress", "plain", "--tag", &reference, "--push"]).arg(&context);

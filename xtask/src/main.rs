@@ -86,7 +86,7 @@ fn deny(root: &Path) -> Result<()> {
         println!("skipped: cargo-deny is not installed; cargo install --locked cargo-deny");
         return Ok(());
     }
-    process::run(Command::new("cargo").args(["deny", "--offline", "check"]).current_dir(root))
+    process::run(Command::new("cargo").args(["deny", "--offline", "check", "bans", "licenses", "sources"]).current_dir(root))
 }
 
 /// The repository's root, which is the folder above this crate's.

@@ -1,0 +1,76 @@
+//! Every example, built on the cluster in both sandboxes, and its image run as a pod.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lapstrake_crds::{Sandbox, label};
+use lapstrake_e2e::{Server, Test, example, examples, repository_root, run_in};
+
+/// What the image of an example prints.
+const PRINTS: &[(&str, &str)] = &[
+    ("git", "Hello from a Git repository!\nThis page was built from a directory of a repository."),
+    ("go", "Hello from Go!"),
+    ("hello", "Hello from Lapstrake! This boat has:\na hull of four planks\na sail of four seams"),
+    ("multi-stage", "one\ntwo\nthree\nfour\nfive"),
+    ("python", "Hello from Python!"),
+    ("rust", "Hello from Rust! In order: 1.9.0 < 1.10.0-rc.1 < 1.10.0"),
+];
+
+/// A namespace that enforces Pod Security `baseline` gets the sandbox that is admitted there.
+fn in_sandbox(name: &str, sandbox: Sandbox, test: impl AsyncFnOnce(&Test) -> Result<()>) {
+    let mut labels = BTreeMap::new();
+    if sandbox == Sandbox::Baseline {
+        labels.insert(label::POD_SECURITY_ENFORCE.to_owned(), "baseline".to_owned());
+    }
+    run_in(&format!("{name}-{}", sandbox.as_str().to_lowercase()), labels, test);
+}
+
+fn builds_and_runs(name: &str, sandbox: Sandbox) {
+    in_sandbox(name, sandbox, async |test| {
+        let image = test.image(name);
+        let mut manifest = example(test.cluster, name, &image)?;
+        let server;
+        if name == "git" {
+            server = Server::start(test.cluster).await?;
+            let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
+            manifest = manifest.set("/spec/source/git/url", url);
+        }
+        let build = test.build(&manifest).await?;
+        let status = build.status.unwrap_or_default();
+        assert_eq!(status.sandbox, Some(sandbox), "Auto takes what the namespace admits");
+        let pushed = status.image.unwrap_or_default();
+        assert!(pushed.starts_with(&format!("{image}@sha256:")), "{pushed}");
+        let printed = test.run_image("image", &pushed).await?;
+        let wanted = PRINTS.iter().find(|(example, _)| *example == name).expect("what it prints").1;
+        assert!(printed.contains(wanted), "{name} printed:\n{printed}");
+        Ok(())
+    });
+}
+
+macro_rules! examples {
+    ($($test:ident: $name:literal,)+) => {
+        const TESTED: &[&str] = &[$($name),+];
+
+        mod user_namespace {
+            $(#[test] fn $test() { super::builds_and_runs($name, super::Sandbox::UserNamespace); })+
+        }
+
+        mod baseline {
+            $(#[test] fn $test() { super::builds_and_runs($name, super::Sandbox::Baseline); })+
+        }
+    };
+}
+
+examples! {
+    git: "git",
+    go: "go",
+    hello: "hello",
+    multi_stage: "multi-stage",
+    python: "python",
+    rust: "rust",
+}
+
+#[test]
+fn no_example_is_left_out() {
+    assert_eq!(examples().expect("the examples"), TESTED);
+}
