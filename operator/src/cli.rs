@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,13 +126,22 @@ pub fn main() -> anyhow::Result<()> {
 }
 
 fn log(args: &Run) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(&args.log_level).with_context(|| format!("log level {:?}", args.log_level))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let mut filter = args.log_level.clone();
+    // A plain level is meant for the operator: what its libraries say, and their spans, only blurs it.
+    if !filter.contains([',', '=']) {
+        filter.push_str(
+            ",kube=warn,kube_client=warn,kube_runtime=warn,hyper=warn,tower=warn,rustls=warn,h2=warn",
+        );
+    }
+    let filter = EnvFilter::try_new(&filter).with_context(|| format!("log level {:?}", args.log_level))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match args.log_format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(true).init()
+            lines.json().flatten_event(true).with_current_span(true).with_span_list(false).init()
         }
     }
     Ok(())

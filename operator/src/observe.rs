@@ -119,6 +119,8 @@ pub struct PodFacts {
     pub disrupted: Option<Why>,
     /// What the builder's container does.
     pub container: Container,
+    /// Whether a container other than the builder's runs.
+    pub sidecar: bool,
     /// Name of a container that was killed for its memory.
     pub oom_killed: Option<String>,
     /// The last warning that the node sent about it, from its Events.
@@ -197,6 +199,9 @@ impl PodFacts {
             let init = status.init_container_statuses.as_deref().unwrap_or_default();
             facts.oom_killed =
                 init.iter().chain(containers).find(|one| was_oom_killed(one)).map(|one| one.name.clone());
+            facts.sidecar = containers.iter().any(|one| {
+                one.name != CONTAINER && one.state.as_ref().is_some_and(|state| state.running.is_some())
+            });
             if let Some(builder) = containers.iter().find(|one| one.name == CONTAINER) {
                 facts.container = Container::of(builder);
             }
@@ -221,12 +226,12 @@ impl PodFacts {
         }
     }
 
-    /// Whether all its containers have ended for good.
+    /// Whether its builder has ended for good. A sidecar that goes on is not waited for.
     pub fn ended(&self) -> bool {
-        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+        matches!(self.phase.as_str(), "Succeeded" | "Failed") || matches!(self.container, Container::Ended(_))
     }
 
-    /// Whether it may still do something.
+    /// Whether its builder may still do something.
     pub fn alive(&self) -> bool {
         !self.ended()
     }

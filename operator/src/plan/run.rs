@@ -89,7 +89,9 @@ impl<'a> Planner<'a> {
     fn settled(&mut self, run: &RunStatus) {
         let succeeded = status::succeeded(&self.old);
         for pod in &self.seen.pods {
+            // A pod whose sidecar goes on would stay for ever.
             let keep = pod.ended()
+                && !pod.sidecar
                 && pod.run == run.id
                 && match self.settings.keep_pods {
                     KeepPods::All => true,

@@ -88,7 +88,7 @@ impl Context {
 /// One pass over one ImageBuild.
 pub async fn reconcile(build: Arc<ImageBuild>, ctx: Arc<Context>) -> Result<Action, Error> {
     let namespace = build.namespace().unwrap_or_default();
-    let span = info_span!("imagebuild", %namespace, name = %build.name_any());
+    let span = info_span!("reconcile", %namespace, imagebuild = %build.name_any());
     let key = ObjectRef::from_obj(&*build);
     let begun = Instant::now();
     let result = pass(&build, &ctx).instrument(span).await;
@@ -159,13 +159,13 @@ fn follows(pod: &PodFacts) -> bool {
 pub fn error_policy(build: Arc<ImageBuild>, error: &Error, ctx: Arc<Context>) -> Action {
     let key = ObjectRef::from_obj(&*build);
     if matches!(error, Error::Conflict) {
-        debug!(namespace = key.namespace, name = key.name, "{error}");
+        debug!(namespace = key.namespace, imagebuild = key.name, "{error}");
         return Action::requeue(Duration::from_millis(50));
     }
     let mut errors = ctx.errors.lock().unwrap_or_else(PoisonError::into_inner);
     let count = errors.entry(key.clone()).or_default();
     *count = count.saturating_add(1);
     let wait = Duration::from_secs(1).saturating_mul(1 << (*count - 1).min(6)).min(ERROR_BACKOFF_MAX);
-    warn!(namespace = key.namespace, name = key.name, %error, retry_seconds = wait.as_secs(), "cannot reconcile");
+    warn!(namespace = key.namespace, imagebuild = key.name, %error, retry_seconds = wait.as_secs(), "cannot reconcile");
     Action::requeue(wait)
 }
