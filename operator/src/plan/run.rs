@@ -48,6 +48,7 @@ impl<'a> Planner<'a> {
         if (self.plan.acts() || self.needs_fresh) && !self.seen.fresh {
             return Plan::closer_look();
         }
+        status::tidy(&mut self.draft);
         if self.draft != self.old {
             self.plan.status = Some(Box::new(self.draft));
         } else {

@@ -295,6 +295,14 @@ pub(super) fn close(
     status.history.truncate(limit);
 }
 
+/// Leaves out objects without a field: applied, they would become null, which the schema refuses.
+pub(super) fn tidy(status: &mut ImageBuildStatus) {
+    status.summary.take_if(|summary| *summary == Summary::default());
+    for entry in &mut status.platforms {
+        entry.timings.take_if(|timings| *timings == Timings::default());
+    }
+}
+
 /// The first twelve digits of a digest.
 fn short(digest: &str) -> String {
     let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);

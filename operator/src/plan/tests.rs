@@ -21,7 +21,7 @@ pub(super) fn build() -> ImageBuild {
         ..Source::default()
     };
     let output = Output { image: "registry.example/shop/web".into(), ..Output::default() };
-    let mut build = ImageBuild::new("web", ImageBuildSpec::new(source, output));
+    let mut build = ImageBuild::new("web", ImageBuildSpec { source, output, ..ImageBuildSpec::default() });
     build.metadata.namespace = Some("shop".into());
     build.metadata.uid = Some("uid-web".into());
     build.metadata.generation = Some(1);
@@ -185,6 +185,7 @@ fn a_users_error_is_terminal_and_more_memory_is_a_new_run() {
     seen.build.status = plan.status.map(|status| *status);
     assert!(go(&seen).create.is_none());
     seen.build.spec.pod.priority_class_name = Some("large".into());
+    seen.build.metadata.generation = Some(2);
     let plan = go(&seen);
     assert!(plan.create.is_some(), "a failed run is tried again with another pod");
     assert_eq!(plan.delete_pods.len(), 1, "the pod of the old run goes");

@@ -56,7 +56,7 @@ pub struct Context {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server did not do what was asked.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {}", words(source))]
     Api {
         /// What was asked.
         doing: &'static str,
@@ -69,6 +69,14 @@ pub enum Error {
     /// The planner asked for a closer look at what was read just now.
     #[error("planning does not come to an end")]
     Endless,
+}
+
+/// What the API server said, without the whole of its answer.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
 }
 
 impl Context {

@@ -31,7 +31,7 @@ fn build() -> ImageBuild {
     let file = InlineFile { path: "Dockerfile".into(), content: "FROM scratch\n".into(), executable: false };
     let source = Source { inline: Some(InlineSource { files: vec![file] }), ..Source::default() };
     let output = Output { image: "registry.example/web".into(), ..Output::default() };
-    let mut build = ImageBuild::new("web", ImageBuildSpec::new(source, output));
+    let mut build = ImageBuild::new("web", ImageBuildSpec { source, output, ..ImageBuildSpec::default() });
     build.metadata.namespace = Some("shop".into());
     build.metadata.uid = Some("u1".into());
     build.metadata.generation = Some(1);
