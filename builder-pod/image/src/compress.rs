@@ -72,7 +72,9 @@ impl<W: Write> Compressor<W> {
         let inner = match kind {
             Kind::Uncompressed => Inner::Plain(out),
             Kind::Gzip => Inner::Gzip(GzipWriter::new(out, level.unsigned_abs(), threads)),
-            Kind::Zstd => zstd_encoder(out, level, threads).map_or_else(|e| Inner::Failed(Some(e)), Inner::Zstd),
+            Kind::Zstd => {
+                zstd_encoder(out, level, threads).map_or_else(|e| Inner::Failed(Some(e)), Inner::Zstd)
+            }
         };
         Self { inner, hasher: Hasher::new(), tar_bytes: 0 }
     }
@@ -184,12 +186,16 @@ mod tests {
 
     #[test]
     fn the_bytes_do_not_depend_on_threads_or_on_how_they_came() {
-        for length in [0, 1, 1000, gzip::BLOCK_BYTES - 1, gzip::BLOCK_BYTES, gzip::BLOCK_BYTES + 1, 3_000_000] {
+        for length in [0, 1, 1000, gzip::BLOCK_BYTES - 1, gzip::BLOCK_BYTES, gzip::BLOCK_BYTES + 1, 3_000_000]
+        {
             let data = sample(length);
             for compression in [Kind::Gzip, Kind::Zstd, Kind::Uncompressed] {
                 let wanted = pack(&data, compression, 1, 1 << 20);
                 for (threads, piece) in [(2, 1 << 20), (7, 777), (3, 300_001)] {
-                    assert!(pack(&data, compression, threads, piece) == wanted, "{length} {compression:?} {threads}");
+                    assert!(
+                        pack(&data, compression, threads, piece) == wanted,
+                        "{length} {compression:?} {threads}"
+                    );
                 }
                 let mut back = Vec::new();
                 crate::apply::decompress(&wanted[..]).expect("magic").read_to_end(&mut back).expect("unpack");

@@ -110,7 +110,11 @@ impl Error {
     pub fn is_corrupt(&self) -> bool {
         matches!(
             self,
-            Self::Malformed { .. } | Self::Hostile { .. } | Self::MediaType(_) | Self::Stream(_) | Self::Json(_)
+            Self::Malformed { .. }
+                | Self::Hostile { .. }
+                | Self::MediaType(_)
+                | Self::Stream(_)
+                | Self::Json(_)
         )
     }
 }

@@ -112,7 +112,10 @@ fn proc_path(at: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 
 /// Extended attributes of an open file or directory. None where the file system has none.
 pub(crate) fn xattrs_of(fd: impl AsFd) -> Result<Xattrs> {
-    collect(|buffer| rustix::fs::flistxattr(&fd, buffer), |name, buffer| rustix::fs::fgetxattr(&fd, name, buffer))
+    collect(
+        |buffer| rustix::fs::flistxattr(&fd, buffer),
+        |name, buffer| rustix::fs::fgetxattr(&fd, name, buffer),
+    )
 }
 
 /// Extended attributes of `name` itself, for what cannot be opened (symlinks, devices).

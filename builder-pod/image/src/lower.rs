@@ -72,7 +72,8 @@ impl LowerDir {
             }
             let dir = fsio::open_dir(part, name)?;
             // The lowest part hides nothing.
-            let opaque = index + 1 < self.parts.len() && fsio::is_opaque(&fsio::xattrs_of(&dir)?, self.userxattr);
+            let opaque =
+                index + 1 < self.parts.len() && fsio::is_opaque(&fsio::xattrs_of(&dir)?, self.userxattr);
             top.get_or_insert(stat);
             parts.push(dir);
             if opaque {

@@ -48,7 +48,7 @@ fn seen(stat: &rustix::fs::Stat, mut xattrs: Xattrs) -> Seen {
         mode: stat.st_mode & 0o7777,
         owner: (stat.st_uid, stat.st_gid),
         mtime: fsio::mtime(stat),
-        device: stat.st_rdev as u64,
+        device: stat.st_rdev,
         content: Vec::new(),
         xattrs,
         same_as: None,
@@ -88,7 +88,8 @@ fn descend(
             _ => {}
         }
         if stat.st_nlink > 1 {
-            let first = inodes.entry((stat.st_dev as u64, stat.st_ino as u64)).or_insert_with(|| full.clone());
+            let first =
+                inodes.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| full.clone());
             one.same_as = Some(first.clone());
         }
         tree.insert(full, one);
@@ -122,7 +123,10 @@ pub(crate) fn userns_here() -> bool {
         return true;
     }
     let required = std::env::var("LAPSTRAKE_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|r| r == "userns"), "this test needs root, of a user namespace at least");
+    assert!(
+        !required.split(',').any(|r| r == "userns"),
+        "this test needs root, of a user namespace at least"
+    );
     eprintln!("skipped: needs root, of a user namespace at least");
     false
 }

@@ -75,7 +75,7 @@ impl Store {
     /// Size of a blob, if it is there.
     pub fn blob_size_bytes(&self, digest: &Digest) -> Option<u64> {
         let meta = self.shared.paths.blob(digest).symlink_metadata().ok()?;
-        meta.is_file().then(|| meta.len())
+        meta.is_file().then_some(meta.len())
     }
 
     /// Opens a blob for reading. The first time in this process its bytes are checked.

@@ -69,7 +69,9 @@ pub enum Error {
     #[error("snapshot {0} is in use")]
     SnapshotInUse(SnapshotId),
     /// A record that is too long.
-    #[error("record of table {table} has a key of {key_bytes} and a value of {value_bytes} bytes, which is too long")]
+    #[error(
+        "record of table {table} has a key of {key_bytes} and a value of {value_bytes} bytes, which is too long"
+    )]
     RecordTooLarge {
         /// The table.
         table: &'static str,
@@ -102,11 +104,7 @@ impl Error {
     /// An I/O error with what was tried; a full disk becomes [`Error::NoSpace`].
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        if is_no_space(&source) {
-            Self::NoSpace { path, source }
-        } else {
-            Self::Io { action, path, source }
-        }
+        if is_no_space(&source) { Self::NoSpace { path, source } } else { Self::Io { action, path, source } }
     }
 
     /// True where the disk or a quota is full.

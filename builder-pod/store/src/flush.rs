@@ -58,8 +58,8 @@ impl Shared {
         let paths = Paths::create(root)?;
         let lock = Lock::take(&paths)?;
         paths.make_dirs()?;
-        let mut recovered = Recovered::default();
-        recovered.ingests_removed = empty_dir(&paths.ingest())?;
+        let ingests_removed = empty_dir(&paths.ingest())?;
+        let mut recovered = Recovered { ingests_removed, ..Recovered::default() };
         // What cannot be deleted now (files of another user's namespace) is tried again next time.
         empty_dir(&paths.trash()).ok();
         let first = !paths.index().exists() && is_empty(&paths.snapshots())?;
@@ -222,10 +222,8 @@ fn run(shared: &Shared) {
         let state = wait(shared.state(), &|s| s.stop || s.is_pending());
         // Let a batch gather; after failures (a full disk) longer and longer.
         let pause = limits::FLUSH_INTERVAL * 2u32.pow(failures.min(5));
-        let (state, _) = shared
-            .wake
-            .wait_timeout_while(state, pause, |s| !s.stop)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (state, _) =
+            shared.wake.wait_timeout_while(state, pause, |s| !s.stop).unwrap_or_else(PoisonError::into_inner);
         let stop = state.stop;
         drop(state);
         // The error comes again at `Store::flush`, whose caller can tell somebody.

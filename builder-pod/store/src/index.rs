@@ -106,8 +106,7 @@ impl Index {
         })
     }
 
-    /// Writes `changes` in one durable transaction. After a failure the file is closed and opened again
-    /// by the next call.
+    /// Writes `changes` in one durable transaction. After a failure the file is closed and opened again.
     pub(crate) fn write(&self, changes: &Changes) -> Result<()> {
         let open = locked(&self.database).clone();
         let database = match open {
@@ -138,7 +137,13 @@ impl Index {
             Ok(())
         });
         if written.is_err() {
+            // After a failed write it answers nothing any more. Where it cannot be opened again at once
+            // (the disk is full, somebody reads), records are missed until the next write.
             *locked(&self.database) = None;
+            drop(database);
+            if let Ok((again, _)) = attempt(&self.path, || open_checked(&self.path)) {
+                *locked(&self.database) = Some(Arc::new(again));
+            }
         }
         written
     }

@@ -40,10 +40,7 @@ impl Lock {
             host => format!("process {} on {host}\n", std::process::id()),
         };
         // Only for people: a full disk must not keep us from opening.
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(line.as_bytes()))
-            .ok();
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(line.as_bytes())).ok();
         Ok(Self { _file: file })
     }
 }

@@ -19,7 +19,8 @@ impl Paths {
     /// Makes the directories and checks the layout's version.
     pub(crate) fn create(root: &Path) -> Result<Self> {
         std::fs::create_dir_all(root).map_err(|e| Error::io("make", root, e))?;
-        let root = root.canonicalize().map_err(|e| Error::io("resolve", root, e))?;
+        // The working directory may change; symlinks on the way are the user's.
+        let root = std::path::absolute(root).map_err(|e| Error::io("resolve", root, e))?;
         // Snapshots hold other users' files; nobody but us has business here.
         set_private(&root)?;
         Ok(Self { root })
@@ -33,7 +34,9 @@ impl Paths {
         match std::fs::read_to_string(&file) {
             Ok(text) if text.trim() == LAYOUT_VERSION.to_string() => Ok(()),
             // Cut short by a crash: the one layout that ever was.
-            Ok(text) if text.trim().is_empty() => write_atomic(&file, format!("{LAYOUT_VERSION}\n").as_bytes()),
+            Ok(text) if text.trim().is_empty() => {
+                write_atomic(&file, format!("{LAYOUT_VERSION}\n").as_bytes())
+            }
             Ok(text) => Err(Error::Version {
                 root: self.root.clone(),
                 found: text.trim().chars().take(20).collect(),

@@ -25,7 +25,9 @@ impl SnapshotId {
     fn random() -> Result<Self> {
         let mut bytes = [0; 8];
         let path = Path::new("/dev/urandom");
-        File::open(path).and_then(|mut f| f.read_exact(&mut bytes)).map_err(|e| Error::io("read", path, e))?;
+        File::open(path)
+            .and_then(|mut f| f.read_exact(&mut bytes))
+            .map_err(|e| Error::io("read", path, e))?;
         Ok(Self(u64::from_le_bytes(bytes) >> (64 - 5 * ID_LEN)))
     }
 }
@@ -404,10 +406,9 @@ impl Store {
             Some(entry) if entry.users > 0 => return Err(Error::SnapshotInUse(id)),
             Some(_) => {}
         }
-        if let Some(entry) = snapshots.map.remove(&id) {
-            if let Some(parent) = entry.parent.and_then(|p| snapshots.map.get_mut(&p)) {
-                parent.users -= 1;
-            }
+        let parent = snapshots.map.remove(&id).and_then(|entry| entry.parent);
+        if let Some(parent) = parent.and_then(|p| snapshots.map.get_mut(&p)) {
+            parent.users -= 1;
         }
         snapshots.by_chain.retain(|_, at| *at != id);
         drop(state);
@@ -457,9 +458,11 @@ pub(crate) fn load_snapshots(paths: &Paths) -> Result<Loaded> {
             }
             let layer = read_json(&dir.join("layer")).or(meta.layer);
             loaded.snapshots.insert(id, meta.parent, layer);
-            loaded.records.extend(
-                meta.records.into_iter().map(|(t, key, value)| Record { table: table_of(t), key, value }),
-            );
+            loaded.records.extend(meta.records.into_iter().map(|(t, key, value)| Record {
+                table: table_of(t),
+                key,
+                value,
+            }));
         }
     }
     for id in metas.into_keys() {

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lapstrake_oci::Digest;
-use lapstrake_store::{CommitOptions, Durability, Error, LayerFacts, Record, SnapshotId, Store, Table, chain_id};
+use lapstrake_store::{
+    CommitOptions, Durability, Error, LayerFacts, Record, SnapshotId, Store, Table, chain_id,
+};
 
 fn facts(name: &str, parent: Option<&Digest>) -> LayerFacts {
     let diff_id = Digest::of(name.as_bytes());
@@ -126,11 +128,8 @@ fn a_lost_or_broken_index_is_rebuilt_from_the_snapshots() {
     let dir = tempfile::tempdir().unwrap();
     let make = |store: &Store| {
         let active = store.prepare(None).unwrap();
-        let record = Record {
-            table: Table::CACHE,
-            key: b"key".to_vec(),
-            value: active.id().to_string().into_bytes(),
-        };
+        let record =
+            Record { table: Table::CACHE, key: b"key".to_vec(), value: active.id().to_string().into_bytes() };
         store.commit(active, CommitOptions { layer: None, records: vec![record] }).unwrap()
     };
     let id = make(&Store::open(dir.path()).unwrap());
@@ -138,7 +137,9 @@ fn a_lost_or_broken_index_is_rebuilt_from_the_snapshots() {
     let whole = std::fs::read(&index).unwrap();
     let mut flipped = whole.clone();
     flipped.iter_mut().skip(64).step_by(97).for_each(|b| *b ^= 0x5a);
-    for damage in [None, Some(Vec::new()), Some(b"nonsense".to_vec()), Some(whole[..5000].to_vec()), Some(flipped)] {
+    for damage in
+        [None, Some(Vec::new()), Some(b"nonsense".to_vec()), Some(whole[..5000].to_vec()), Some(flipped)]
+    {
         match damage {
             None => std::fs::remove_file(&index).unwrap(),
             Some(bytes) => std::fs::write(&index, bytes).unwrap(),
@@ -196,6 +197,58 @@ fn nobody_else_may_look_into_the_state_directory() {
     use std::os::unix::fs::MetadataExt as _;
     let (store, _dir) = Store::temporary().unwrap();
     assert_eq!(std::fs::metadata(store.root()).unwrap().mode() & 0o077, 0);
+}
+
+/// A small file system that no path leads to; gone when the handle closes.
+fn small_disk(bytes: u64) -> Option<std::os::fd::OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    if !rustix::process::geteuid().is_root() {
+        let required = std::env::var("LAPSTRAKE_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|r| r == "userns"), "this test needs root");
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    rustix::mount::fsconfig_set_string(&fs, "size", bytes.to_string()).unwrap();
+    rustix::mount::fsconfig_create(&fs).unwrap();
+    Some(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap())
+}
+
+#[test]
+fn userns_a_full_disk_is_named_leaves_nothing_half_written_and_passes() {
+    use std::os::fd::AsRawFd as _;
+    let Some(disk) = small_disk(16 << 20) else { return };
+    let root = format!("/proc/self/fd/{}/state", disk.as_raw_fd());
+    let store = Store::open(&root).unwrap();
+    store.put(Table::CACHE, b"before", b"1").unwrap();
+    store.flush().unwrap();
+    // Fill it to the last byte.
+    let filler = format!("/proc/self/fd/{}/filler", disk.as_raw_fd());
+    let mut file = std::fs::File::create(&filler).unwrap();
+    for piece in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![1; piece]).is_ok() {}
+    }
+    let count = |dir: &str| std::fs::read_dir(format!("{root}/{dir}")).unwrap().count();
+    let blob = store.put_blob(&vec![7; 1 << 20]).unwrap_err();
+    assert!(blob.is_no_space(), "{blob:?}");
+    let active = store.prepare(None).unwrap();
+    let snapshot = store.commit(active, CommitOptions::default()).unwrap_err();
+    assert!(snapshot.is_no_space(), "{snapshot:?}");
+    assert_eq!((count("ingest"), count("snapshots"), count("blobs/sha256")), (0, 0, 0));
+    store.put(Table::CACHE, b"after", &vec![2; 4 << 20]).unwrap();
+    let flush = store.flush().unwrap_err();
+    assert!(flush.is_no_space(), "{flush:?}");
+    assert_eq!(store.get(Table::CACHE, b"before").as_deref(), Some(&b"1"[..]), "an old record is lost");
+    assert_eq!(store.get(Table::CACHE, b"after").map(|v| v.len()), Some(4 << 20));
+    // Space again: everything that was put gets to the disk.
+    std::fs::remove_file(&filler).unwrap();
+    drop(file);
+    store.flush().unwrap();
+    store.put_blob(b"fits").unwrap();
+    drop(store);
+    let store = Store::open(&root).unwrap();
+    assert_eq!(store.get(Table::CACHE, b"before").as_deref(), Some(&b"1"[..]));
+    assert_eq!(store.get(Table::CACHE, b"after").map(|v| v.len()), Some(4 << 20));
 }
 
 const CHILD_ROOT: &str = "LAPSTRAKE_STORE_CHILD_ROOT";

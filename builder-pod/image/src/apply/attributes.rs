@@ -67,7 +67,8 @@ impl<'a> Attributes<'a> {
         skipped: &mut Vec<String>,
     ) -> Result<()> {
         let (uid, gid) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
-        rustix::fs::chownat(at, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| self.owner_error(e))?;
+        rustix::fs::chownat(at, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.owner_error(e))?;
         self.set_xattrs(skipped, |attribute, value| fsio::set_xattr_at(at, name, attribute, value))?;
         if !is_symlink {
             rustix::fs::chmodat(at.as_fd(), name, Mode::from_raw_mode(self.mode), AtFlags::empty())

@@ -93,8 +93,9 @@ fn one<R: Read>(tree: &mut Tree<'_>, reader: &mut TarReader<R>, entry: &Entry) -
         Kind::Symlink => tree.symlink(&path, name, entry),
         Kind::Hardlink => {
             let mut target = clean(&entry.link)?;
-            let target_name =
-                target.pop().ok_or_else(|| Error::malformed(&entry.path, "hard link to the root directory"))?;
+            let target_name = target
+                .pop()
+                .ok_or_else(|| Error::malformed(&entry.path, "hard link to the root directory"))?;
             tree.hardlink(&path, name, entry, &target, target_name)
         }
         // What overlay would take for a whiteout becomes one by its own rules.

@@ -89,7 +89,8 @@ fn userns_every_packing_gives_the_same_tree_and_diff_id() {
         assert_eq!(std::fs::read(upper.path().join("d/f")).unwrap(), b"hello");
         assert_eq!(std::fs::metadata(upper.path().join("d")).unwrap().mtime(), 1_000_000);
     }
-    let wrong = apply_layer(&plain[..], "application/json", tempfile::tempdir().unwrap().path(), &options(&[]));
+    let wrong =
+        apply_layer(&plain[..], "application/json", tempfile::tempdir().unwrap().path(), &options(&[]));
     assert!(matches!(wrong, Err(Error::MediaType(_))));
 }
 
@@ -119,7 +120,10 @@ fn userns_paths_that_leave_the_root_are_refused() {
     }
     for path in ["../evil", "a/../../evil", "/../evil", "..", "a/./../../b"] {
         assert!(matches!(apply(&[file(path, "x")], &[]), Err(Error::Hostile { .. })), "{path}");
-        assert!(matches!(apply(&[link("l", Kind::Hardlink, path)], &[]), Err(Error::Hostile { .. })), "{path}");
+        assert!(
+            matches!(apply(&[link("l", Kind::Hardlink, path)], &[]), Err(Error::Hostile { .. })),
+            "{path}"
+        );
     }
     for path in [".", "/", "", "./"] {
         assert!(apply(&[link(path, Kind::Symlink, "/etc")], &[]).is_err(), "{path}");
@@ -153,7 +157,10 @@ fn userns_symlinks_on_the_way_stay_inside_the_root() {
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
         assert!(upper.path().join(&outside_path[1..]).join("owned").exists());
         // A hard link to what is outside finds nothing inside.
-        let steal = [link("evil", Kind::Symlink, "/"), link("stolen", Kind::Hardlink, &format!("evil{outside_path}/secret"))];
+        let steal = [
+            link("evil", Kind::Symlink, "/"),
+            link("stolen", Kind::Hardlink, &format!("evil{outside_path}/secret")),
+        ];
         assert!(apply(&steal, &[]).is_err());
     }
     let loops = [link("a", Kind::Symlink, "b"), link("b", Kind::Symlink, "a"), file("a/f", "x")];
@@ -242,9 +249,11 @@ fn userns_directories_that_the_layer_does_not_list_look_like_those_below() {
     special.0.xattrs.insert(b"user.note".to_vec(), b"kept".to_vec());
     let (bottom, _) = apply(&[special, dir("old/")], &[]).unwrap();
     let (middle, _) = apply(&[file(".wh.old", "")], &[&bottom]).unwrap();
-    let (upper, _) =
-        apply(&[file("var/spool/new", "x"), file("old/new", "x"), file("none/new", "x")], &[&middle, &bottom])
-            .unwrap();
+    let (upper, _) = apply(
+        &[file("var/spool/new", "x"), file("old/new", "x"), file("none/new", "x")],
+        &[&middle, &bottom],
+    )
+    .unwrap();
     let meta = std::fs::metadata(upper.path().join("var/spool")).unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.mtime()), (0o1770, 7, 8, 123));
     let mut value = [0; 8];
@@ -273,7 +282,8 @@ fn userns_owners_modes_capabilities_and_times_survive_in_that_order() {
     let mut fifo = (entry("run/pipe", Kind::Fifo), Vec::new());
     (fifo.0.mode, fifo.0.uid) = (0o1666, 9);
     let (upper, applied) =
-        apply(&[dir("bin/"), tool, symlink, fifo, link("bin/same", Kind::Hardlink, "bin/tool")], &[]).unwrap();
+        apply(&[dir("bin/"), tool, symlink, fifo, link("bin/same", Kind::Hardlink, "bin/tool")], &[])
+            .unwrap();
     let at = |name: &str| upper.path().join(name);
     let meta = std::fs::metadata(at("bin/tool")).unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o6755, 1000, 1001));

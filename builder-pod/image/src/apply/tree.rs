@@ -9,8 +9,8 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::attributes::Attributes;
 use super::ApplyOptions;
+use super::attributes::Attributes;
 use crate::fsio::{self, Xattrs};
 use crate::lower::{LowerChild, LowerDir};
 use crate::tar::{Entry, Kind, TarReader, Time};
@@ -205,16 +205,17 @@ impl<'a> Tree<'a> {
     }
 
     fn mark_opaque(&self, fd: &OwnedFd, path: &[u8]) -> Result<()> {
-        fsio::set_xattr(fd, &fsio::overlay_xattr(b"opaque", self.options.userxattr), b"y").map_err(|e| Error::io("make opaque", path, e))
+        fsio::set_xattr(fd, &fsio::overlay_xattr(b"opaque", self.options.userxattr), b"y")
+            .map_err(|e| Error::io("make opaque", path, e))
     }
 
     /// Opens the directory of these names; what is missing is made to look like the layers below.
     fn resolve(&mut self, names: &[&[u8]]) -> Result<Dir> {
         let key = names.join(&b'/');
-        if let Some((last, dir)) = &self.last {
-            if *last == key {
-                return Ok(dir.clone());
-            }
+        if let Some((last, dir)) = &self.last
+            && *last == key
+        {
+            return Ok(dir.clone());
         }
         let mut todo: Vec<Vec<u8>> = names.iter().rev().map(|n| n.to_vec()).collect();
         let mut stack = vec![self.root.clone()];
@@ -289,7 +290,8 @@ impl<'a> Tree<'a> {
         if there.is_some() {
             self.make_room(parent, name)?;
         }
-        rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU).map_err(|e| Error::io("make directory", &path, e))?;
+        rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU)
+            .map_err(|e| Error::io("make directory", &path, e))?;
         let fd = open_dir(parent, name)?;
         if there.is_some_and(|stat| fsio::is_whiteout(&stat)) {
             self.mark_opaque(&fd, &path)?;

@@ -115,13 +115,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn children(
-        &mut self,
-        dir: &OwnedFd,
-        lower: Option<&LowerDir>,
-        path: &[u8],
-        depth: usize,
-    ) -> Result<()> {
+    fn children(&mut self, dir: &OwnedFd, lower: Option<&LowerDir>, path: &[u8], depth: usize) -> Result<()> {
         if depth > limits::DEPTH_MAX {
             return Err(Error::malformed(path, "directory is too deep"));
         }
@@ -196,7 +190,7 @@ impl Walk<'_> {
         below: Option<(&LowerDir, &LowerChild)>,
     ) -> Result<()> {
         let fail = |e| Error::io("read", full, e);
-        let inode = (stat.st_dev as u64, stat.st_ino as u64);
+        let inode = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1 {
             if let Some(first) = self.names.get(&inode) {
                 let mut entry = self.entry(full.to_vec(), Kind::Hardlink, stat, Xattrs::new());
@@ -229,10 +223,10 @@ impl Walk<'_> {
             let target = rustix::fs::readlinkat(dir, name, Vec::new()).map_err(fail)?;
             entry.link = target.into_bytes();
         }
-        if let Some((lower, below)) = below.filter(|_| stat.st_nlink == 1) {
-            if same_as_below(&entry, file.as_ref(), name, stat, below, lower)? {
-                return Ok(());
-            }
+        if let Some((lower, below)) = below.filter(|_| stat.st_nlink == 1)
+            && same_as_below(&entry, file.as_ref(), name, stat, below, lower)?
+        {
+            return Ok(());
         }
         self.start(&entry)?;
         match file {
@@ -303,7 +297,9 @@ impl Walk<'_> {
             while at < end {
                 let want = self.buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
                 match file.read(&mut self.buffer[..want]) {
-                    Ok(0) => return Err(Error::io("read", path, io::Error::from(io::ErrorKind::UnexpectedEof))),
+                    Ok(0) => {
+                        return Err(Error::io("read", path, io::Error::from(io::ErrorKind::UnexpectedEof)));
+                    }
                     Ok(n) => {
                         self.tar.write_data(&self.buffer[..n]).map_err(Error::output)?;
                         at += n as u64;

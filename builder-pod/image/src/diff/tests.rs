@@ -35,7 +35,11 @@ impl Layers {
     /// The merged view, writable.
     fn mount(&self) -> Merged {
         let (upper, work) = (self.at("upper"), self.at("work"));
-        let fd = lapstrake_sys::overlay::mount_detached(&[self.at("lower")], Some((&upper, &work)), self.userxattr);
+        let fd = lapstrake_sys::overlay::mount_detached(
+            &[self.at("lower")],
+            Some((&upper, &work)),
+            self.userxattr,
+        );
         Merged(fd.unwrap())
     }
 
@@ -58,7 +62,8 @@ impl Layers {
 
     fn apply(&self, tar: &[u8]) -> TempDir {
         let upper = tempfile::tempdir_in(self.dir.path()).unwrap();
-        std::fs::set_permissions(upper.path(), std::fs::metadata(self.at("lower")).unwrap().permissions()).unwrap();
+        std::fs::set_permissions(upper.path(), std::fs::metadata(self.at("lower")).unwrap().permissions())
+            .unwrap();
         let meta = std::fs::metadata(self.at("lower")).unwrap();
         chown(upper.path(), Some(meta.uid()), Some(meta.gid())).unwrap();
         let options = ApplyOptions { userxattr: self.userxattr, lowers_top_first: vec![self.at("lower")] };
@@ -352,8 +357,10 @@ fn act(root: &Path, act: &Act) {
             rustix::fs::mknodat(rustix::fs::CWD, at(p), FileType::Fifo, mode, 0).map_err(Into::into)
         }
         Act::Device(p, n) => {
-            let (mode, device) = (rustix::fs::Mode::from_raw_mode(0o600), rustix::fs::makedev(1, u32::from(*n)));
-            rustix::fs::mknodat(rustix::fs::CWD, at(p), FileType::CharacterDevice, mode, device).map_err(Into::into)
+            let (mode, device) =
+                (rustix::fs::Mode::from_raw_mode(0o600), rustix::fs::makedev(1, u32::from(*n)));
+            rustix::fs::mknodat(rustix::fs::CWD, at(p), FileType::CharacterDevice, mode, device)
+                .map_err(Into::into)
         }
         Act::Mode(p, m) if !is_symlink(&at(p)) => {
             std::fs::set_permissions(at(p), std::fs::Permissions::from_mode(*m))
@@ -363,8 +370,10 @@ fn act(root: &Path, act: &Act) {
             let flags = rustix::fs::XattrFlags::empty();
             rustix::fs::lsetxattr(at(p), "user.test", &vec![*v; usize::from(*v)], flags).map_err(Into::into)
         }
-        Act::Touch(p, t) => fsio::set_times_at(rustix::fs::CWD, at(p).as_os_str().as_encoded_bytes(), Time::seconds(*t))
-            .map_err(Into::into),
+        Act::Touch(p, t) => {
+            fsio::set_times_at(rustix::fs::CWD, at(p).as_os_str().as_encoded_bytes(), Time::seconds(*t))
+                .map_err(Into::into)
+        }
         _ => Ok(()),
     };
     result.ok(); // see above

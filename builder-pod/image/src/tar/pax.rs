@@ -11,7 +11,8 @@ pub(super) type Record<'a> = (&'a [u8], &'a [u8]);
 pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Record<'_>>, &'static str> {
     let mut records = Vec::new();
     while !data.is_empty() {
-        let space = data.iter().position(|b| *b == b' ').ok_or("extended header has a record without length")?;
+        let space =
+            data.iter().position(|b| *b == b' ').ok_or("extended header has a record without length")?;
         let length = decimal(&data[..space]).ok_or("extended header has a record of bad length")?;
         let length = usize::try_from(length).map_err(|_| "extended header has a record of bad length")?;
         if length > data.len() || length < space + 4 {
@@ -19,7 +20,8 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Record<'_>>, &'static str> {
         }
         let (record, rest) = data.split_at(length);
         let (body, end) = record[space + 1..].split_at(length - space - 2);
-        let equals = body.iter().position(|b| *b == b'=').ok_or("extended header has a record without value")?;
+        let equals =
+            body.iter().position(|b| *b == b'=').ok_or("extended header has a record without value")?;
         if end != b"\n" || equals == 0 {
             return Err("extended header has a record that is not closed");
         }

@@ -83,7 +83,8 @@ impl<R: Read> TarReader<R> {
 
     fn skip_rest(&mut self) -> Result<()> {
         let skip = self.left + self.padding;
-        let skipped = io::copy(&mut self.input.by_ref().take(skip), &mut io::sink()).map_err(Error::Stream)?;
+        let skipped =
+            io::copy(&mut self.input.by_ref().take(skip), &mut io::sink()).map_err(Error::Stream)?;
         self.offset += skipped;
         // Some writers leave out the padding of the very last entry.
         if skipped < self.left {
@@ -113,7 +114,9 @@ impl<R: Read> TarReader<R> {
         let Some(header) = self.read_block()? else { return Ok(None) };
         if header.is_zero() {
             return match self.read_block()? {
-                Some(second) if !second.is_zero() => Err(self.malformed("a single zero block stands between entries")),
+                Some(second) if !second.is_zero() => {
+                    Err(self.malformed("a single zero block stands between entries"))
+                }
                 _ => Ok(None),
             };
         }

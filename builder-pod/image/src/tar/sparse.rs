@@ -48,10 +48,10 @@ impl PaxSparse {
             return Ok(None);
         }
         found.in_data = (major, minor) == (Some(1), Some(0));
-        if !found.in_data {
-            if let Some(numbers) = listed.or((!numbers.is_empty()).then_some(numbers)) {
-                found.pieces = Some(pair(&numbers)?);
-            }
+        if !found.in_data
+            && let Some(numbers) = listed.or((!numbers.is_empty()).then_some(numbers))
+        {
+            found.pieces = Some(pair(&numbers)?);
         }
         if found.real_size.is_none() && (found.in_data || found.pieces.is_some()) {
             return Err("sparse file has no size");
@@ -61,7 +61,7 @@ impl PaxSparse {
 }
 
 fn pair(numbers: &[u64]) -> Result<Pieces, &'static str> {
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return Err("sparse file has a bad map");
     }
     Ok(numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
@@ -112,7 +112,8 @@ fn gnu_pieces(bytes: &[u8]) -> Result<Pieces, &'static str> {
 pub(super) fn text_map(text: &[u8]) -> Result<Option<Pieces>, &'static str> {
     let complete = text.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
     let mut lines = text[..complete].split(|b| *b == b'\n');
-    let mut next = || lines.next().filter(|l| !l.is_empty()).map(|l| decimal(l).ok_or("sparse file has a bad map"));
+    let mut next =
+        || lines.next().filter(|l| !l.is_empty()).map(|l| decimal(l).ok_or("sparse file has a bad map"));
     let Some(count) = next().transpose()? else {
         // A number has at most 20 digits.
         return if text.len() > 20 { Err("sparse file has a bad map") } else { Ok(None) };

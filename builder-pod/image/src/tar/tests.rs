@@ -188,11 +188,7 @@ fn sizes_beyond_eight_gibibytes_go_to_a_record() {
     writer.start(&entry).unwrap();
     // The data itself does not matter here; the reader fails only when it reaches it.
     assert!(writer.finish().is_err());
-    let bytes = [
-        pax(&[("size", "9663676416")]),
-        raw(b"big", b'0', 0, |_| {}),
-    ]
-    .concat();
+    let bytes = [pax(&[("size", "9663676416")]), raw(b"big", b'0', 0, |_| {})].concat();
     let mut reader = TarReader::new(&bytes[..]);
     assert_eq!(reader.next_entry().unwrap().unwrap().size, 9 << 30);
 }
@@ -261,7 +257,9 @@ fn every_sparse_form_gives_the_same_pieces() {
 
 #[test]
 fn sparse_maps_that_lie_are_refused() {
-    for map in ["1024,4,1026,2", "1024,4,0,2", "9999,6", "0,6,1,0", "0,5", "1,2,3", "18446744073709551615,6", "0,x"] {
+    for map in
+        ["1024,4,1026,2", "1024,4,0,2", "9999,6", "0,6,1,0", "0,5", "1,2,3", "18446744073709551615,6", "0,x"]
+    {
         let bytes = [
             pax(&[("GNU.sparse.size", "10000"), ("GNU.sparse.map", map)]),
             raw(b"f", b'0', 6, |_| {}),
@@ -327,7 +325,8 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
     }
     let long = format!("{}/file", "directory-with-a-long-name/".repeat(9).trim_end_matches('/'));
     let mut entries = Vec::new();
-    for (path, uid, mtime) in [("a", 0, 5), (long.as_str(), 4_000_000, -77), ("ünïcode ☃", 12, 1_600_000_000)] {
+    for (path, uid, mtime) in [("a", 0, 5), (long.as_str(), 4_000_000, -77), ("ünïcode ☃", 12, 1_600_000_000)]
+    {
         let mut entry = Entry::new(path, Kind::File);
         (entry.mode, entry.uid, entry.mtime, entry.size) = (0o4755, uid, Time::seconds(mtime), 3);
         entries.push((entry, b"abc".to_vec()));
@@ -344,7 +343,10 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
     let output = list.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    assert!(text.contains(&long) && text.contains("4000000/0") && text.contains("1969-12-31 23:58"), "{text}");
+    assert!(
+        text.contains(&long) && text.contains("4000000/0") && text.contains("1969-12-31 23:58"),
+        "{text}"
+    );
     assert!(text.contains("ünïcode ☃") && text.contains("-rwsr-xr-x"), "{text}");
 
     let dir = tempfile::tempdir().unwrap();
@@ -358,8 +360,12 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
         &["--format=posix", "--sparse-version=0.1"],
         &["--format=posix", "--sparse-version=1.0"],
     ] {
-        let output =
-            Command::new("tar").args(format).args(["-cSf", "-", "."]).current_dir(dir.path()).output().unwrap();
+        let output = Command::new("tar")
+            .args(format)
+            .args(["-cSf", "-", "."])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
         let all = read_all(&output.stdout).unwrap();
         let (entry, data) = all.iter().find(|(e, _)| e.path.ends_with(b"/sparse")).unwrap();
         assert_eq!(entry.size, 3 << 20, "{format:?}");

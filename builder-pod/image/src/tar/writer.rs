@@ -47,7 +47,9 @@ impl<W: Write> TarWriter<W> {
     pub fn write_data(&mut self, data: &[u8]) -> io::Result<()> {
         match self.left.checked_sub(data.len() as u64) {
             Some(left) => self.left = left,
-            None => return Err(io::Error::new(io::ErrorKind::InvalidData, "file has grown while it was read")),
+            None => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "file has grown while it was read"));
+            }
         }
         self.put(data)
     }
@@ -109,7 +111,9 @@ impl<W: Write> TarWriter<W> {
         name.truncate(header::NAME.len());
         let mut header = Header([0; BLOCK_BYTES]);
         header.0[..name.len()].copy_from_slice(&name);
-        for field in [header::MODE, header::UID, header::GID, header::MTIME, header::DEV_MAJOR, header::DEV_MINOR] {
+        for field in
+            [header::MODE, header::UID, header::GID, header::MTIME, header::DEV_MAJOR, header::DEV_MINOR]
+        {
             put_octal(&mut header.0[field], 0);
         }
         put_octal(&mut header.0[header::SIZE], records.len() as u64);
