@@ -88,8 +88,7 @@ fn descend(
             _ => {}
         }
         if stat.st_nlink > 1 {
-            let first =
-                inodes.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| full.clone());
+            let first = inodes.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| full.clone());
             one.same_as = Some(first.clone());
         }
         tree.insert(full, one);
@@ -129,4 +128,15 @@ pub(crate) fn userns_here() -> bool {
     );
     eprintln!("skipped: needs root, of a user namespace at least");
     false
+}
+
+/// Whether this is the machine's own user namespace, where `trusted.*` and devices can be made.
+pub(crate) fn first_userns() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// The values of `userxattr` that can be tried here.
+pub(crate) fn userxattr_modes() -> &'static [bool] {
+    if first_userns() { &[true, false] } else { &[true] }
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::tar::{TarWriter, Time};
-use crate::testing::{look, userns_here};
+use crate::testing::{first_userns, look, userns_here};
 
 const TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -386,5 +386,25 @@ proptest! {
         let mut before = before;
         before.retain(|path, _| !path.starts_with("/upper"));
         prop_assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn userns_an_owner_without_a_mapping_is_named_and_devices_are_left_out() {
+    if !userns_here() {
+        return;
+    }
+    let mut strange = file("f", "x");
+    strange.0.uid = 4_000_000;
+    let null = (entry("null", Kind::Char(1, 3)), Vec::new());
+    if first_userns() {
+        let (upper, applied) = apply(&[strange, null], &[]).unwrap();
+        assert_eq!(std::fs::metadata(upper.path().join("f")).unwrap().uid(), 4_000_000);
+        assert!(upper.path().join("null").exists() && applied.skipped.is_empty());
+    } else {
+        assert!(matches!(apply(&[strange], &[]), Err(Error::Owner { uid: 4_000_000, .. })));
+        let (upper, applied) = apply(&[null], &[]).unwrap();
+        assert!(!upper.path().join("null").exists());
+        assert_eq!(applied.skipped.len(), 1);
     }
 }
