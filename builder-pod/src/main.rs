@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! The builder: one binary for laptops and builder pods.
+//!
+//! Job: wire the engine's crates together, read what is wanted (command line, ImageBuild manifest,
+//! request of the operator), run it, say how it went.
+//! Holds: the step helper and the sandbox are entered before any thread exists.
+//! Never: decides how a step is keyed, run or stored; that is the crates' business.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod cli;
+mod context;
+mod engine;
+mod error;
+mod export;
+mod manifest;
+mod options;
+mod progress;
+mod time;
+mod wiring;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use lapstrake_run::sandbox::{self, Mode};
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    lapstrake_run::helper_main();
+    let cli = Cli::parse();
+    // Entering the sandbox comes before logging and the runtime: neither may start a thread first.
+    match &cli.command {
+        Command::Build(args) => match sandbox::enter(Mode::Auto) {
+            Ok(sandbox) => {
+                prepare(&cli.log);
+                cli::build::main(args, &sandbox).into()
+            }
+            Err(error) => {
+                writeln!(std::io::stderr(), "error: steps can't run here: {error}").ok(); // nobody listens
+                lapstrake_handoff::Reason::SandboxUnavailable.class().exit_code().into()
+            }
+        },
+        Command::Pod(args) => {
+            let sandbox = cli::pod::sandbox_mode(args)
+                .and_then(|mode| sandbox::enter(mode).map_err(|e| cli::pod::unavailable(&e)));
+            prepare(&cli.log);
+            cli::pod::main(args, sandbox).into()
+        }
+    }
+}
+
+fn prepare(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_new(level).unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // One provider for all of TLS; a second installation is refused, which is fine.
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+}

@@ -52,7 +52,7 @@ impl Builder {
     /// Adds an operation. The same operation added twice is one vertex: the first metadata stays,
     /// ranges add up.
     pub fn add(&mut self, op: &pb::Op, metadata: pb::OpMetadata, ranges: &[SourceRange]) -> VertexDigest {
-        let bytes = op.encode_to_vec();
+        let bytes = encode(op);
         let digest = VertexDigest(Digest::of(&bytes));
         if self.ops.insert(digest, bytes).is_none() {
             self.order.push(digest);
@@ -92,6 +92,16 @@ impl Builder {
             source: Some(source),
         }
     }
+}
+
+/// The bytes of an operation as BuildKit's Go clients write them: what all operations have first, the
+/// kind last, so that equal operations have equal digests wherever they were made.
+fn encode(op: &pb::Op) -> Vec<u8> {
+    let kind = pb::Op { op: op.op.clone(), ..Default::default() };
+    let common = pb::Op { op: None, ..op.clone() };
+    let mut bytes = common.encode_to_vec();
+    bytes.extend(kind.encode_to_vec());
+    bytes
 }
 
 fn position((line, character): (u32, u32)) -> pb::Position {

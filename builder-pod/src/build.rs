@@ -1,0 +1,337 @@
+//! One build, from its context to its outputs.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::try_join_all;
+use lapstrake_dockerfile::{Images as ImageConfigs, Lowered, MainContext, NoCache, Options, Plan, ResolvedImage};
+use lapstrake_handoff::{BaseImage, Reason, Timings};
+use lapstrake_llb::Graph;
+use lapstrake_oci::{Digest, Platform, Reference};
+use lapstrake_solver::{Job, Outcome, Solver};
+use lapstrake_source::Local;
+use lapstrake_store::SnapshotId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{self, Acquired};
+use crate::engine::{Engine, Res, Resolved, native_platform};
+use crate::error::BuildError;
+use crate::export::{self, Exported};
+use crate::options::{BuildOptions, Context};
+use crate::progress::{Counts, Progress};
+
+/// A Dockerfile is no longer than this.
+const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
+/// The name of the main context among the local sources.
+const CONTEXT: &str = "context";
+
+/// What a build yielded.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Built {
+    /// The image, where one was made.
+    pub(crate) image: Option<Exported>,
+    /// What the context was resolved to.
+    pub(crate) revision: Option<String>,
+    /// Base images and what their names stood for.
+    pub(crate) base_images: Vec<BaseImage>,
+    /// Steps, and those that came from the cache.
+    pub(crate) steps: (u32, u32),
+    /// Where the time went.
+    pub(crate) timings: Timings,
+    /// The platform that was built.
+    pub(crate) platform: Option<Platform>,
+}
+
+/// A file system that was built, and all that an exporter needs to know of it.
+pub(crate) struct Solved {
+    /// The file system.
+    pub(crate) snapshot: Option<SnapshotId>,
+    /// Config of the image around it, with its history.
+    pub(crate) config: lapstrake_oci::ImageConfig,
+    /// Base images: their layers may be mounted from their repositories.
+    pub(crate) bases: Vec<Arc<Resolved>>,
+    /// How many of the lowest layers, and of the first history entries, came from a base image.
+    pub(crate) from_base: (usize, usize),
+}
+
+/// The base image that a file system begins with: its layers and history entries.
+fn from_base(engine: &Engine, snapshot: Option<SnapshotId>, bases: &[Arc<Resolved>]) -> Result<(usize, usize), BuildError> {
+    let Some(snapshot) = snapshot else { return Ok((0, 0)) };
+    let chain = engine.store().chain_bottom_first(snapshot)?;
+    let begins = |base: &&Arc<Resolved>| {
+        let wanted = lapstrake_store::chain_of(&base.config.rootfs.diff_ids);
+        let layers = base.config.rootfs.diff_ids.len();
+        let at = layers.checked_sub(1).and_then(|top| chain.get(top)).and_then(|s| s.layer.as_ref());
+        wanted.is_some() && at.map(|l| l.chain_id) == wanted
+    };
+    let base = bases.iter().filter(begins).max_by_key(|base| base.config.rootfs.diff_ids.len());
+    Ok(base.map_or((0, 0), |base| (base.config.rootfs.diff_ids.len(), base.config.history.len())))
+}
+
+/// Runs a build. Everything that fails says so on `progress` and in the error.
+pub(crate) async fn build(
+    engine: &Arc<Engine>,
+    options: &BuildOptions,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Built, BuildError> {
+    let work = run(engine, options, progress, cancel);
+    tokio::select! {
+        result = work => result,
+        // Steps see the token themselves; this ends what only waits for others.
+        () = graceful(cancel) => Err(BuildError::canceled()),
+    }
+}
+
+/// Some time after a cancellation, in which what runs cleans up.
+async fn graceful(cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+}
+
+async fn run(
+    engine: &Arc<Engine>,
+    options: &BuildOptions,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Built, BuildError> {
+    let began = Instant::now();
+    let acquired = abortable(cancel, load_context(engine, options, progress)).await?;
+    let revision = acquired.revision.clone();
+    let platform = options.platform.clone().unwrap_or_else(native_platform);
+    let dockerfile = load_dockerfile(&acquired, options, progress)?;
+    let source_ms = millis(began);
+
+    let began = Instant::now();
+    let (plan, bases) = abortable(cancel, resolve_images(engine, &dockerfile, options, &platform, progress)).await?;
+    let lowered = plan.0.lower(&plan.1).map_err(invalid)?;
+    for warning in lowered.warnings.iter() {
+        progress.text(&format!("warning: {}", lowered.warnings.short(warning)));
+    }
+    offer_context(engine, acquired, &dockerfile, &lowered)?;
+    let graph = Arc::new(Graph::decode(&lowered.definition).map_err(BuildError::internal)?);
+    let snapshot = solve(engine, &graph, progress, cancel).await?;
+    let solve_ms = millis(began);
+
+    let from_base = from_base(engine, snapshot, &bases)?;
+    let solved = Solved { snapshot, config: lowered.config, bases, from_base };
+    let (image, mut timings) = export::export(engine, &solved, options, progress, cancel).await?;
+    timings.source_ms = source_ms;
+    timings.solve_ms = solve_ms;
+    let Counts { steps, cached } = progress.counts();
+    Ok(Built {
+        image,
+        revision,
+        base_images: base_images(&solved.bases),
+        steps: (steps, cached),
+        timings,
+        platform: Some(platform),
+    })
+}
+
+/// Ends work that leaves nothing behind as soon as the build is canceled.
+pub(crate) async fn abortable<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, BuildError>>,
+) -> Result<T, BuildError> {
+    tokio::select! {
+        result = work => result,
+        () = cancel.cancelled() => Err(BuildError::canceled()),
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn invalid(findings: lapstrake_dockerfile::Diagnostics) -> BuildError {
+    BuildError::dockerfile(findings, Reason::DockerfileInvalid)
+}
+
+async fn load_context(engine: &Engine, options: &BuildOptions, progress: &Progress) -> Result<Acquired, BuildError> {
+    if let Context::Directory(_) = &options.context {
+        return context::acquire(engine.store(), &options.context).await;
+    }
+    let name = match &options.context {
+        Context::Git { url, .. } => format!("[internal] load git source {}", without_credentials(url)),
+        Context::Http { url, .. } => format!("[internal] load remote build context {}", without_credentials(url)),
+        Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
+    };
+    let step = progress.step(&name);
+    step.close(context::acquire(engine.store(), &options.context).await)
+}
+
+/// An address as it may be shown.
+fn without_credentials(url: &str) -> String {
+    match url.split_once("://").and_then(|(scheme, rest)| {
+        let authority = rest.split('/').next().unwrap_or(rest);
+        let (_, host) = authority.rsplit_once('@')?;
+        Some(format!("{scheme}://{host}{}", &rest[authority.len()..]))
+    }) {
+        Some(shown) => shown,
+        None => url.to_owned(),
+    }
+}
+
+struct Dockerfile {
+    name: String,
+    text: String,
+}
+
+fn load_dockerfile(acquired: &Acquired, options: &BuildOptions, progress: &Progress) -> Result<Dockerfile, BuildError> {
+    let asked = options.dockerfile.as_deref().or(acquired.only_dockerfile.as_deref());
+    let name = asked.unwrap_or("Dockerfile").to_owned();
+    let step = progress.step(&format!("[internal] load build definition from {name}"));
+    if let Some(text) = &options.dockerfile_text {
+        step.done();
+        return Ok(Dockerfile { name, text: text.clone() });
+    }
+    let read = || {
+        let content = match acquired.local.read(&name, DOCKERFILE_BYTES_MAX)? {
+            Some(content) => content,
+            // As BuildKit: the lower-case name is the second guess.
+            None if asked.is_none() => acquired.local.read("dockerfile", DOCKERFILE_BYTES_MAX)?.ok_or_else(|| no_dockerfile(&name))?,
+            None => return Err(no_dockerfile(&name)),
+        };
+        let text = String::from_utf8(content)
+            .map_err(|_| BuildError::new(Reason::DockerfileInvalid, format!("{name} is not valid UTF-8")))?;
+        Ok(Dockerfile { name: name.clone(), text })
+    };
+    step.close(read())
+}
+
+fn no_dockerfile(name: &str) -> BuildError {
+    let message = format!("the context has no file {name}; name another one with --file or spec.dockerfile.path");
+    BuildError::new(Reason::DockerfileInvalid, message)
+}
+
+type Planned = (Plan, ImageConfigs);
+
+async fn resolve_images(
+    engine: &Engine,
+    dockerfile: &Dockerfile,
+    options: &BuildOptions,
+    platform: &Platform,
+    progress: &Progress,
+) -> Result<(Planned, Vec<Arc<Resolved>>), BuildError> {
+    let parsed = lapstrake_dockerfile::parse(&dockerfile.name, &dockerfile.text);
+    let plan = lapstrake_dockerfile::plan(&parsed, &frontend_options(options, platform)).map_err(invalid)?;
+    let mut known = ImageConfigs::new();
+    let mut bases = Vec::new();
+    loop {
+        let needed = plan.images_needed(&known);
+        if needed.is_empty() {
+            return Ok(((plan, known), bases));
+        }
+        let lookups = needed.iter().map(|request| async {
+            let step = progress.step(&format!("[internal] load metadata for {}", request.key.reference));
+            let found = engine.images().resolve(&request.key.reference, &request.key.platform).await;
+            step.close(found).map_err(|error| at_request(&plan, request, &error))
+        });
+        for (request, resolved) in needed.iter().zip(try_join_all(lookups).await?) {
+            let config = ResolvedImage { digest: Some(resolved.digest), config: resolved.config.clone() };
+            known.insert(request.key.clone(), config);
+            bases.push(resolved);
+        }
+    }
+}
+
+/// An image that could not be had, with the line that asks for it.
+fn at_request(plan: &Plan, request: &lapstrake_dockerfile::ImageRequest, error: &BuildError) -> BuildError {
+    let reason = error.failure().reason;
+    if reason == Reason::Canceled {
+        return error.clone();
+    }
+    BuildError::dockerfile(plan.image_error(request, &error.to_string()), reason)
+}
+
+fn frontend_options(options: &BuildOptions, platform: &Platform) -> Options {
+    Options {
+        target: options.target.clone(),
+        build_args: options.args.clone(),
+        labels: options.labels.clone(),
+        target_platform: Some(platform.clone()),
+        build_platform: native_platform(),
+        no_cache: if options.no_cache { NoCache::All } else { NoCache::Nothing },
+        source_date_epoch: options.source_date_epoch,
+        context: MainContext::Local { name: CONTEXT.to_owned(), session: None, exclude_patterns: Vec::new() },
+        ..Options::default()
+    }
+}
+
+/// Makes the context known to the engine, reduced to what the build uses.
+fn offer_context(
+    engine: &Engine,
+    acquired: Acquired,
+    dockerfile: &Dockerfile,
+    lowered: &Lowered,
+) -> Result<(), BuildError> {
+    let Some(usage) = &lowered.context else { return Ok(()) };
+    let bad_rules = |e: lapstrake_source::Error| BuildError::new(Reason::DockerfileInvalid, crate::error::chain(&e));
+    let (_, rules) = acquired.local.ignore_rules(&dockerfile.name).map_err(bad_rules)?;
+    let mut local: Local = acquired.local.with_ignore(rules);
+    if let lapstrake_dockerfile::ContextUse::Paths(paths) = usage {
+        local = local.with_only(paths)?;
+    }
+    engine.add_context(CONTEXT, Arc::new(local));
+    Ok(())
+}
+
+async fn solve(
+    engine: &Arc<Engine>,
+    graph: &Arc<Graph>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Option<SnapshotId>, BuildError> {
+    let (sender, mut events) = mpsc::unbounded_channel::<lapstrake_solver::Progress>();
+    let shown = progress.clone();
+    let show = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            shown.vertex(&event.vertex, &event.kind);
+        }
+    });
+    let solver = Solver::start(Arc::clone(engine));
+    let job = Job { graph: Arc::clone(graph), progress: sender, cancel: cancel.clone() };
+    let outcome = solver.solve(job).await;
+    show.await.ok(); // it ends with the channel
+    match outcome {
+        Outcome::Done(result) => {
+            progress.all_else_cached(graph);
+            match result {
+                None => Ok(None),
+                Some((Res::Snapshot(id), _)) => Ok(id),
+                Some((Res::Context(_), _)) => Err(BuildError::internal("the result is a directory of the builder")),
+            }
+        }
+        Outcome::Failed(_, error) => Err(in_file(graph, &error)),
+        Outcome::Canceled => Err(BuildError::canceled()),
+    }
+}
+
+/// Adds the name of the file that a failed step stands in.
+fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
+    if error.failure().line.is_none() || error.failure().file.is_some() {
+        return error.clone();
+    }
+    error.with(|failure| failure.file = graph.files().first().map(|f| f.name.clone()))
+}
+
+fn base_images(bases: &[Arc<Resolved>]) -> Vec<BaseImage> {
+    let mut seen: Vec<(String, Digest)> = Vec::new();
+    for base in bases {
+        let name = plain_name(&base.reference);
+        if !seen.iter().any(|(n, d)| *n == name && *d == base.digest) {
+            seen.push((name, base.digest));
+        }
+    }
+    seen.into_iter().map(|(name, digest)| BaseImage { name, digest: digest.to_string() }).collect()
+}
+
+/// A name with its tag, without the digest that it was pinned to.
+fn plain_name(reference: &Reference) -> String {
+    match reference.tag() {
+        Some(tag) => format!("{}:{tag}", reference.name()),
+        None => reference.name(),
+    }
+}

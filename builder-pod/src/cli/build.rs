@@ -1,0 +1,261 @@
+//! `lapstrake-builder build`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Parser;
+use lapstrake_dockerfile::Style;
+use lapstrake_handoff::Reason;
+use lapstrake_oci::{Platform, Reference};
+use lapstrake_registry::{Client, Config, Credentials, HostsConfig};
+use lapstrake_run::sandbox::Sandbox;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::output;
+use crate::build::{self, Built};
+use crate::error::{BuildError, chain};
+use crate::manifest;
+use crate::options::{BuildOptions, Context, Image, Output};
+use crate::progress::{Format, Progress};
+use crate::wiring;
+
+/// Where state is kept when nothing else is said.
+const ROOT_DEFAULT: &str = "/var/lib/lapstrake-builder";
+
+/// Flags of `build`, named as `docker buildx build` names them.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// A directory, a Git URL (`https://….git#ref:dir`), an http(s) address of an archive, or an
+    /// ImageBuild manifest (`imagebuild.yaml`).
+    #[arg(default_value = ".", value_name = "DIR | URL | IMAGEBUILD")]
+    source: String,
+    /// Dockerfile, relative to the working directory or the context; `-` reads it from standard input.
+    #[arg(short, long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// Name of the image; may be given several times.
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    tags: Vec<String>,
+    /// Where the result goes, such as `type=oci,dest=image.tar`; types: image, registry, oci, docker, local, tar.
+    #[arg(short, long = "output", value_name = "DEST")]
+    outputs: Vec<String>,
+    /// Push the image to its registry: short for `--output type=registry`.
+    #[arg(long)]
+    push: bool,
+    /// Stage to build; the last one when absent.
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+    /// Build argument; without a value it is taken from the environment.
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    build_args: Vec<String>,
+    /// Label of the image.
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    labels: Vec<String>,
+    /// Platform to build for; this machine's when absent.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+    /// Run every step, whatever the cache has.
+    #[arg(long)]
+    no_cache: bool,
+    /// How progress is shown (on standard error).
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    progress: Format,
+    /// Write digest and image name as JSON into this file.
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
+    /// Show no progress, print the image's digest.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Directory of blobs, snapshots and cache.
+    #[arg(long, value_name = "STATE", env = "LAPSTRAKE_ROOT", default_value = ROOT_DEFAULT)]
+    root: PathBuf,
+    /// Settings of registries (JSON or YAML): mirrors, http, insecure, ca, by host.
+    #[arg(long, value_name = "FILE", env = "LAPSTRAKE_REGISTRIES")]
+    registries: Option<PathBuf>,
+}
+
+/// A mistake on the command line.
+fn usage(message: impl Into<String>) -> BuildError {
+    BuildError::new(Reason::RequestInvalid, message)
+}
+
+/// Runs the build and says how it ended; the exit code.
+pub(crate) fn main(args: &Args, sandbox: &Sandbox) -> u8 {
+    let format = if args.quiet { Format::Quiet } else { args.progress };
+    let style = if console::colors_enabled_stderr() { Style::Color } else { Style::Plain };
+    let progress = Progress::new(format);
+    let result = wiring::runtime().and_then(|runtime| runtime.block_on(run(args, sandbox, &progress)));
+    progress.finish();
+    match result {
+        Ok(built) => {
+            if args.quiet && let Some(image) = &built.image {
+                // The one thing that scripts read.
+                writeln!(std::io::stdout(), "{}", image.manifest.digest).ok(); // a closed pipe wants nothing
+            }
+            0
+        }
+        Err(error) => {
+            writeln!(std::io::stderr(), "{}", error.render(style)).ok(); // nobody listens
+            error.failure().reason.class().exit_code()
+        }
+    }
+}
+
+async fn run(args: &Args, sandbox: &Sandbox, progress: &Progress) -> Result<Built, BuildError> {
+    let options = options(args)?;
+    let cancel = CancellationToken::new();
+    wiring::cancel_on_signals(&cancel);
+    let credentials = Credentials::from_environment().map_err(|e| usage(e.full()))?;
+    let hosts = match &args.registries {
+        None => HostsConfig::default(),
+        Some(path) => read_hosts(path)?,
+    };
+    let client = Client::new(Config { hosts, credentials, ..Config::default() });
+    let engine = Arc::new(wiring::engine(&args.root, client, sandbox)?);
+    let built = build::build(&engine, &options, progress, &cancel).await?;
+    wiring::flush(&engine).await?;
+    if let Some(path) = &args.metadata_file {
+        write_metadata(path, &built, &options)?;
+    }
+    Ok(built)
+}
+
+/// Reads settings of registries.
+pub(crate) fn read_hosts(path: &Path) -> Result<HostsConfig, BuildError> {
+    let failed = |e: String| usage(format!("settings of registries {}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    serde_saphyr::from_str(&text).map_err(|e| failed(e.to_string()))
+}
+
+fn options(args: &Args) -> Result<BuildOptions, BuildError> {
+    let tags: Vec<Reference> =
+        args.tags.iter().map(|t| t.parse().map_err(|e| usage(format!("--tag: {e}")))).collect::<Result<_, _>>()?;
+    let path = Path::new(&args.source);
+    let is_manifest = path.is_file() && path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+    let mut options = match is_manifest {
+        true => manifest::read(path)?,
+        false => BuildOptions::new(context(&args.source)?),
+    };
+    dockerfile(args, &mut options)?;
+    options.target = args.target.clone().or(options.target);
+    options.no_cache |= args.no_cache;
+    for arg in &args.build_args {
+        match arg.split_once('=') {
+            Some((name, value)) => options.args.insert(name.to_owned(), value.to_owned()),
+            // As buildx: a name alone takes the environment's value, and is nothing where it has none.
+            None => std::env::var(arg).ok().and_then(|value| options.args.insert(arg.clone(), value)),
+        };
+    }
+    for label in &args.labels {
+        let (name, value) = label.split_once('=').unwrap_or((label, ""));
+        options.labels.insert(name.to_owned(), value.to_owned());
+    }
+    if let Some(text) = &args.platform {
+        if text.contains(',') {
+            return Err(usage("--platform: several platforms in one build are not supported yet"));
+        }
+        options.platform = Some(text.parse::<Platform>().map_err(|e| usage(format!("--platform: {e}")))?);
+    }
+    outputs(args, &tags, &mut options)?;
+    if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH")
+        && !options.args.contains_key("SOURCE_DATE_EPOCH")
+    {
+        options.args.insert("SOURCE_DATE_EPOCH".to_owned(), text);
+    }
+    if let Some(text) = options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
+        let seconds = text.parse().map_err(|_| usage(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?;
+        options.source_date_epoch = Some(seconds);
+    }
+    Ok(options)
+}
+
+/// An ImageBuild's own output counts where the command line names none: its image is made, and pushed
+/// only when that is asked for.
+fn outputs(args: &Args, tags: &[Reference], options: &mut BuildOptions) -> Result<(), BuildError> {
+    let own = match options.outputs.pop() {
+        Some(Output::Push(image)) => Some(image),
+        _ => None,
+    };
+    let mut image = own.unwrap_or_default();
+    if !tags.is_empty() {
+        image.names = tags.to_vec();
+    }
+    for text in &args.outputs {
+        options.outputs.push(output::parse(text, &image.names).map_err(usage)?);
+    }
+    if args.push {
+        if image.names.is_empty() {
+            return Err(usage("--push needs a name: give --tag NAME"));
+        }
+        options.outputs.push(Output::Push(image));
+    } else if options.outputs.is_empty() {
+        options.outputs.push(Output::Image(Image { ..image }));
+    }
+    Ok(())
+}
+
+fn dockerfile(args: &Args, options: &mut BuildOptions) -> Result<(), BuildError> {
+    let Some(file) = &args.file else { return Ok(()) };
+    if file.as_os_str() == "-" {
+        let text = std::io::read_to_string(std::io::stdin()).map_err(|e| usage(format!("--file -: {e}")))?;
+        options.dockerfile_text = Some(text);
+        return Ok(());
+    }
+    let Context::Directory(dir) = &options.context else {
+        // In a repository or archive the path is one of its own.
+        options.dockerfile = Some(file.display().to_string());
+        return Ok(());
+    };
+    // As buildx: relative to the working directory. One outside of the context is read here.
+    let inside = match (file.canonicalize(), dir.canonicalize()) {
+        (Ok(file), Ok(dir)) => file.strip_prefix(dir).ok().map(Path::to_path_buf),
+        _ => None,
+    };
+    match inside {
+        Some(path) => options.dockerfile = Some(path.display().to_string()),
+        None => {
+            let failed = |e| usage(format!("--file {}: {e}", file.display()));
+            options.dockerfile_text = Some(std::fs::read_to_string(file).map_err(failed)?);
+            options.dockerfile = Some(file.display().to_string());
+        }
+    }
+    Ok(())
+}
+
+fn context(text: &str) -> Result<Context, BuildError> {
+    if Path::new(text).is_dir() {
+        return Ok(Context::Directory(PathBuf::from(text)));
+    }
+    if let Some(git) = lapstrake_source::parse_git_url(text).map_err(|e| usage(chain(&e)))? {
+        let reference = match (git.checksum, git.reference) {
+            (Some(commit), _) => lapstrake_source::GitRef::Commit(commit),
+            (None, Some(name)) => lapstrake_source::GitRef::Any(name),
+            (None, None) => lapstrake_source::GitRef::Default,
+        };
+        let path = Some(git.subdir).filter(|p| !p.is_empty());
+        return Ok(Context::Git { url: git.remote, reference, path, submodules: git.submodules.unwrap_or(true) });
+    }
+    if text.starts_with("http://") || text.starts_with("https://") {
+        return Ok(Context::Http { url: text.to_owned(), sha256: None, path: None });
+    }
+    Err(usage(format!("{text} is no directory, Git URL, http address or ImageBuild manifest")))
+}
+
+/// The keys are those of buildx.
+fn write_metadata(path: &Path, built: &Built, options: &BuildOptions) -> Result<(), BuildError> {
+    let mut metadata = serde_json::Map::new();
+    if let Some(image) = &built.image {
+        metadata.insert("containerimage.digest".to_owned(), json!(image.manifest.digest));
+        metadata.insert("containerimage.config.digest".to_owned(), json!(image.config));
+        metadata.insert("containerimage.descriptor".to_owned(), json!(image.manifest));
+        let names = options.outputs.iter().flat_map(|output| match output {
+            Output::Push(i) | Output::Image(i) | Output::Oci { image: i, .. } | Output::Docker { image: i, .. } => &i.names[..],
+            Output::Local(_) | Output::Tar(_) => &[],
+        });
+        let names: Vec<String> = names.map(ToString::to_string).collect();
+        metadata.insert("image.name".to_owned(), json!(names.join(",")));
+    }
+    let text = serde_json::to_string_pretty(&metadata).map_err(BuildError::internal)?;
+    std::fs::write(path, text).map_err(|e| usage(format!("--metadata-file {}: {e}", path.display())))
+}

@@ -1,0 +1,135 @@
+//! `--output` as `docker buildx build` has it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lapstrake_handoff::Compression;
+use lapstrake_oci::Reference;
+
+use crate::options::{Destination, Image, Output};
+
+/// Reads `type=oci,dest=image.tar`, or a bare path, which is a directory (`-` a tar on standard output).
+///
+/// `tags` are the names of `--tag`.
+pub(super) fn parse(text: &str, tags: &[Reference]) -> Result<Output, String> {
+    if text == "-" {
+        return Ok(Output::Tar(Destination::Stdout));
+    }
+    if !text.contains('=') {
+        return Ok(Output::Local(PathBuf::from(text)));
+    }
+    let mut fields = fields(text)?;
+    let kind = fields.remove("type").unwrap_or_else(|| "local".to_owned());
+    let dest = fields.remove("dest");
+    let file = |dest: Option<String>| match dest.as_deref() {
+        None | Some("-") => Destination::Stdout,
+        Some(path) => Destination::Path(PathBuf::from(path)),
+    };
+    let output = match kind.as_str() {
+        "local" => Output::Local(dest.ok_or("--output type=local needs dest=DIRECTORY")?.into()),
+        "tar" => Output::Tar(file(dest)),
+        "oci" => {
+            let tar = boolean(&mut fields, "tar")?.unwrap_or(true);
+            let image = image(&mut fields, tags)?;
+            match (tar, file(dest)) {
+                (false, Destination::Stdout) => return Err("--output type=oci,tar=false needs dest=DIRECTORY".to_owned()),
+                (tar, dest) => Output::Oci { image, dest, tar },
+            }
+        }
+        "docker" => Output::Docker { image: image(&mut fields, tags)?, dest: file(dest) },
+        "image" | "registry" => {
+            let push = boolean(&mut fields, "push")?.unwrap_or(kind == "registry");
+            let image = image(&mut fields, tags)?;
+            if push && image.names.is_empty() {
+                return Err("an image that is pushed needs a name: --tag NAME or name=NAME in --output".to_owned());
+            }
+            if push { Output::Push(image) } else { Output::Image(image) }
+        }
+        other => {
+            return Err(format!("--output type={other} is not known; the types are image, registry, oci, docker, local and tar"));
+        }
+    };
+    match fields.keys().next() {
+        Some(key) => Err(format!("--output type={kind} has no option {key}")),
+        None => Ok(output),
+    }
+}
+
+/// Comma-separated `key=value` fields; a field may be quoted as a whole, as in CSV.
+fn fields(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut fields = BTreeMap::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (field, after) = match rest.strip_prefix('"') {
+            Some(quoted) => {
+                let (field, after) = quoted.split_once('"').ok_or_else(|| format!("--output {text}: a quote is not closed"))?;
+                (field, after.strip_prefix(',').unwrap_or(after))
+            }
+            None => rest.split_once(',').unwrap_or((rest, "")),
+        };
+        let (key, value) = field.split_once('=').ok_or_else(|| format!("--output {text}: \"{field}\" is not key=value"))?;
+        fields.insert(key.trim().to_ascii_lowercase(), value.to_owned());
+        rest = after;
+    }
+    Ok(fields)
+}
+
+fn boolean(fields: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, String> {
+    match fields.remove(key).as_deref() {
+        None => Ok(None),
+        Some("true" | "1") => Ok(Some(true)),
+        Some("false" | "0") => Ok(Some(false)),
+        Some(other) => Err(format!("--output {key}={other}: it is true or false")),
+    }
+}
+
+fn image(fields: &mut BTreeMap<String, String>, tags: &[Reference]) -> Result<Image, String> {
+    let mut names = tags.to_vec();
+    if let Some(list) = fields.remove("name") {
+        for name in list.split(',') {
+            names.push(name.parse().map_err(|e| format!("{e}"))?);
+        }
+    }
+    let compression = match fields.remove("compression").as_deref() {
+        None | Some("gzip") => Compression::Gzip,
+        Some("zstd") => Compression::Zstd,
+        Some("uncompressed") => Compression::Uncompressed,
+        Some(other) => return Err(format!("--output compression={other}: it is gzip, zstd or uncompressed")),
+    };
+    let level = match fields.remove("compression-level") {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| format!("--output compression-level={text}: it is a number"))?),
+    };
+    let oci = boolean(fields, "oci-mediatypes")?.unwrap_or(true);
+    let by_digest = boolean(fields, "push-by-digest")?.unwrap_or(false);
+    Ok(Image { names, by_digest, compression, level, docker_media_types: !oci })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_read_as_buildx_reads_them() {
+        let tags = ["registry.example/a:1".parse().expect("valid")];
+        assert!(matches!(parse("out", &[]), Ok(Output::Local(p)) if p == PathBuf::from("out")));
+        assert!(matches!(parse("-", &[]), Ok(Output::Tar(Destination::Stdout))));
+        assert!(matches!(parse("type=oci,dest=a.tar", &[]), Ok(Output::Oci { tar: true, .. })));
+        assert!(matches!(parse("type=image,push=true", &tags), Ok(Output::Push(i)) if i.names.len() == 1));
+        assert!(matches!(parse("type=image,\"name=a,b\"", &[]), Ok(Output::Image(i)) if i.names.len() == 2));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, why) in [
+            ("type=floppy", "types are"),
+            ("type=oci,destt=x", "no option destt"),
+            ("type=registry", "needs a name"),
+            ("type=local", "needs dest"),
+            ("type=image,compression=lzma,name=a", "gzip, zstd"),
+        ] {
+            let error = parse(text, &[]).expect_err(text);
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! `lapstrake-builder pod`: one request in, one outcome out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use lapstrake_handoff::{GitRef, Outcome, ProgressFormat, Reason, Request, SandboxMode, Source, Success, paths};
+use lapstrake_registry::{Client, Config, Credentials, HostsConfig};
+use lapstrake_run::sandbox::{Mode, Sandbox, Unavailable};
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{self, Built};
+use crate::error::BuildError;
+use crate::options::{BuildOptions, Context, Image, Output};
+use crate::progress::{Format, Progress};
+use crate::wiring;
+
+/// Flags of `pod`.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// The request, as the operator wrote it.
+    #[arg(long, default_value = paths::REQUEST_FILE)]
+    request: PathBuf,
+    /// Where the outcome goes.
+    #[arg(long, default_value = paths::TERMINATION_MESSAGE)]
+    outcome: PathBuf,
+}
+
+/// The sandbox that the request names: read before the sandbox is entered.
+pub(crate) fn sandbox_mode(args: &Args) -> Result<Mode, BuildError> {
+    Ok(match read(args)?.sandbox {
+        SandboxMode::UserNamespace => Mode::UserNamespace,
+        SandboxMode::Baseline => Mode::Baseline,
+        SandboxMode::Privileged => Mode::Root,
+    })
+}
+
+/// A failure before anything ran.
+pub(crate) fn unavailable(error: &Unavailable) -> BuildError {
+    BuildError::new(Reason::SandboxUnavailable, error.to_string())
+}
+
+fn read(args: &Args) -> Result<Request, BuildError> {
+    let invalid = |message: String| BuildError::new(Reason::RequestInvalid, message);
+    let bytes = std::fs::read(&args.request).map_err(|e| invalid(format!("{}: {e}", args.request.display())))?;
+    Request::parse(&bytes).map_err(|e| invalid(crate::error::chain(&e)))
+}
+
+/// Serves the request; the exit code.
+pub(crate) fn main(args: &Args, sandbox: Result<Sandbox, BuildError>) -> u8 {
+    let outcome = match sandbox.and_then(|sandbox| serve(args, &sandbox)) {
+        Ok(built) => Outcome::Success(success(&built)),
+        Err(error) => {
+            eprint_error(&error);
+            Outcome::Failure(error.failure().clone())
+        }
+    };
+    let text = outcome.encode();
+    if let Err(error) = std::fs::write(&args.outcome, &text) {
+        // The log is the only place left.
+        tracing::error!("the outcome can't be written to {}: {error}: {text}", args.outcome.display());
+    }
+    outcome.exit_code()
+}
+
+fn eprint_error(error: &BuildError) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "{}", error.render(lapstrake_dockerfile::Style::Plain)).ok(); // nobody listens
+}
+
+fn serve(args: &Args, sandbox: &Sandbox) -> Result<Built, BuildError> {
+    let request = read(args)?;
+    let state = PathBuf::from(&request.state_dir);
+    sandbox.preflight(&state).map_err(|e| unavailable(&e))?;
+    let format = match request.progress {
+        ProgressFormat::Plain => Format::Plain,
+        ProgressFormat::Json => Format::Json,
+    };
+    let progress = Progress::new(format);
+    let result = wiring::runtime()?.block_on(run(&request, &state, sandbox, &progress));
+    progress.finish();
+    result.map_err(|error| counted(&error, &progress))
+}
+
+/// A failure with the steps that were done until then.
+fn counted(error: &BuildError, progress: &Progress) -> BuildError {
+    let counts = progress.counts();
+    error.noted(|failure| {
+        failure.steps = counts.steps;
+        failure.cached_steps = counts.cached;
+    })
+}
+
+async fn run(request: &Request, state: &Path, sandbox: &Sandbox, progress: &Progress) -> Result<Built, BuildError> {
+    let options = options(request)?;
+    let cancel = CancellationToken::new();
+    wiring::cancel_on_signals(&cancel);
+    let client = Client::new(config(request)?);
+    let engine = Arc::new(wiring::engine(state, client, sandbox)?);
+    let timeout = request.timeout_seconds.map(Duration::from_secs);
+    let work = build::build(&engine, &options, progress, &cancel);
+    let result = match timeout {
+        None => work.await,
+        Some(timeout) => {
+            tokio::pin!(work);
+            tokio::select! {
+                result = &mut work => result,
+                () = tokio::time::sleep(timeout) => {
+                    cancel.cancel();
+                    work.await.and_then(|_| Err(timed_out(timeout))).map_err(|_| timed_out(timeout))
+                }
+            }
+        }
+    };
+    // What finished steps made is kept, however the build ended.
+    let flushed = wiring::flush(&engine).await;
+    let built = result?;
+    flushed.map(|()| built)
+}
+
+fn timed_out(timeout: Duration) -> BuildError {
+    let message = format!("the build took longer than its timeout of {} s; raise spec.timeout", timeout.as_secs());
+    BuildError::new(Reason::TimedOut, message)
+}
+
+fn config(request: &Request) -> Result<Config, BuildError> {
+    let hosts = match &request.registries_config {
+        None => HostsConfig::default(),
+        Some(path) => super::build::read_hosts(Path::new(path))?,
+    };
+    let mut credentials = Credentials::none();
+    for path in &request.docker_configs {
+        let one = Credentials::open(Path::new(path)).map_err(|e| BuildError::new(Reason::PullDenied, e.full()))?;
+        credentials = credentials.merge(one);
+    }
+    Ok(Config { hosts, credentials, ..Config::default() })
+}
+
+/// The request as options. Platforms are one here: the operator starts a pod for each.
+fn options(request: &Request) -> Result<BuildOptions, BuildError> {
+    let invalid = |message: String| BuildError::new(Reason::RequestInvalid, message);
+    let context = match &request.source {
+        Source::Git(git) => Context::Git {
+            url: git.url.clone(),
+            reference: match &git.reference {
+                None => lapstrake_source::GitRef::Default,
+                Some(GitRef::Branch(name)) => lapstrake_source::GitRef::Branch(name.clone()),
+                Some(GitRef::Tag(name)) => lapstrake_source::GitRef::Tag(name.clone()),
+                Some(GitRef::Commit(id)) => lapstrake_source::GitRef::Commit(id.clone()),
+            },
+            path: git.path.clone(),
+            submodules: git.submodules,
+        },
+        Source::Http(http) => {
+            Context::Http { url: http.url.clone(), sha256: http.sha256.clone(), path: http.path.clone() }
+        }
+        Source::Inline(files) => Context::Inline(
+            files
+                .iter()
+                .map(|file| {
+                    let executable = file.mode.is_some_and(|mode| mode & 0o111 != 0);
+                    let content = file.content.clone().into_bytes();
+                    (file.path.clone(), lapstrake_source::InlineFile { content, executable })
+                })
+                .collect::<BTreeMap<_, _>>(),
+        ),
+    };
+    let platform = match request.platforms.as_slice() {
+        [] => None,
+        [one] => Some(one.parse().map_err(|e| invalid(format!("{e}")))?),
+        _ => return Err(invalid("a builder pod builds one platform".to_owned())),
+    };
+    let names = request.output.names.iter().map(|name| name.parse().map_err(|e| invalid(format!("{e}"))));
+    let image = Image {
+        names: names.collect::<Result<_, _>>()?,
+        by_digest: request.output.push_by_digest,
+        compression: request.output.compression,
+        level: request.output.compression_level,
+        docker_media_types: request.output.docker_media_types,
+    };
+    let mut options = BuildOptions::new(context);
+    options.dockerfile = request.dockerfile.path.clone();
+    options.dockerfile_text = request.dockerfile.inline.clone();
+    options.target = request.dockerfile.target.clone();
+    options.args = request.args.clone();
+    options.labels = request.output.labels.clone();
+    options.annotations = request.output.annotations.clone();
+    options.platform = platform;
+    options.no_cache = request.no_cache;
+    options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
+        None => request.source_date_epoch,
+        Some(text) => Some(text.parse().map_err(|_| invalid(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?),
+    };
+    options.outputs = vec![Output::Push(image)];
+    Ok(options)
+}
+
+fn success(built: &Built) -> Success {
+    let mut success = Success {
+        revision: built.revision.clone(),
+        base_images: built.base_images.clone(),
+        steps: built.steps.0,
+        cached_steps: built.steps.1,
+        timings: built.timings,
+        platform: built.platform.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ..Success::default()
+    };
+    if let Some(image) = &built.image {
+        success.digest = image.manifest.digest.to_string();
+        success.config_digest = image.config.to_string();
+        success.media_type = image.manifest.media_type.clone();
+        success.size_bytes = image.size_bytes;
+        success.manifest_bytes = image.manifest.size;
+    }
+    success
+}
+

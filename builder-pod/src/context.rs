@@ -1,0 +1,219 @@
+//! Brings a build context into a directory of this machine.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use lapstrake_fileop::Cancel;
+use lapstrake_oci::{Digest, Hasher};
+use lapstrake_source::{
+    CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, unpack_context, write_inline,
+};
+use lapstrake_store::{Store, Table};
+use serde::{Deserialize, Serialize};
+
+use crate::error::BuildError;
+use crate::options::Context;
+
+/// A download, packed or unpacked, is no longer than this.
+const DOWNLOAD_BYTES_MAX: u64 = 8 << 30;
+/// Directories of earlier contexts that are kept beside the one in use.
+const KEPT_DIRECTORIES: usize = 4;
+
+/// A context that is there.
+pub(crate) struct Acquired {
+    /// Its directory.
+    pub(crate) local: Local,
+    /// What it was resolved to: a commit, or a digest of the content.
+    pub(crate) revision: Option<String>,
+    /// The Dockerfile's name where the context is nothing but that file.
+    pub(crate) only_dockerfile: Option<String>,
+}
+
+/// Fetches a context; what is there already is not fetched again.
+pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired, BuildError> {
+    match context {
+        Context::Directory(path) => {
+            Ok(Acquired { local: Local::open(path)?, revision: None, only_dockerfile: None })
+        }
+        Context::Git { url, reference, path, submodules } => {
+            let git = Git::new(store.side_dir("git")?);
+            // A repository on one's own disk is fine on a laptop; in a pod there is none.
+            let git = if url.starts_with("file://") || url.starts_with('/') { git.allow_local() } else { git };
+            let resolved = git.resolve(url, reference).await?;
+            let options = CheckoutOptions {
+                subdir: path.clone().unwrap_or_default(),
+                submodules: *submodules,
+                time: FileTime::Commit,
+            };
+            let name = digest_of(&[url, &resolved.commit, &options.subdir, if *submodules { "s" } else { "" }]);
+            let place = Place::new(store, "checkouts", &name)?;
+            if !place.ready() {
+                git.fetch(url, &resolved).await?;
+                let dir = git.checkout(url, &resolved.commit, &place.fresh()?, &options).await?;
+                place.finish(&dir)?;
+            }
+            Ok(Acquired { local: place.open()?, revision: Some(resolved.commit), only_dockerfile: None })
+        }
+        Context::Http { url, sha256, path } => http(store, url, sha256.as_deref(), path.as_deref()).await,
+        Context::Inline(files) => {
+            let key = Identity::inline(files).key().ok_or_else(|| BuildError::internal("inline files have a key"))?;
+            let place = Place::new(store, "inline", &key)?;
+            if !place.ready() {
+                let dir = place.fresh()?;
+                write_inline(&dir, files, 0)?;
+                place.finish(&dir)?;
+            }
+            Ok(Acquired { local: place.open()?, revision: Some(key.to_string()), only_dockerfile: None })
+        }
+    }
+}
+
+fn digest_of(parts: &[&str]) -> Digest {
+    let mut hasher = Hasher::new();
+    for part in parts {
+        hasher.update(part.as_bytes());
+        hasher.update(&[0]);
+    }
+    hasher.finish()
+}
+
+fn http_client() -> Result<reqwest::Client, BuildError> {
+    let agent = concat!("lapstrake/", env!("CARGO_PKG_VERSION"));
+    reqwest::Client::builder().user_agent(agent).build().map_err(|e| BuildError::internal(crate::error::chain(&e)))
+}
+
+/// What is remembered of a download.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    digest: Digest,
+    etag: Option<String>,
+    last_modified: Option<String>,
+    only_dockerfile: Option<String>,
+}
+
+async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>) -> Result<Acquired, BuildError> {
+    let checksum = match sha256 {
+        None => None,
+        Some(hex) => {
+            let text = format!("sha256:{}", hex.strip_prefix("sha256:").unwrap_or(hex));
+            Some(text.parse::<Digest>().map_err(|e| BuildError::new(lapstrake_handoff::Reason::ChecksumMismatch, e.to_string()))?)
+        }
+    };
+    let known: Option<Remembered> =
+        store.get(Table::HTTP, url.as_bytes()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let known = known.filter(|k| Place::new(store, "http", &k.digest).is_ok_and(|place| place.ready()));
+    let found = match known {
+        // What has the checksum that is asked for needs no look at the server.
+        Some(known) if checksum == Some(known.digest) => known,
+        known => {
+            let request = HttpRequest {
+                url: url.to_owned(),
+                checksum,
+                etag: known.as_ref().and_then(|k| k.etag.clone()),
+                last_modified: known.as_ref().and_then(|k| k.last_modified.clone()),
+                bytes_max: DOWNLOAD_BYTES_MAX,
+            };
+            let client = http_client()?;
+            match (Http::new(client).fetch(&request, &store.side_dir("download")?).await?, known) {
+                (Fetched::NotModified, Some(known)) => known,
+                (Fetched::NotModified, None) => return Err(BuildError::internal("a download was not modified, but is not here")),
+                (Fetched::Body(download), _) => unpacked(store, url, download).await?,
+            }
+        }
+    };
+    let mut local = Place::new(store, "http", &found.digest)?.open()?;
+    if let Some(path) = path {
+        local = local.open_subdir(path)?;
+    }
+    Ok(Acquired { local, revision: Some(found.digest.to_string()), only_dockerfile: found.only_dockerfile })
+}
+
+async fn unpacked(store: &Store, url: &str, download: lapstrake_source::Download) -> Result<Remembered, BuildError> {
+    let place = Place::new(store, "http", &download.digest)?;
+    let remembered = |only_dockerfile, download: &lapstrake_source::Download| Remembered {
+        digest: download.digest,
+        etag: download.etag.clone(),
+        last_modified: download.last_modified.clone(),
+        only_dockerfile,
+    };
+    let dir = place.fresh()?;
+    let work = move || {
+        let kind = unpack_context(download.path(), &download.filename, &dir, DOWNLOAD_BYTES_MAX, &Cancel::new())?;
+        place.finish(&dir)?;
+        let only_dockerfile = match kind {
+            HttpContext::Archive => None,
+            HttpContext::Dockerfile(name) => Some(name),
+        };
+        Ok::<_, BuildError>(remembered(only_dockerfile, &download))
+    };
+    let remembered = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
+    if let Ok(value) = serde_json::to_vec(&remembered) {
+        store.put(Table::HTTP, url.as_bytes(), &value).ok(); // a cache: it is downloaded again
+    }
+    Ok(remembered)
+}
+
+/// A directory that appears whole or not at all.
+struct Place {
+    group: PathBuf,
+    path: PathBuf,
+}
+
+impl Place {
+    fn new(store: &Store, group: &str, key: &Digest) -> Result<Self, BuildError> {
+        let group = store.side_dir(group)?;
+        let path = group.join(&key.hex()[..32]);
+        Ok(Self { group, path })
+    }
+
+    fn ready(&self) -> bool {
+        self.path.is_dir()
+    }
+
+    /// An empty directory to fill; left-overs of a killed builder go.
+    fn fresh(&self) -> Result<PathBuf, BuildError> {
+        let dir = self.path.with_extension("new");
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error, &dir)),
+            _ => {}
+        }
+        std::fs::create_dir_all(&dir).map_err(|e| io(e, &dir))?;
+        Ok(dir)
+    }
+
+    /// Gives the filled directory (or a part of it) its name.
+    fn finish(&self, filled: &Path) -> Result<(), BuildError> {
+        std::fs::rename(filled, &self.path).map_err(|e| io(e, &self.path))?;
+        std::fs::remove_dir_all(self.path.with_extension("new")).ok(); // what was left around the part
+        self.forget_old();
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Local, BuildError> {
+        Ok(Local::open(&self.path)?)
+    }
+
+    /// Old contexts are not needed: what was built of them is in the cache.
+    fn forget_old(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.group) else { return };
+        let mut others: Vec<(SystemTime, PathBuf)> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| *path != self.path)
+            .filter_map(|path| Some((std::fs::metadata(&path).ok()?.modified().ok()?, path)))
+            .collect();
+        others.sort();
+        let surplus = others.len().saturating_sub(KEPT_DIRECTORIES);
+        for (_, path) in others.into_iter().take(surplus) {
+            std::fs::remove_dir_all(path).ok(); // tried again with the next context
+        }
+    }
+}
+
+fn io(error: std::io::Error, path: &Path) -> BuildError {
+    let reason = match crate::error::is_no_space(&error) {
+        true => lapstrake_handoff::Reason::DiskFull,
+        false => lapstrake_handoff::Reason::Internal,
+    };
+    BuildError::new(reason, format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,310 @@
+//! LLB's exec operation: a step.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use lapstrake_handoff::Reason;
+use lapstrake_llb::pb;
+use lapstrake_oci::Platform;
+use lapstrake_run::{
+    Changes, ExtraHost, MountSource, Network, Rlimit, Rootfs, RunError, StepExit, StepMount, StepSpec, Stream,
+};
+use lapstrake_solver::Step;
+use lapstrake_store::{Active, SnapshotId};
+
+use super::{Engine, Res, file};
+use crate::error::{BuildError, chain, is_no_space};
+
+/// How much of a step's last output goes along with its failure.
+const EXCERPT_LINES: usize = 20;
+const EXCERPT_BYTES_MAX: usize = 4096;
+
+/// A step on its way: the snapshots that receive its changes, by output.
+#[derive(Default)]
+struct Prepared {
+    spec: Option<Rootfs>,
+    mounts: Vec<StepMount>,
+    outputs: Vec<(usize, Target)>,
+    /// Copies that live as long as the step.
+    scratch: Vec<Active>,
+}
+
+/// Where an output of a step comes from.
+enum Target {
+    Written(Active),
+    /// A read-only mount yields what it was.
+    Same(Option<SnapshotId>),
+}
+
+impl Engine {
+    pub(super) async fn exec(
+        &self,
+        exec: &pb::ExecOp,
+        platform: &Platform,
+        inputs: Vec<Res>,
+        step: &Step,
+    ) -> Result<Vec<Res>, BuildError> {
+        if platform.architecture != self.platform.architecture || platform.os != self.platform.os {
+            let message = format!("a step for {platform} can't run on {}: emulation is not supported yet", self.platform);
+            return Err(BuildError::new(Reason::NotSupported, message));
+        }
+        let meta = exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
+        let mut prepared = Prepared::default();
+        for mount in &exec.mounts {
+            self.prepare_mount(mount, &inputs, &mut prepared, step).await?;
+        }
+        let rootfs = prepared.spec.take().ok_or_else(|| BuildError::internal("an exec operation has no root"))?;
+        let spec = StepSpec {
+            args: meta.args.clone(),
+            env: environment(meta),
+            cwd: meta.cwd.clone(),
+            user: meta.user.clone(),
+            rootfs,
+            mounts: std::mem::take(&mut prepared.mounts),
+            network: network(exec)?,
+            hostname: meta.hostname.clone(),
+            extra_hosts: extra_hosts(meta)?,
+            rlimits: meta.ulimit.iter().map(rlimit).collect(),
+            shm_bytes: None,
+        };
+        let permit = tokio::select! {
+            permit = self.slots.acquire() => permit.map_err(BuildError::internal)?,
+            () = step.cancel.cancelled() => return Err(BuildError::canceled()),
+        };
+        let mut tail = Tail::default();
+        let mut sink = |stream: Stream, bytes: &[u8]| {
+            tail.push(bytes);
+            step.log(if stream == Stream::Stdout { 1 } else { 2 }, bytes);
+        };
+        let exit = self.executor.run(&spec, &mut sink, &step.cancel).await;
+        drop(permit);
+        judge(exit, meta, &tail)?;
+        drop(prepared.scratch);
+        let mut outputs = prepared.outputs;
+        outputs.sort_by_key(|(output, _)| *output);
+        outputs.into_iter().map(|(_, target)| self.finish(target)).collect()
+    }
+
+    fn finish(&self, target: Target) -> Result<Res, BuildError> {
+        Ok(Res::Snapshot(match target {
+            Target::Same(id) => id,
+            Target::Written(active) => Some(self.commit(active)?),
+        }))
+    }
+
+    async fn prepare_mount(
+        &self,
+        mount: &pb::Mount,
+        inputs: &[Res],
+        prepared: &mut Prepared,
+        step: &Step,
+    ) -> Result<(), BuildError> {
+        let output = usize::try_from(mount.output).ok();
+        let is_root = mount.dest == "/";
+        match pb::MountType::try_from(mount.mount_type) {
+            Ok(pb::MountType::Bind) => {}
+            Ok(pb::MountType::Tmpfs) => {
+                let size_bytes = mount.tmpfs_opt.as_ref().and_then(|t| u64::try_from(t.size).ok()).filter(|s| *s > 0);
+                prepared.mounts.push(step_mount(mount, MountSource::Tmpfs { size_bytes }));
+                return Ok(());
+            }
+            Ok(kind) => {
+                let kind = kind.as_str_name().to_lowercase();
+                return Err(BuildError::new(Reason::NotSupported, format!("mounts of type {kind} are not supported yet")));
+            }
+            Err(_) => return Err(BuildError::internal("an exec operation has a mount of an unknown type")),
+        }
+        let input = match usize::try_from(mount.input) {
+            Ok(at) => inputs.get(at).cloned().ok_or_else(|| BuildError::internal("a mount names no input"))?,
+            Err(_) => Res::Snapshot(None),
+        };
+        let id = match input {
+            Res::Snapshot(id) => id,
+            Res::Context(context) => {
+                let active = file::materialize(self, context, mount.selector.clone(), step).await?;
+                let layers = MountSource::Layers {
+                    lowers_top_first: vec![active.upper()],
+                    changes: if mount.readonly { Changes::Refused } else { Changes::Discarded },
+                };
+                prepared.scratch.push(active);
+                prepared.mounts.push(step_mount(mount, layers));
+                return Ok(());
+            }
+        };
+        let written = (!mount.readonly && output.is_some()).then(|| self.store.prepare(id)).transpose()?;
+        let lowers_top_first = self.lowers(id)?;
+        if is_root {
+            let (upper, work) = match &written {
+                Some(active) => (Some(active.upper()), Some(active.work())),
+                None => (None, None),
+            };
+            prepared.spec = Some(Rootfs { lowers_top_first, upper, work });
+        } else {
+            let changes = match &written {
+                Some(active) => Changes::Kept { upper: active.upper(), work: active.work() },
+                None if mount.readonly => Changes::Refused,
+                None => Changes::Discarded,
+            };
+            prepared.mounts.push(step_mount(mount, MountSource::Layers { lowers_top_first, changes }));
+        }
+        if let Some(output) = output {
+            prepared.outputs.push((output, written.map_or(Target::Same(id), Target::Written)));
+        }
+        Ok(())
+    }
+}
+
+fn step_mount(mount: &pb::Mount, source: MountSource) -> StepMount {
+    StepMount {
+        target: PathBuf::from(&mount.dest),
+        source,
+        subpath: PathBuf::from(mount.selector.trim_start_matches('/')),
+        readonly: mount.readonly,
+        nosuid: false,
+        noexec: false,
+    }
+}
+
+/// The step's variables and, behind them, the proxy's, which do not enter the cache key.
+fn environment(meta: &pb::Meta) -> Vec<String> {
+    let mut env = meta.env.clone();
+    if let Some(proxy) = &meta.proxy_env {
+        for (name, value) in [
+            ("HTTP_PROXY", &proxy.http_proxy),
+            ("HTTPS_PROXY", &proxy.https_proxy),
+            ("FTP_PROXY", &proxy.ftp_proxy),
+            ("NO_PROXY", &proxy.no_proxy),
+            ("ALL_PROXY", &proxy.all_proxy),
+        ] {
+            for name in [name.to_owned(), name.to_lowercase()] {
+                let set = env.iter().any(|e| e.split_once('=').is_some_and(|(n, _)| n == name));
+                if !value.is_empty() && !set {
+                    env.push(format!("{name}={value}"));
+                }
+            }
+        }
+    }
+    env
+}
+
+fn network(exec: &pb::ExecOp) -> Result<Network, BuildError> {
+    match pb::NetMode::try_from(exec.network) {
+        Ok(pb::NetMode::None) => Ok(Network::None),
+        Ok(pb::NetMode::Unset) => Ok(Network::Host),
+        Ok(pb::NetMode::Host) => {
+            Err(BuildError::new(Reason::NotSupported, "RUN --network=host is not supported yet"))
+        }
+        Err(_) => Err(BuildError::internal("an exec operation asks for an unknown network")),
+    }
+}
+
+fn extra_hosts(meta: &pb::Meta) -> Result<Vec<ExtraHost>, BuildError> {
+    let host = |h: &pb::HostIp| match h.ip.parse() {
+        Ok(ip) => Ok(ExtraHost { name: h.host.clone(), ip }),
+        Err(_) => Err(BuildError::internal(format!("extra host {} has no valid address", h.host))),
+    };
+    meta.extra_hosts.iter().map(host).collect()
+}
+
+fn rlimit(limit: &pb::Ulimit) -> Rlimit {
+    let bound = |n: i64| u64::try_from(n).ok();
+    Rlimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard) }
+}
+
+/// What the way that a step ended means.
+fn judge(exit: Result<StepExit, RunError>, meta: &pb::Meta, tail: &Tail) -> Result<(), BuildError> {
+    let exit = match exit {
+        Ok(exit) => exit,
+        Err(RunError::Canceled) => return Err(BuildError::canceled()),
+        Err(error) => {
+            let reason = match &error {
+                _ if is_no_space(&error) => Reason::DiskFull,
+                _ if error.is_users() => Reason::StepFailed,
+                RunError::Sandbox { .. } => Reason::SandboxUnavailable,
+                _ => Reason::Internal,
+            };
+            return Err(BuildError::new(reason, chain(&error)));
+        }
+    };
+    let valid = if meta.valid_exit_codes.is_empty() { exit.code == 0 } else { meta.valid_exit_codes.contains(&exit.code) };
+    if valid && !exit.oom_killed {
+        return Ok(());
+    }
+    let command = meta.args.join(" ");
+    let (reason, message) = if exit.oom_killed {
+        let hint = "the step was killed for using more memory than the builder may have; raise its memory limit";
+        (Reason::OutOfMemory, format!("\"{command}\": {hint}"))
+    } else if tail.says_no_space() {
+        (Reason::DiskFull, format!("\"{command}\" failed with exit code {}: no space left on the builder's disk", exit.code))
+    } else {
+        (Reason::StepFailed, format!("\"{command}\" failed with exit code {}", exit.code))
+    };
+    let error = BuildError::new(reason, message);
+    Err(error.with(|failure| {
+        failure.exit_code = Some(exit.code);
+        failure.excerpt = tail.text();
+    }))
+}
+
+/// The last lines that a step printed.
+#[derive(Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    partial: Vec<u8>,
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.partial.len() > EXCERPT_BYTES_MAX {
+                let line = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
+                self.partial.clear();
+                self.lines.push_back(line);
+                if self.lines.len() > EXCERPT_LINES {
+                    self.lines.pop_front();
+                }
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text: Vec<String> = self.lines.iter().cloned().collect();
+        if !self.partial.is_empty() {
+            text.push(String::from_utf8_lossy(&self.partial).into_owned());
+        }
+        text.join("\n")
+    }
+
+    fn says_no_space(&self) -> bool {
+        self.text().contains("No space left on device")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_explain_a_failure() {
+        let mut tail = Tail::default();
+        for n in 0..30 {
+            tail.push(format!("line {n}\nhalf").as_bytes());
+            tail.push(b" a line\n");
+        }
+        tail.push(b"no end");
+        let text = tail.text();
+        assert!(text.ends_with("half a line\nno end") && text.lines().count() == EXCERPT_LINES + 1, "{text}");
+    }
+
+    #[test]
+    fn an_exit_code_is_judged_and_named() {
+        let meta = pb::Meta { args: vec!["make".into()], ..Default::default() };
+        let exit = |code, oom_killed| Ok(StepExit { code, signal: None, oom_killed });
+        assert!(judge(exit(0, false), &meta, &Tail::default()).is_ok());
+        let error = judge(exit(2, false), &meta, &Tail::default()).expect_err("failed");
+        assert_eq!((error.failure().reason, error.failure().exit_code), (Reason::StepFailed, Some(2)));
+        let error = judge(exit(137, true), &meta, &Tail::default()).expect_err("killed");
+        assert_eq!(error.failure().reason, Reason::OutOfMemory);
+    }
+}

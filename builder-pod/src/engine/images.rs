@@ -1,0 +1,245 @@
+//! Base images: what a name means, and their layers as snapshots.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use lapstrake_handoff::Reason;
+use lapstrake_image::apply::{ApplyOptions, apply_layer};
+use lapstrake_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Platform, Reference};
+use lapstrake_registry::Client;
+use lapstrake_solver::Step;
+use lapstrake_store::{LayerFacts, SnapshotId, Store, chain_id};
+use tokio::sync::OnceCell;
+
+use crate::error::{Asked, BuildError, chain, is_no_space};
+
+/// Documents of an image are no longer than this.
+const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
+/// Layers of one image that are fetched at the same time.
+const LAYERS_PARALLEL: usize = 4;
+
+/// A base image of one platform.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    /// Where it comes from.
+    pub(crate) reference: Reference,
+    /// What the name stood for: index or manifest.
+    pub(crate) digest: Digest,
+    /// The platform's manifest.
+    pub(crate) manifest: Manifest,
+    /// Its config.
+    pub(crate) config: ImageConfig,
+}
+
+type Cell = Arc<OnceCell<Arc<Resolved>>>;
+
+/// Looks images up, each at most once per process: one build sees one meaning of a name.
+pub(crate) struct Images {
+    client: Client,
+    store: Store,
+    known: Mutex<HashMap<(Reference, Platform), Cell>>,
+}
+
+impl Images {
+    pub(crate) fn new(client: Client, store: Store) -> Self {
+        Self { client, store, known: Mutex::default() }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The image of a source operation.
+    pub(crate) async fn resolve_text(&self, name: &str, platform: &Platform) -> Result<Arc<Resolved>, BuildError> {
+        let reference = name.parse().map_err(|e| BuildError::new(Reason::DockerfileInvalid, format!("{e}")))?;
+        self.resolve(&reference, platform).await
+    }
+
+    /// What a name means for a platform. A tag is asked for at its registry; what is named by digest and
+    /// is in the store needs no network.
+    pub(crate) async fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Arc<Resolved>, BuildError> {
+        let key = (reference.clone(), platform.clone());
+        let cell = Arc::clone(self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        cell.get_or_try_init(|| self.look_up(reference, platform)).await.cloned()
+    }
+
+    async fn look_up(&self, reference: &Reference, platform: &Platform) -> Result<Arc<Resolved>, BuildError> {
+        let digest = match reference.digest() {
+            Some(digest) => digest,
+            None => self.client.resolve(reference).await.map_err(pull_error)?.digest,
+        };
+        let pinned = reference.with_digest(digest);
+        let manifest = match self.document(&pinned).await? {
+            Document::Manifest(manifest) => manifest,
+            Document::Index(index) => {
+                let found = index.select(platform).ok_or_else(|| no_platform(reference, platform, &index))?;
+                match self.document(&reference.with_digest(found.digest)).await? {
+                    Document::Manifest(manifest) => manifest,
+                    Document::Index(_) => {
+                        let message = format!("image {reference}: an index inside an index is not supported");
+                        return Err(BuildError::new(Reason::ImageNotFound, message));
+                    }
+                }
+            }
+        };
+        let config = self.config(&pinned, &manifest.config).await?;
+        if config.rootfs.diff_ids.len() != manifest.layers.len() {
+            let message = format!(
+                "image {reference} is damaged: {} layers, but {} diff ids in its config",
+                manifest.layers.len(),
+                config.rootfs.diff_ids.len()
+            );
+            return Err(BuildError::new(Reason::ImageNotFound, message));
+        }
+        // Remember what the digest means, under the names that later steps use.
+        let resolved = Arc::new(Resolved { reference: pinned.clone(), digest, manifest, config });
+        if pinned != *reference {
+            let cell = Arc::new(OnceCell::new_with(Some(Arc::clone(&resolved))));
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.insert((pinned, platform.clone()), cell);
+        }
+        Ok(resolved)
+    }
+
+    /// A manifest or index by digest, from the store or the registry.
+    async fn document(&self, pinned: &Reference) -> Result<Document, BuildError> {
+        let digest = pinned.digest().ok_or_else(|| BuildError::internal("a manifest is read by digest"))?;
+        let damaged = |e| BuildError::new(Reason::ImageNotFound, format!("image {pinned}: {e}"));
+        if let Ok(bytes) = self.store.blob_bytes(&digest, DOCUMENT_BYTES_MAX) {
+            return Document::parse(&bytes, "").map_err(damaged);
+        }
+        let fetched = self.client.manifest(pinned).await.map_err(pull_error)?;
+        self.store.put_blob(&fetched.bytes)?;
+        Document::parse(&fetched.bytes, &fetched.media_type).map_err(damaged)
+    }
+
+    async fn config(&self, name: &Reference, descriptor: &Descriptor) -> Result<ImageConfig, BuildError> {
+        let bytes = match self.store.blob_bytes(&descriptor.digest, DOCUMENT_BYTES_MAX) {
+            Ok(bytes) => bytes,
+            Err(_) => {
+                if descriptor.size > DOCUMENT_BYTES_MAX {
+                    return Err(BuildError::new(Reason::ImageNotFound, format!("image {name}: its config is too large")));
+                }
+                let mut bytes = Vec::new();
+                let take = |piece: &[u8]| bytes.write_all(piece);
+                let silent = lapstrake_registry::Progress::none();
+                self.client.pull_blob_with(name, descriptor, take, &silent).await.map_err(pull_error)?;
+                self.store.put_blob(&bytes)?;
+                bytes
+            }
+        };
+        let damaged = |e| BuildError::new(Reason::ImageNotFound, format!("image {name}: its config is not valid: {e}"));
+        serde_json::from_slice(&bytes).map_err(damaged)
+    }
+
+    /// The image's file system as a snapshot: fetches and unpacks the layers that are not there.
+    pub(crate) async fn pull(
+        &self,
+        store: &Store,
+        image: &Arc<Resolved>,
+        userxattr: bool,
+        step: &Step,
+    ) -> Result<Option<SnapshotId>, BuildError> {
+        let mut chain = None;
+        let mut layers = Vec::new();
+        for (diff_id, blob) in image.config.rootfs.diff_ids.iter().zip(&image.manifest.layers) {
+            let id = chain_id(chain.as_ref(), diff_id);
+            chain = Some(id);
+            layers.push(Layer { chain: id, diff_id: *diff_id, blob: blob.clone() });
+        }
+        let there = layers.iter().rposition(|layer| store.snapshot_of_chain(&layer.chain).is_some());
+        let missing = layers.split_off(there.map_or(0, |at| at + 1));
+        let mut parent = layers.last().and_then(|layer| store.snapshot_of_chain(&layer.chain));
+        // Layers are fetched side by side and unpacked in order, each as soon as it and those below are there.
+        let mut fetched = stream::iter(missing.into_iter().map(|layer| async move {
+            self.fetch(&image.reference, &layer.blob, step).await?;
+            Ok::<_, BuildError>(layer)
+        }))
+        .buffered(LAYERS_PARALLEL);
+        while let Some(layer) = fetched.try_next().await? {
+            let (store, below) = (store.clone(), parent);
+            let unpacked = tokio::task::spawn_blocking(move || layer.unpack(&store, below, userxattr));
+            parent = Some(unpacked.await.map_err(BuildError::internal)??);
+            if step.cancel.is_cancelled() {
+                return Err(BuildError::canceled());
+            }
+        }
+        Ok(parent)
+    }
+
+    /// Brings a layer's blob into the store.
+    pub(crate) async fn fetch(&self, name: &Reference, blob: &Descriptor, step: &Step) -> Result<(), BuildError> {
+        if self.store.has_blob(&blob.digest) {
+            return Ok(());
+        }
+        let mut writer = self.store.blob_writer()?;
+        let label = format!("sha256:{}", blob.digest.short());
+        let (reporter, total) = (step.clone(), blob.size);
+        let progress = lapstrake_registry::Progress::new(move |done, _| reporter.status(&label, done, total));
+        let client = self.client.with_cancel(step.cancel.clone());
+        client.pull_blob_with(name, blob, |piece| writer.write_all(piece), &progress).await.map_err(pull_error)?;
+        let expected = blob.digest;
+        let commit = move || writer.commit_with(Some(expected), lapstrake_store::Durability::Batched);
+        tokio::task::spawn_blocking(commit).await.map_err(BuildError::internal)??;
+        Ok(())
+    }
+}
+
+/// A layer that is to be unpacked.
+struct Layer {
+    chain: Digest,
+    diff_id: Digest,
+    blob: Descriptor,
+}
+
+impl Layer {
+    fn unpack(&self, store: &Store, parent: Option<SnapshotId>, userxattr: bool) -> Result<SnapshotId, BuildError> {
+        store.unpack_once(self.chain, parent, |active| {
+            let file = store.open_blob(&self.blob.digest)?;
+            let options = ApplyOptions { userxattr, lowers_top_first: active.lowers_top_first() };
+            let applied = apply_layer(file, &self.blob.media_type, &active.upper(), &options).map_err(|e| self.damaged(&e))?;
+            if applied.diff_id != self.diff_id {
+                let message = format!(
+                    "layer {} has diff id {}, but the image's config says {}",
+                    self.blob.digest, applied.diff_id, self.diff_id
+                );
+                return Err(BuildError::new(Reason::ImageNotFound, message));
+            }
+            if let Some(first) = applied.skipped.first() {
+                let more = applied.skipped.len() - 1;
+                tracing::warn!("layer {}: {first} and {more} more were left out", self.blob.digest);
+            }
+            let blobs = vec![Descriptor::new(&self.blob.media_type, self.blob.digest, self.blob.size)];
+            Ok(LayerFacts { diff_id: self.diff_id, chain_id: self.chain, tar_bytes: applied.tar_bytes, blobs })
+        })
+    }
+}
+
+impl Layer {
+    fn damaged(&self, error: &lapstrake_image::Error) -> BuildError {
+        let reason = match error.is_no_space() || is_no_space(error) {
+            true => Reason::DiskFull,
+            false if error.is_corrupt() => Reason::ImageNotFound,
+            false => Reason::Internal,
+        };
+        BuildError::new(reason, format!("unpacking layer {}: {}", self.blob.digest, chain(error)))
+    }
+}
+
+fn no_platform(reference: &Reference, platform: &Platform, index: &lapstrake_oci::Index) -> BuildError {
+    let there: Vec<String> = index
+        .manifests
+        .iter()
+        .filter_map(|m| m.platform.as_ref())
+        .filter(|p| p.os != "unknown")
+        .map(ToString::to_string)
+        .collect();
+    let message = format!("image {reference} has no manifest for {platform}; it has {}", there.join(", "));
+    BuildError::new(Reason::ImageNotFound, message)
+}
+
+fn pull_error(error: lapstrake_registry::Error) -> BuildError {
+    BuildError::registry(&error, Asked::Pull)
+}

@@ -1,0 +1,251 @@
+//! The engine: what the solver asks of the world, done with the store, the step runner, the file
+//! operations and the registry client.
+
+mod exec;
+mod file;
+mod images;
+mod key;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use lapstrake_handoff::Reason;
+use lapstrake_llb::{Vertex, pb};
+use lapstrake_oci::{Digest, Platform};
+use lapstrake_run::Executor;
+use lapstrake_solver::{CacheKey, OpKey, Record, Step, World};
+use lapstrake_source::Local;
+use lapstrake_store::{Active, CommitOptions, SnapshotId, Store, Table};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::error::BuildError;
+
+pub(crate) use images::{Images, Resolved};
+
+/// When snapshots were made (RFC 3339), by their id.
+pub(crate) const CREATED: Table = Table::named("created");
+
+/// Commits a snapshot and keeps the time with it: it becomes the layer's `created`.
+fn commit(store: &Store, active: Active) -> Result<SnapshotId, BuildError> {
+    let created = lapstrake_store::Record {
+        table: CREATED,
+        key: active.id().to_string().into_bytes(),
+        value: crate::time::now().into_bytes(),
+    };
+    Ok(store.commit(active, CommitOptions { layer: None, records: vec![created] })?)
+}
+
+/// A result of a vertex.
+#[derive(Clone)]
+pub(crate) enum Res {
+    /// A file system: a snapshot, or nothing at all.
+    Snapshot(Option<SnapshotId>),
+    /// A directory of the builder, read in place.
+    Context(Arc<Local>),
+}
+
+/// All that vertices are made with. One per process; jobs share it.
+pub(crate) struct Engine {
+    store: Store,
+    executor: Executor,
+    images: Images,
+    contexts: Mutex<HashMap<String, Arc<Local>>>,
+    /// An empty directory: what a copy from `scratch` reads.
+    nothing: PathBuf,
+    /// Steps that run at the same time.
+    slots: Semaphore,
+    /// The platform of this machine.
+    platform: Platform,
+}
+
+/// Steps that run at the same time, where nothing else is said: one more than would keep the processors
+/// busy, since steps wait for networks too.
+fn slots_default() -> usize {
+    std::thread::available_parallelism().map_or(4, |n| n.get() * 4).max(8)
+}
+
+impl Engine {
+    /// An engine on a store. Blocking.
+    pub(crate) fn new(store: Store, executor: Executor, images: Images) -> Result<Self, BuildError> {
+        let nothing = store.side_dir("nothing")?;
+        Ok(Self {
+            store,
+            executor,
+            images,
+            contexts: Mutex::default(),
+            nothing,
+            slots: Semaphore::new(slots_default()),
+            platform: native_platform(),
+        })
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Marks of overlay are in `user.overlay.*`.
+    pub(crate) fn userxattr(&self) -> bool {
+        self.executor.userxattr()
+    }
+
+    /// Makes a directory known as the local source `name`.
+    pub(crate) fn add_context(&self, name: &str, context: Arc<Local>) {
+        self.contexts.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), context);
+    }
+
+    fn context(&self, name: &str) -> Result<Arc<Local>, BuildError> {
+        let contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || BuildError::internal(format!("no context named \"{name}\" was given to the build"));
+        contexts.get(name).cloned().ok_or_else(unknown)
+    }
+
+    /// Layer directories of a result that is a file system, topmost first.
+    fn lowers(&self, of: Option<SnapshotId>) -> Result<Vec<PathBuf>, BuildError> {
+        match of {
+            None => Ok(Vec::new()),
+            Some(id) => Ok(self.store.lowers_top_first(id)?),
+        }
+    }
+
+    /// Mounts a snapshot for reading.
+    pub(crate) fn mount(&self, of: Option<SnapshotId>) -> Result<std::os::fd::OwnedFd, BuildError> {
+        let lowers = self.lowers(of)?;
+        match lowers.as_slice() {
+            [] => Ok(lapstrake_fileop::open_root(&self.nothing)?),
+            lowers => lapstrake_sys::overlay::mount_detached(lowers, None, self.userxattr()).map_err(BuildError::internal),
+        }
+    }
+
+    fn commit(&self, active: Active) -> Result<SnapshotId, BuildError> {
+        commit(&self.store, active)
+    }
+
+    async fn source(&self, source: &pb::SourceOp, platform: Platform, step: &Step) -> Result<Res, BuildError> {
+        if let Some(name) = source.identifier.strip_prefix("docker-image://") {
+            let resolved = self.images.resolve_text(name, &platform).await?;
+            return Ok(Res::Snapshot(self.images.pull(&self.store, &resolved, self.userxattr(), step).await?));
+        }
+        if let Some(name) = source.identifier.strip_prefix("local://") {
+            return Ok(Res::Context(self.context(name)?));
+        }
+        Err(unsupported_source(&source.identifier))
+    }
+}
+
+fn unsupported_source(identifier: &str) -> BuildError {
+    BuildError::new(Reason::NotSupported, format!("source {identifier} is not supported yet"))
+}
+
+/// The platform of this machine.
+pub(crate) fn native_platform() -> Platform {
+    Platform::new("linux", std::env::consts::ARCH, None)
+}
+
+/// The platform that an operation asks for; this machine's where it asks for none.
+fn platform_of(vertex: &Vertex, native: &Platform) -> Platform {
+    match &vertex.platform {
+        Some(p) if !p.os.is_empty() => Platform::new(&p.os, &p.architecture, Some(&p.variant)),
+        _ => native.clone(),
+    }
+}
+
+/// A record as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: Digest,
+    results: Vec<Option<SnapshotId>>,
+}
+
+#[async_trait]
+impl World for Engine {
+    type Result = Res;
+    type Error = BuildError;
+
+    async fn describe(&self, vertex: &Vertex, _step: &Step) -> Result<OpKey, BuildError> {
+        let platform = platform_of(vertex, &self.platform);
+        match &vertex.op {
+            pb::op::Op::Source(source) => {
+                if let Some(name) = source.identifier.strip_prefix("docker-image://") {
+                    let resolved = self.images.resolve_text(name, &platform).await?;
+                    return Ok(key::image(&resolved.config.rootfs.diff_ids, &platform));
+                }
+                if source.identifier.starts_with("local://") {
+                    return Ok(key::local(vertex));
+                }
+                Err(unsupported_source(&source.identifier))
+            }
+            pb::op::Op::Exec(exec) => key::exec(exec, vertex, &platform),
+            pb::op::Op::File(file) => Ok(key::file(file, vertex)),
+            pb::op::Op::Merge(_) | pb::op::Op::Diff(_) | pb::op::Op::Build(_) => {
+                Err(BuildError::new(Reason::NotSupported, "merge, diff and build operations are not supported yet"))
+            }
+        }
+    }
+
+    fn look_up(&self, key: CacheKey) -> Option<Record<Res>> {
+        let kept: Kept = serde_json::from_slice(&self.store.get(Table::CACHE, key.0.as_bytes())?).ok()?;
+        if !kept.results.iter().flatten().all(|id| self.store.has_snapshot(*id)) {
+            return None;
+        }
+        let results = kept.results.into_iter().map(Res::Snapshot).collect();
+        Some(Record { key: CacheKey(kept.key), results })
+    }
+
+    async fn hash(&self, vertex: &Vertex, input: usize, of: &Res, step: &Step) -> Result<Digest, BuildError> {
+        let selectors = key::selectors(vertex, input)?;
+        file::checksum(self, of, selectors, step).await.map_err(|error| located(&error, vertex))
+    }
+
+    async fn run(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
+        let platform = platform_of(vertex, &self.platform);
+        let result = match &vertex.op {
+            pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
+            pb::op::Op::Exec(exec) => self.exec(exec, &platform, inputs, step).await,
+            pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
+            _ => Err(BuildError::internal("an operation that was not described can't run")),
+        };
+        result.map_err(|error| located(&error, vertex))
+    }
+
+    fn save(&self, key: CacheKey, record: &Record<Res>) {
+        let results: Option<Vec<_>> = record
+            .results
+            .iter()
+            .map(|res| match res {
+                Res::Snapshot(id) => Some(*id),
+                Res::Context(_) => None,
+            })
+            .collect();
+        let Some(results) = results else { return };
+        let kept = Kept { key: record.key.0, results };
+        let kept = serde_json::to_vec(&kept).map_err(|e| e.to_string());
+        let saved = kept.and_then(|v| self.store.put(Table::CACHE, key.0.as_bytes(), &v).map_err(|e| e.to_string()));
+        if let Err(error) = saved {
+            tracing::warn!("a cache record could not be kept: {error}");
+        }
+    }
+
+    fn canceled(&self) -> BuildError {
+        BuildError::canceled()
+    }
+}
+
+/// Says which step failed.
+fn located(error: &BuildError, vertex: &Vertex) -> BuildError {
+    if error.failure().reason == Reason::Canceled {
+        return error.clone();
+    }
+    error.with(|failure| {
+        failure.step.get_or_insert_with(|| vertex.name());
+        if let Some(location) = vertex.locations.first() {
+            failure.line.get_or_insert(location.first_line);
+        }
+    })
+}

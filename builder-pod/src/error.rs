@@ -1,0 +1,207 @@
+//! How a build fails: one value for the terminal, the log and the ImageBuild's status.
+
+use std::fmt;
+use std::sync::Arc;
+
+use lapstrake_dockerfile::{Diagnostics, Style};
+use lapstrake_handoff::{Failure, Reason};
+
+/// A failed build. Cheap to clone: every job that needed a vertex gets its error.
+#[derive(Debug, Clone)]
+pub(crate) struct BuildError(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    failure: Failure,
+    /// What a terminal shows in place of the message: source lines with the place marked.
+    rendered: Option<Arc<dyn Rendered>>,
+}
+
+/// A message that has a long form.
+trait Rendered: fmt::Debug + Send + Sync {
+    fn render(&self, style: Style) -> String;
+}
+
+impl Rendered for Diagnostics {
+    fn render(&self, style: Style) -> String {
+        Self::render(self, style)
+    }
+}
+
+impl BuildError {
+    /// A failure with a reason and one sentence.
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Failure::new(reason, message).into()
+    }
+
+    /// A mistake of ours or of the machine, not of the user's.
+    pub(crate) fn internal(message: impl fmt::Display) -> Self {
+        Self::new(Reason::Internal, message.to_string())
+    }
+
+    /// The vertex was stopped.
+    pub(crate) fn canceled() -> Self {
+        Self::new(Reason::Canceled, "the build was canceled")
+    }
+
+    /// Findings about a Dockerfile.
+    pub(crate) fn dockerfile(findings: Diagnostics, reason: Reason) -> Self {
+        let mut failure = Failure::new(reason, "the Dockerfile is not valid");
+        if let Some(first) = findings.first_error() {
+            let place = findings.position(first);
+            failure.message = findings.short(first);
+            failure.file = Some(findings.source().name().to_owned());
+            failure.line = Some(place.line);
+            failure.column = Some(place.column);
+            if first.code == "not-supported-yet" {
+                failure.reason = Reason::NotSupported;
+            }
+        }
+        Self(Arc::new(Inner { failure, rendered: Some(Arc::new(findings)) }))
+    }
+
+    /// The same failure with more said about it.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Failure)) -> Self {
+        let mut failure = self.0.failure.clone();
+        change(&mut failure);
+        failure.into()
+    }
+
+    /// The same failure, shown in the same way, with facts added that only machines read.
+    pub(crate) fn noted(&self, change: impl FnOnce(&mut Failure)) -> Self {
+        let mut failure = self.0.failure.clone();
+        change(&mut failure);
+        Self(Arc::new(Inner { failure, rendered: self.0.rendered.clone() }))
+    }
+
+    /// What goes to the operator.
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.0.failure
+    }
+
+    /// What a person at a terminal reads.
+    pub(crate) fn render(&self, style: Style) -> String {
+        match &self.0.rendered {
+            Some(findings) => findings.render(style),
+            None => {
+                let failure = &self.0.failure;
+                let mut text = format!("error: {}", failure.message);
+                if let (Some(file), Some(line)) = (&failure.file, failure.line) {
+                    text.push_str(&format!("\n  --> {file}:{line}"));
+                }
+                text
+            }
+        }
+    }
+}
+
+impl From<Failure> for BuildError {
+    fn from(failure: Failure) -> Self {
+        Self(Arc::new(Inner { failure, rendered: None }))
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.failure.message)
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// An error with all its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<lapstrake_store::Error> for BuildError {
+    fn from(error: lapstrake_store::Error) -> Self {
+        let reason = match &error {
+            lapstrake_store::Error::Busy { .. } => Reason::StateBusy,
+            _ if error.is_no_space() => Reason::DiskFull,
+            _ => Reason::Internal,
+        };
+        Self::new(reason, chain(&error))
+    }
+}
+
+impl From<lapstrake_fileop::Error> for BuildError {
+    fn from(error: lapstrake_fileop::Error) -> Self {
+        use lapstrake_fileop::Class;
+        let reason = match error.class() {
+            Class::Canceled => return Self::canceled(),
+            Class::Unavailable if is_no_space(&error) => Reason::DiskFull,
+            Class::Unavailable => Reason::Internal,
+            Class::User | Class::NotFound => Reason::StepFailed,
+        };
+        Self::new(reason, chain(&error))
+    }
+}
+
+impl From<lapstrake_source::Error> for BuildError {
+    fn from(error: lapstrake_source::Error) -> Self {
+        use lapstrake_source::Class;
+        let reason = match error.class() {
+            _ if matches!(error, lapstrake_source::Error::Checksum { .. }) => Reason::ChecksumMismatch,
+            Class::NotFound | Class::User => Reason::SourceNotFound,
+            Class::Denied => Reason::SourceDenied,
+            Class::Unavailable if is_no_space(&error) => Reason::DiskFull,
+            Class::Unavailable => Reason::SourceUnavailable,
+        };
+        Self::new(reason, chain(&error))
+    }
+}
+
+/// Whether a full disk is at the bottom of an error.
+pub(crate) fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    const ENOSPC: i32 = 28;
+    const EDQUOT: i32 = 122;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if code.is_some_and(|c| c == ENOSPC || c == EDQUOT) {
+            return true;
+        }
+        // A kernel call's error that is no io::Error says so in its text.
+        if error.source().is_none() && error.to_string().contains("os error 28") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// What was asked of a registry when it failed: the same answer means another reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Pull,
+    Push,
+}
+
+impl BuildError {
+    /// A registry's refusal or silence.
+    pub(crate) fn registry(error: &lapstrake_registry::Error, asked: Asked) -> Self {
+        use lapstrake_registry::Class;
+        let reason = match (error.class(), asked) {
+            (Class::Canceled, _) => return Self::canceled(),
+            (Class::NotFound, Asked::Pull) => Reason::ImageNotFound,
+            (Class::Denied, Asked::Pull) => Reason::PullDenied,
+            (Class::Denied | Class::NotFound, Asked::Push) => Reason::PushDenied,
+            (Class::Unavailable, _) => Reason::RegistryUnavailable,
+            (Class::Local, _) if is_no_space(error) => Reason::DiskFull,
+            (Class::Corrupt, _) => Reason::RegistryUnavailable,
+            (Class::Invalid | Class::Local, _) => Reason::Internal,
+        };
+        Self::new(reason, error.full())
+    }
+}

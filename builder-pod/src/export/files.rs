@@ -1,0 +1,138 @@
+//! Outputs that are files: image layouts, archives, root file systems.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lapstrake_handoff::Reason;
+use lapstrake_image::export::{self, BlobSource};
+use lapstrake_oci::Digest;
+use lapstrake_store::Store;
+use tokio_util::sync::CancellationToken;
+
+use super::Packed;
+use crate::build::{Solved, abortable};
+use crate::engine::Engine;
+use crate::error::{BuildError, chain, is_no_space};
+use crate::options::{Destination, Output};
+use crate::progress::Progress;
+
+/// Blobs out of the store.
+struct Blobs(Store);
+
+impl BlobSource for Blobs {
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read>> {
+        Ok(Box::new(self.0.open_blob(digest).map_err(|e| io::Error::other(chain(&e)))?))
+    }
+}
+
+fn failed(error: lapstrake_image::Error) -> BuildError {
+    match error.is_no_space() || is_no_space(&error) {
+        true => BuildError::new(Reason::DiskFull, chain(&error)),
+        false => BuildError::internal(chain(&error)),
+    }
+}
+
+/// A file that appears whole or not at all, or standard output.
+struct Target {
+    out: Box<dyn Write + Send>,
+    rename: Option<(PathBuf, PathBuf)>,
+}
+
+impl Target {
+    fn open(dest: &Destination) -> Result<Self, BuildError> {
+        let Destination::Path(path) = dest else {
+            return Ok(Self { out: Box::new(BufWriter::new(io::stdout())), rename: None });
+        };
+        let mut partial = path.clone().into_os_string();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let file = File::create(&partial).map_err(|e| cannot_write(&partial, &e))?;
+        Ok(Self { out: Box::new(BufWriter::with_capacity(1 << 20, file)), rename: Some((partial, path.clone())) })
+    }
+
+    fn finish(mut self, written: Result<(), BuildError>) -> Result<(), BuildError> {
+        let flushed = written.and_then(|()| self.out.flush().map_err(|e| BuildError::internal(format!("writing the output: {e}"))));
+        drop(self.out);
+        match (flushed, self.rename) {
+            (Ok(()), Some((partial, path))) => std::fs::rename(&partial, &path).map_err(|e| cannot_write(&path, &e)),
+            (Err(error), Some((partial, _))) => {
+                std::fs::remove_file(partial).ok(); // the write's own error says more
+                Err(error)
+            }
+            (result, None) => result,
+        }
+    }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> BuildError {
+    let reason = if is_no_space(error) { Reason::DiskFull } else { Reason::Internal };
+    BuildError::new(reason, format!("can't write the output {}: {error}", path.display()))
+}
+
+/// Writes an image as a layout or archive.
+pub(super) async fn image(
+    engine: &Arc<Engine>,
+    packed: &Arc<Packed>,
+    output: &Output,
+    progress: &Progress,
+) -> Result<(), BuildError> {
+    let name = match output {
+        Output::Docker { .. } => "exporting to docker image format",
+        _ => "exporting to oci image format",
+    };
+    let step = progress.step(name);
+    let (blobs, packed, output) = (Blobs(engine.store().clone()), Arc::clone(packed), output.clone());
+    let work = move || match &output {
+        Output::Oci { image, dest: Destination::Path(path), tar: false } => {
+            export::oci_layout_dir(path, &packed.documents, &image.names, &blobs).map_err(failed)
+        }
+        Output::Oci { image, dest, .. } => {
+            let mut target = Target::open(dest)?;
+            let written = export::oci_layout_tar(&mut target.out, &packed.documents, &image.names, &blobs);
+            target.finish(written.map_err(failed))
+        }
+        Output::Docker { image, dest } => {
+            let mut target = Target::open(dest)?;
+            let written = export::docker_archive(&mut target.out, &packed.documents, &image.names, &blobs);
+            target.finish(written.map_err(failed))
+        }
+        _ => Err(BuildError::internal("not an image output")),
+    };
+    step.close(tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?)
+}
+
+/// Writes the file system itself.
+pub(super) async fn rootfs(
+    engine: &Arc<Engine>,
+    solved: &Solved,
+    output: &Output,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    let name = match output {
+        Output::Local(_) => "exporting to client directory",
+        _ => "exporting to client tarball",
+    };
+    let step = progress.step(name);
+    let root = engine.mount(solved.snapshot)?;
+    let output = output.clone();
+    let work = async move {
+        let work = move || match &output {
+            Output::Local(dest) => {
+                std::fs::create_dir_all(dest).map_err(|e| cannot_write(dest, &e))?;
+                export::rootfs_dir(root.as_fd(), dest).map_err(failed)
+            }
+            Output::Tar(dest) => {
+                let mut target = Target::open(dest)?;
+                let written = export::rootfs_tar(root.as_fd(), &mut target.out);
+                target.finish(written.map_err(failed))
+            }
+            _ => Err(BuildError::internal("not a file system output")),
+        };
+        tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+    };
+    step.close(abortable(cancel, work).await)
+}

@@ -1,0 +1,192 @@
+//! An ImageBuild manifest as a build on this machine: what decides the image; where and how a pod
+//! would run is left aside.
+//!
+//! The shapes are those of the API's types (checked by a test over all examples), written once more
+//! here so that a builder does not carry a Kubernetes client.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lapstrake_handoff::Reason;
+use lapstrake_oci::{Platform, Reference};
+use serde::Deserialize;
+
+use crate::error::BuildError;
+use crate::options::{BuildOptions, Context, Image, Output};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    api_version: String,
+    kind: String,
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    source: Source,
+    #[serde(default)]
+    dockerfile: Dockerfile,
+    #[serde(default)]
+    args: Vec<Arg>,
+    #[serde(default)]
+    platforms: Vec<String>,
+    output: OutputSpec,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    git: Option<Git>,
+    http: Option<Http>,
+    inline: Option<Inline>,
+}
+
+#[derive(Deserialize)]
+struct Git {
+    url: String,
+    branch: Option<String>,
+    tag: Option<String>,
+    commit: Option<String>,
+    path: Option<String>,
+    #[serde(default)]
+    submodules: bool,
+}
+
+#[derive(Deserialize)]
+struct Http {
+    url: String,
+    sha256: Option<String>,
+    path: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Inline {
+    #[serde(default)]
+    files: Vec<File>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    path: String,
+    #[serde(default)]
+    content: String,
+    #[serde(default)]
+    executable: bool,
+}
+
+#[derive(Deserialize, Default)]
+struct Dockerfile {
+    path: Option<String>,
+    inline: Option<String>,
+    target: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Arg {
+    name: String,
+    #[serde(default)]
+    value: String,
+}
+
+#[derive(Deserialize)]
+struct OutputSpec {
+    image: String,
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// Reads the manifest at `path`.
+pub(crate) fn read(path: &Path) -> Result<BuildOptions, BuildError> {
+    let failed = |why: String| BuildError::new(Reason::RequestInvalid, format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    parse(&text).map_err(failed)
+}
+
+fn parse(text: &str) -> Result<BuildOptions, String> {
+    let manifest: Manifest = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+    if manifest.kind != "ImageBuild" || !manifest.api_version.starts_with("lapstrake.dev/") {
+        return Err(format!("it is a {} of {}, not an ImageBuild of lapstrake.dev", manifest.kind, manifest.api_version));
+    }
+    let spec = manifest.spec;
+    let mut options = BuildOptions::new(context(spec.source)?);
+    options.dockerfile = spec.dockerfile.path;
+    options.dockerfile_text = spec.dockerfile.inline;
+    options.target = spec.dockerfile.target;
+    options.args = spec.args.into_iter().map(|arg| (arg.name, arg.value)).collect();
+    options.labels = spec.output.labels.clone();
+    options.annotations = spec.output.annotations.clone();
+    options.platform = match spec.platforms.as_slice() {
+        [] => None,
+        [one] => Some(one.parse::<Platform>().map_err(|e| format!("spec.platforms[0]: {e}"))?),
+        _ => return Err("spec.platforms: several platforms in one build are not supported yet".to_owned()),
+    };
+    options.outputs = vec![Output::Push(Image { names: names(&spec.output)?, ..Image::default() })];
+    Ok(options)
+}
+
+fn context(source: Source) -> Result<Context, String> {
+    match (source.git, source.http, source.inline) {
+        (Some(git), None, None) => {
+            use lapstrake_source::GitRef;
+            let reference = match (git.branch, git.tag, git.commit) {
+                (None, None, None) => GitRef::Default,
+                (Some(branch), None, None) => GitRef::Branch(branch),
+                (None, Some(tag), None) => GitRef::Tag(tag),
+                (_, _, Some(commit)) => GitRef::Commit(commit),
+                _ => return Err("spec.source.git: branch and tag exclude each other".to_owned()),
+            };
+            Ok(Context::Git { url: git.url, reference, path: git.path, submodules: git.submodules })
+        }
+        (None, Some(http), None) => Ok(Context::Http { url: http.url, sha256: http.sha256, path: http.path }),
+        (None, None, Some(inline)) => {
+            let file = |f: File| {
+                let content = lapstrake_source::InlineFile { content: f.content.into_bytes(), executable: f.executable };
+                (f.path, content)
+            };
+            Ok(Context::Inline(inline.files.into_iter().map(file).collect()))
+        }
+        _ => Err("spec.source needs exactly one of git, http and inline".to_owned()),
+    }
+}
+
+/// `image` may carry a tag; with none anywhere it is `latest`.
+fn names(output: &OutputSpec) -> Result<Vec<Reference>, String> {
+    let image: Reference = output.image.parse().map_err(|e| format!("spec.output.image: {e}"))?;
+    let mut tags: Vec<&str> = image.tag().into_iter().collect();
+    tags.extend(output.tags.iter().map(String::as_str));
+    if tags.is_empty() {
+        tags.push("latest");
+    }
+    tags.iter().map(|tag| image.with_tag(tag).map_err(|e| format!("spec.output.tags: {e}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_example_reads() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(examples).expect("examples").flatten() {
+            let manifest = entry.path().join("imagebuild.yaml");
+            if manifest.exists() {
+                let options = read(&manifest).unwrap_or_else(|e| panic!("{}: {e}", manifest.display()));
+                assert!(matches!(&options.outputs[..], [Output::Push(image)] if !image.names.is_empty()));
+                seen += 1;
+            }
+        }
+        assert!(seen >= 5, "{seen} examples");
+    }
+
+    #[test]
+    fn what_is_no_imagebuild_is_refused() {
+        let error = parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n").expect_err("a pod");
+        assert!(error.contains("not an ImageBuild"), "{error}");
+    }
+}

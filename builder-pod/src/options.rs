@@ -1,0 +1,135 @@
+//! What a build is asked to do, wherever that was written: on a command line, in an ImageBuild, in a
+//! builder pod's request.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lapstrake_oci::{Platform, Reference};
+
+/// One build.
+#[derive(Debug, Clone)]
+pub(crate) struct BuildOptions {
+    /// Where the context comes from.
+    pub(crate) context: Context,
+    /// Path of the Dockerfile in the context; `Dockerfile` where absent.
+    pub(crate) dockerfile: Option<String>,
+    /// Text of the Dockerfile; wins over the path.
+    pub(crate) dockerfile_text: Option<String>,
+    /// Stage to build.
+    pub(crate) target: Option<String>,
+    /// Build arguments.
+    pub(crate) args: BTreeMap<String, String>,
+    /// Labels of the image.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Platform to build for; this machine's where absent.
+    pub(crate) platform: Option<Platform>,
+    /// Nothing is taken from the cache.
+    pub(crate) no_cache: bool,
+    /// Creation time of the image and all that has one, seconds since 1970.
+    pub(crate) source_date_epoch: Option<i64>,
+    /// Where results go; none: the build is run for its cache.
+    pub(crate) outputs: Vec<Output>,
+}
+
+/// Where a build context comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Context {
+    /// A directory of this machine.
+    Directory(PathBuf),
+    /// A Git repository.
+    Git {
+        /// As `git clone` takes it.
+        url: String,
+        /// What to check out.
+        reference: lapstrake_source::GitRef,
+        /// Directory in it.
+        path: Option<String>,
+        /// With submodules.
+        submodules: bool,
+    },
+    /// A file or archive.
+    Http {
+        /// Its address.
+        url: String,
+        /// Checksum that it must have, in hex.
+        sha256: Option<String>,
+        /// Directory in it.
+        path: Option<String>,
+    },
+    /// Files written out.
+    Inline(BTreeMap<String, lapstrake_source::InlineFile>),
+}
+
+/// A result of a build.
+#[derive(Debug, Clone)]
+pub(crate) enum Output {
+    /// An image in registries.
+    Push(Image),
+    /// An OCI image layout: a directory, or a tar where `tar` is set.
+    Oci {
+        /// Names in it.
+        image: Image,
+        /// Where to.
+        dest: Destination,
+        /// As one tar file.
+        tar: bool,
+    },
+    /// An archive for `docker load`.
+    Docker {
+        /// Names in it.
+        image: Image,
+        /// Where to.
+        dest: Destination,
+    },
+    /// The file system as a directory.
+    Local(PathBuf),
+    /// The file system as one tar file.
+    Tar(Destination),
+    /// An image in the state directory only.
+    Image(Image),
+}
+
+/// A file, or standard output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// A path.
+    Path(PathBuf),
+    /// Standard output.
+    Stdout,
+}
+
+/// How an image is made and named.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Image {
+    /// Its names.
+    pub(crate) names: Vec<Reference>,
+    /// Pushed under its digest, without tags.
+    pub(crate) by_digest: bool,
+    /// How layers are compressed.
+    pub(crate) compression: lapstrake_handoff::Compression,
+    /// Level of that compression.
+    pub(crate) level: Option<i32>,
+    /// Docker's media types in place of OCI's.
+    pub(crate) docker_media_types: bool,
+}
+
+impl BuildOptions {
+    /// A build of a context with everything else as users would choose it.
+    pub(crate) fn new(context: Context) -> Self {
+        Self {
+            context,
+            dockerfile: None,
+            dockerfile_text: None,
+            target: None,
+            args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            platform: None,
+            no_cache: false,
+            source_date_epoch: None,
+            outputs: Vec::new(),
+        }
+    }
+}
