@@ -115,8 +115,8 @@ pub fn main() -> anyhow::Result<()> {
         }
         Command::Run(args) => {
             log(&args)?;
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
+            // One thread: the work is waiting for others, and each further one costs memory.
+            let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;

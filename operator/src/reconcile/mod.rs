@@ -100,7 +100,9 @@ pub async fn reconcile(build: Arc<ImageBuild>, ctx: Arc<Context>) -> Result<Acti
     let key = ObjectRef::from_obj(&*build);
     let begun = Instant::now();
     let result = pass(&build, &ctx).instrument(span).await;
-    ctx.metrics.reconciled(begun.elapsed(), result.is_ok());
+    // A conflict is the ordinary way to find out that a cache lags.
+    let well = matches!(result, Ok(_) | Err(Error::Conflict));
+    ctx.metrics.reconciled(begun.elapsed(), well);
     if result.is_ok() {
         ctx.errors.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }

@@ -22,6 +22,9 @@ use crate::settings::Settings;
 
 /// Selects the pods that the operator made.
 const PODS: &str = "app.kubernetes.io/managed-by=lapstrake-operator,lapstrake.dev/build-uid";
+/// Objects in one answer to a list: each comes with fields that are dropped at once, and what an
+/// answer needs while it is read, the process never gives back.
+const PAGE: u32 = 50;
 /// Logs that may ask for a reconcile in the same moment.
 const TRIGGERS_MAX: usize = 1024;
 
@@ -58,11 +61,13 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
     let (trigger, triggers) = mpsc::channel::<ObjectRef<ImageBuild>>(TRIGGERS_MAX);
     let build_stream = reflect(
         build_writer,
-        watcher(builds, watcher::Config::default()).default_backoff().modify(strip_build),
+        watcher(builds, watcher::Config::default().page_size(PAGE)).default_backoff().modify(strip_build),
     );
     let pod_stream = reflect(
         pod_writer,
-        watcher(pods, watcher::Config::default().labels(PODS)).default_backoff().modify(strip_pod),
+        watcher(pods, watcher::Config::default().labels(PODS).page_size(PAGE))
+            .default_backoff()
+            .modify(strip_pod),
     );
     let from_builds = trigger_self(build_stream.touched_objects(), ());
     let from_pods = pod_stream
