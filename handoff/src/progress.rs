@@ -330,12 +330,10 @@ impl Tracker {
                     self.open.insert(*id, name.clone());
                 }
             }
-            _ if event.ends() => {
-                if self.open.remove(id).is_some() {
-                    self.ended = self.ended.saturating_add(1);
-                    if *event == StepEvent::Cached {
-                        self.cached = self.cached.saturating_add(1);
-                    }
+            _ if event.ends() && self.open.remove(id).is_some() => {
+                self.ended = self.ended.saturating_add(1);
+                if *event == StepEvent::Cached {
+                    self.cached = self.cached.saturating_add(1);
                 }
             }
             _ => {}
