@@ -133,6 +133,8 @@ struct Entry<R, E> {
     jobs: BTreeSet<JobId>,
     want_key: bool,
     want_result: bool,
+    /// Its key needs work first: the cheap look-up failed, here or for an input.
+    slow: bool,
     /// Actions that have not answered yet.
     pending: usize,
     state: State<R, E>,
@@ -221,6 +223,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 jobs: BTreeSet::new(),
                 want_key: false,
                 want_result: false,
+                slow: false,
                 pending: 0,
                 state: State::Idle,
             });
@@ -277,7 +280,10 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 let keys = Keys { key: record.key, fast: Some(fast), ephemeral: false };
                 self.set(id, State::Done(keys, record.results));
             }
-            (State::LookingFast(op, fast), None) => self.set(id, State::AwaitContent(op, Some(fast))),
+            (State::LookingFast(op, fast), None) => {
+                self.set(id, State::AwaitContent(op, Some(fast)));
+                self.mark_slow(id);
+            }
             (State::Looking(keys), Some(record)) => {
                 self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
                 if let Some(fast) = keys.fast {
@@ -447,8 +453,30 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         (!missing).then_some(keys)
     }
 
+    /// A vertex whose cheap look-up failed will as a rule run, and so will those above it: all that they
+    /// need is asked for now, so that it comes side by side. What has a record costs nothing by that.
+    fn mark_slow(&mut self, id: VertexId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if std::mem::replace(&mut entry.slow, true) {
+            return;
+        }
+        self.queue.extend(entry.users.iter().copied());
+        let inputs = entry.inputs.clone();
+        inputs.into_iter().for_each(|(input, _)| self.want_result(input));
+    }
+
+    fn waits_for_slow(&self, id: VertexId) -> bool {
+        let slow = |(input, _): &(VertexId, u32)| self.entries.get(input).is_some_and(|e| e.slow);
+        self.entries.get(&id).is_some_and(|e| matches!(e.state, State::AwaitKeys(_)) && e.inputs.iter().any(slow))
+    }
+
     fn try_key(&mut self, id: VertexId) {
-        let Some(inputs) = self.input_keys(id) else { return };
+        let Some(inputs) = self.input_keys(id) else {
+            if self.waits_for_slow(id) {
+                self.mark_slow(id);
+            }
+            return;
+        };
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let State::AwaitKeys(op) = std::mem::replace(&mut entry.state, State::Idle) else { return };
         let ephemeral = op.ephemeral || inputs.iter().any(|(keys, _)| keys.ephemeral);

@@ -230,3 +230,20 @@ fn a_failure_names_the_vertex_that_failed() {
     let culprit = VertexId { digest: digests[0], ignore_cache: false };
     assert_eq!(sim.ended[&1], Outcome::Failed(culprit, "failed"));
 }
+
+#[test]
+fn stages_that_are_copied_from_run_side_by_side() {
+    // 0: base; 1 and 2: stages on it; 3: copies from 1; 4: copies from 2 onto 3.
+    let (graph, digests) = graph(&[vec![], vec![0], vec![0], vec![0, 1], vec![2, 3]], &[]);
+    let mut sim = Sim::new();
+    sim.content.extend([digests[3], digests[4]]);
+    sim.step(Event::JobAdded(1, graph));
+    // Everything is answered but the two stages' own work.
+    let stage = |action: &Act| matches!(action, Action::Run(id, ..) if [digests[1], digests[2]].contains(&id.digest));
+    while let Some(at) = sim.open.iter().position(|action| !stage(action)) {
+        let action = sim.open.swap_remove(at);
+        let event = sim.answer(action);
+        sim.step(event);
+    }
+    assert_eq!(sim.open.len(), 2, "both stages run: {:?}", sim.open);
+}
