@@ -38,6 +38,7 @@ pub struct Metrics {
     registry: Registry,
     builds: Family<BuildLabels, Counter>,
     duration: Histogram,
+    wait: Histogram,
     reconciles: Histogram,
     errors: Counter,
     leader: Gauge<i64, AtomicI64>,
@@ -64,6 +65,7 @@ impl Metrics {
             duration: Histogram::new([
                 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0,
             ]),
+            wait: Histogram::new([0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0]),
             reconciles: Histogram::new([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]),
             errors: Counter::default(),
             leader: Gauge::default(),
@@ -78,6 +80,12 @@ impl Metrics {
             "Time from the start of a run to its end",
             Unit::Seconds,
             metrics.duration.clone(),
+        );
+        registry.register_with_unit(
+            "build_wait",
+            "Time from the start of a run until its builder ran",
+            Unit::Seconds,
+            metrics.wait.clone(),
         );
         registry.register_with_unit(
             "reconcile_duration",
@@ -113,6 +121,9 @@ impl Metrics {
         };
         self.builds.get_or_create(&BuildLabels { result, reason: finished.reason.as_str() }).inc();
         self.duration.observe(finished.took.as_secs_f64());
+        if let Some(waited) = finished.waited {
+            self.wait.observe(waited.as_secs_f64());
+        }
     }
 
     /// Whether this operator is the one that works.
@@ -161,6 +172,36 @@ impl Metrics {
         }
         for (word, count) in PHASES.into_iter().zip(phases) {
             self.pods.get_or_create(&PhaseLabels { phase: word }).set(count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapstrake_crds::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_finished_run_is_counted_under_its_reason() {
+        let metrics = Metrics::new();
+        let took = Duration::from_secs(3);
+        metrics.finished(&Finished {
+            result: RunResult::Failed,
+            reason: Reason::StepFailed,
+            took,
+            waited: Some(took),
+        });
+        metrics.lead(true);
+        let text = metrics.text();
+        for line in [
+            "lapstrake_builds_total{result=\"failed\",reason=\"StepFailed\"} 1",
+            "lapstrake_build_duration_seconds_sum 3.0",
+            "lapstrake_build_wait_seconds_count 1",
+            "lapstrake_leader 1",
+            "lapstrake_imagebuilds{ready=\"True\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
         }
     }
 }

@@ -79,6 +79,8 @@ pub struct Finished {
     pub reason: Reason,
     /// From its start to its end.
     pub took: Duration,
+    /// From its start until the builder of its last attempt ran, if it ever did.
+    pub waited: Option<Duration>,
 }
 
 impl Plan {

@@ -395,8 +395,13 @@ impl<'a> Planner<'a> {
     }
 
     fn finished(&mut self, result: RunResult, reason: Reason) {
-        let took = self.draft.duration_milliseconds.and_then(|ms| u64::try_from(ms).ok()).unwrap_or_default();
-        self.plan.finished = Some(Finished { result, reason, took: Duration::from_millis(took) });
+        let length = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let took = length(self.draft.duration_milliseconds).unwrap_or_default();
+        let started = self.draft.platforms.first().and_then(|entry| entry.started.as_ref());
+        let waited = self.draft.start_time.as_ref().zip(started).and_then(|(start, started)| {
+            length(Some(started.0.duration_since(start.0).as_secs().saturating_mul(1000).max(0)))
+        });
+        self.plan.finished = Some(Finished { result, reason, took, waited });
     }
 
     /// Sets the conditions; a wait that is new is an Event too.
