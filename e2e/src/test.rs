@@ -329,8 +329,8 @@ impl Test {
                 "--- pod {name}\n{}\n",
                 yaml(&pod.status.and_then(|status| status.container_statuses))
             );
-            let log =
-                self.pods.logs(&name, &kube::api::LogParams { tail_lines: Some(80), ..Default::default() });
+            let last = kube::api::LogParams { tail_lines: Some(80), ..Default::default() };
+            let log = self.pods.logs(&name, &last);
             text += &log.await.unwrap_or_else(|error| format!("no log: {error}\n"));
         }
         text + &self.operator_log()

@@ -52,21 +52,29 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut left = BTreeSet::new();
+    let mut listed = false;
     let waited = tokio::time::timeout(PATIENCE, async {
         let config = watcher::Config::default().labels(labels);
         let mut stream = pin!(watcher(api.clone(), config));
         while let Some(event) = stream.next().await {
+            listed &= !matches!(event, Ok(Event::Init));
+            let settled = matches!(event, Ok(Event::InitDone));
             match event {
                 Ok(Event::Init) => left.clear(),
-                Ok(Event::InitApply(object) | Event::Apply(object)) if !ignore(&object) => {
+                Ok(Event::InitApply(object) | Event::Apply(object)) if ignore(&object) => {
+                    left.remove(&object.name_any());
+                }
+                Ok(Event::InitApply(object) | Event::Apply(object)) => {
                     left.insert(object.name_any());
                 }
                 Ok(Event::Delete(object)) => {
                     left.remove(&object.name_any());
                 }
-                _ => {}
+                // The API server may be away for a moment, as when a test restarts it.
+                Ok(Event::InitDone) | Err(_) => {}
             }
-            if left.is_empty() && matches!(event, Ok(Event::InitDone | Event::Delete(_))) {
+            listed |= settled;
+            if listed && left.is_empty() {
                 return;
             }
         }

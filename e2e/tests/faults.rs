@@ -28,9 +28,15 @@ fn a_base_image_that_does_not_exist_is_named() {
     run("no-base", async |test| {
         let missing = test.base("missing:1");
         let build = test
-            .fails(&test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN true\n").set("/spec/args", json!([
-                { "name": "BASE", "value": missing }
-            ])), Reason::ImageNotFound)
+            .fails(
+                &test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN true\n").set(
+                    "/spec/args",
+                    json!([
+                        { "name": "BASE", "value": missing }
+                    ]),
+                ),
+                Reason::ImageNotFound,
+            )
             .await?;
         has(message(&build), &[&missing]);
         let events = test.events("build").await?;
@@ -67,7 +73,8 @@ fn what_is_not_supported_yet_is_said_so_with_its_place() {
 #[test]
 fn a_step_that_fails_is_named_with_its_exit_code_and_last_lines() {
     run("step", async |test| {
-        let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN true\nRUN echo the-last-words; exit 42\nRUN echo never\n";
+        let dockerfile =
+            "ARG BASE\nFROM ${BASE}\nRUN true\nRUN echo the-last-words; exit 42\nRUN echo never\n";
         let build = test.fails(&test.manifest("build", dockerfile), Reason::StepFailed).await?;
         let failure = failure(&build)?;
         assert_eq!((failure.exit_code, failure.line), (Some(42), Some(4)), "{failure:?}");
@@ -123,8 +130,10 @@ fn wrong_credentials_refuse_the_push_and_right_ones_that_come_later_do_not() {
         let password = std::fs::read_to_string(test.cluster.variable("LAPSTRAKE_REGISTRY_PASSWORD_FILE")?)?;
         let image = format!("{registry}/e2e/{}/denied", test.namespace);
         let manifest = |name: &str| {
-            test.manifest(name, "ARG BASE\nFROM ${BASE}\nRUN echo > /a\n")
-                .set("/spec/output", json!({ "image": image, "secretRef": { "name": format!("{name}-secret") } }))
+            test.manifest(name, "ARG BASE\nFROM ${BASE}\nRUN echo > /a\n").set(
+                "/spec/output",
+                json!({ "image": image, "secretRef": { "name": format!("{name}-secret") } }),
+            )
         };
         test.registry_secret("wrong-secret", registry, user, "not-the-password").await?;
         let wrong = test.fails(&manifest("wrong"), Reason::PushDenied).await?;
@@ -149,13 +158,17 @@ fn a_registry_that_is_down_is_tried_again_until_it_is_up() {
         let mut registry = FlakyRegistry::down(test.cluster)?;
         let image = |name: &str| format!("{}/e2e/{}/{name}", registry.address, test.namespace);
         let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN echo > /a\n";
-        let without_retry =
-            test.manifest("given-up", dockerfile).set("/spec/output/image", image("a")).set("/spec/retries", 0);
+        let without_retry = test
+            .manifest("given-up", dockerfile)
+            .set("/spec/output/image", image("a"))
+            .set("/spec/retries", 0);
         let build = test.fails(&without_retry, Reason::RegistryUnavailable).await?;
         has(message(&build), &[&registry.address]);
 
-        let patient =
-            test.manifest("patient", dockerfile).set("/spec/output/image", image("b")).set("/spec/retries", 5);
+        let patient = test
+            .manifest("patient", dockerfile)
+            .set("/spec/output/image", image("b"))
+            .set("/spec/retries", 5);
         test.apply(&patient).await?;
         let waiting = test.until_reason("patient", Reason::ProgressingWithRetry).await?;
         has(message(&waiting), &[&registry.address]);
@@ -195,7 +208,8 @@ fn cancel_stops_the_run_and_taking_it_back_builds() {
             matches!(phase, Some("Succeeded" | "Failed"))
         })
         .await?;
-        let args = json!([{ "name": "BASE", "value": test.base("busybox:1") }, { "name": "SLEEP", "value": "0" }]);
+        let args =
+            json!([{ "name": "BASE", "value": test.base("busybox:1") }, { "name": "SLEEP", "value": "0" }]);
         test.patch("build", json!({ "spec": { "cancel": false, "args": args } })).await?;
         let built = test.until("build", "built after all", ready).await?.status.unwrap_or_default();
         assert_eq!(built.history.len(), 2);
@@ -208,7 +222,8 @@ fn cancel_stops_the_run_and_taking_it_back_builds() {
 fn suspend_starts_nothing_until_it_is_taken_back() {
     run("suspend", async |test| {
         let pods = BuilderPods::watch(test.pods.clone());
-        let manifest = test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN true\n").set("/spec/suspend", true);
+        let manifest =
+            test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN true\n").set("/spec/suspend", true);
         test.apply(&manifest).await?;
         test.until_reason("build", Reason::Suspended).await?;
         assert!(pods.names().is_empty());
@@ -276,7 +291,10 @@ fn a_full_disk_is_told_as_such() {
             .manifest("build", "ARG BASE\nFROM ${BASE}\nRUN dd if=/dev/zero of=/file bs=1M count=256\n")
             .set("/spec/retries", 0);
         let manifest = if test.cluster.own {
-            manifest.set("/spec/cache", json!({ "volume": { "size": "64Mi", "storageClassName": "local-sized" } }))
+            manifest.set(
+                "/spec/cache",
+                json!({ "volume": { "size": "64Mi", "storageClassName": "local-sized" } }),
+            )
         } else {
             manifest.set("/spec/cache", json!({ "emptyDir": { "medium": "Memory", "sizeLimit": "64Mi" } }))
         };

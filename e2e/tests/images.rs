@@ -186,7 +186,10 @@ fn the_same_input_gives_the_same_digest_from_an_empty_cache() {
         let manifest = test
             .manifest("same", dockerfile)
             .arg("SOURCE_DATE_EPOCH", "1700000000")
-            .set("/spec/source/inline/files", json!([{ "path": "a/b", "content": "text", "executable": true }]))
+            .set(
+                "/spec/source/inline/files",
+                json!([{ "path": "a/b", "content": "text", "executable": true }]),
+            )
             .without_cache();
         let first = test.build(&manifest).await?.status.unwrap_or_default();
         test.annotate("same", annotation::REBUILD, "again").await?;

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
 use lapstrake_e2e::{BuilderPods, run};
 
 /// How many; the node has room for a part of them at a time.

@@ -73,7 +73,8 @@ async fn killed_at(test: &Test, moment: Moment) -> Result<()> {
             // Away while the pod ends: nobody is there to see it.
             replicas(test, 0).await?;
             wait_until(&test.pods, &pod, "ended", |pod| {
-                let phase = pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.phase.as_deref());
+                let phase =
+                    pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.phase.as_deref());
                 phase == Some("Succeeded")
             })
             .await?;
@@ -126,7 +127,8 @@ fn of_two_operators_one_works_and_the_other_takes_over() {
         let lease = leases.get("lapstrake").await?;
         let holder = lease.spec.and_then(|spec| spec.holder_identity).context("somebody holds the Lease")?;
         let listed = operators.list(&ListParams::default().labels(OPERATOR)).await?;
-        let leader = listed.items.iter().find(|pod| holder.contains(&pod.name_any())).context("the leader")?;
+        let leader =
+            listed.items.iter().find(|pod| holder.contains(&pod.name_any())).context("the leader")?;
         let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         operators.delete(&leader.name_any(), &now).await?;
         for name in ["one", "two", "three"] {

@@ -62,19 +62,23 @@ fn reaches_the_node(pod: &Pod) -> Result<Vec<String>> {
 #[test]
 fn a_builder_pod_has_nothing_privileged_no_token_and_an_unprivileged_root() {
     in_both("pod", async |test, sandbox| {
-        let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN echo asleep; sed 's/^/STEP-MAP /' /proc/self/uid_map; sleep 5\n";
+        let dockerfile =
+            "ARG BASE\nFROM ${BASE}\nRUN echo asleep; sed 's/^/STEP-MAP /' /proc/self/uid_map; sleep 5\n";
         test.apply(&test.manifest("build", dockerfile)).await?;
         let pod = test.until_log("build", "asleep").await?;
         let seen = test.pods.get(&pod).await?;
         assert_eq!(reaches_the_node(&seen)?, Vec::<String>::new());
         let context = serde_json::to_value(&seen)?["spec"]["containers"][0]["securityContext"].clone();
-        let added: Vec<&str> =
-            context["capabilities"]["add"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let added: Vec<&str> = context["capabilities"]["add"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         assert_eq!(added.contains(&"SYS_ADMIN"), sandbox == Sandbox::UserNamespace, "{added:?}");
 
-        let inside = |file: &str| {
-            test.cluster.kubectl(&["exec", "-n", &test.namespace, &pod, "--", "cat", file])
-        };
+        let inside =
+            |file: &str| test.cluster.kubectl(&["exec", "-n", &test.namespace, &pod, "--", "cat", file]);
         let map = inside("/proc/1/uid_map")?;
         let numbers: Vec<u64> = map.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         assert!(numbers.len() == 3 && numbers[0] == 0 && numbers[1] >= 65536, "root of the pod is {map}");
@@ -93,7 +97,10 @@ fn a_builder_pod_has_nothing_privileged_no_token_and_an_unprivileged_root() {
 /// Ways out that a step tries: what it is, and a command that succeeds only if it works.
 const WAYS_OUT: &[(&str, &str)] = &[
     ("mount a tmpfs", "mount -t tmpfs none /mnt"),
-    ("mount the node's disk", "for d in /dev/vda /dev/sda /dev/nvme0n1 /dev/xvda; do mount $d /mnt && exit 0; done; exit 1"),
+    (
+        "mount the node's disk",
+        "for d in /dev/vda /dev/sda /dev/nvme0n1 /dev/xvda; do mount $d /mnt && exit 0; done; exit 1",
+    ),
     ("bind a folder over another", "mount --bind / /mnt"),
     ("unmask /proc", "umount /proc/kcore || umount /proc/sys || umount /proc/sysrq-trigger"),
     ("remount /proc/sys for writing", "mount -o remount,rw /proc/sys"),
@@ -104,22 +111,52 @@ const WAYS_OUT: &[(&str, &str)] = &[
     ("make a memory device node and read it", "mknod /mem c 1 1 && dd if=/mem of=/dev/null bs=1 count=1"),
     ("read the kernel's memory", "dd if=/proc/kcore of=/dev/null bs=1 count=1"),
     ("read the kernel's log", "dmesg || dd if=/dev/kmsg of=/dev/null bs=1 count=1"),
-    ("load a module", "perl -e 'exit(syscall(175, 0, 0, \"\") == 0 || $!{EFAULT} ? 0 : 1)' || echo x > /proc/sys/kernel/modprobe"),
+    (
+        "load a module",
+        "perl -e 'exit(syscall(175, 0, 0, \"\") == 0 || $!{EFAULT} ? 0 : 1)' || echo x > /proc/sys/kernel/modprobe",
+    ),
     ("trace another process", "perl -e 'exit(syscall(101, 16, 1, 0, 0) == 0 ? 0 : 1)'"),
-    ("signal the builder", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q lapstrake-builder.pod && kill -9 ${p#/proc/} && exit 0; done; exit 1"),
+    (
+        "signal the builder",
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q lapstrake-builder.pod && kill -9 ${p#/proc/} && exit 0; done; exit 1",
+    ),
     ("see processes that are not the step's", "test $(ls -d /proc/[0-9]* | wc -l) -gt 20"),
     ("find a socket of the builder", "grep -q lapstrake /proc/net/unix || ls /run/*.sock /var/run/*.sock"),
     ("read the builder's state", "ls /var/lib/lapstrake/* || ls /proc/1/root/var/lib/lapstrake/*"),
-    ("read the builder's request and credentials", "cat /etc/lapstrake/request.json || ls /run/lapstrake/docker"),
-    ("find snapshots of other steps", "grep -q snapshots /proc/self/mountinfo && ls $(sed -n 's/.*upperdir=\\([^,]*\\).*/\\1/p' /proc/self/mountinfo)"),
-    ("leave by chroot", "mkdir -p /jail && perl -e 'chroot(\"/jail\") or exit 1; chdir(\"..\") for 1..50; chroot(\".\") or exit 1; exit(-e \"/var/lib/lapstrake/blobs\" ? 0 : 1)'"),
+    (
+        "read the builder's request and credentials",
+        "cat /etc/lapstrake/request.json || ls /run/lapstrake/docker",
+    ),
+    (
+        "find snapshots of other steps",
+        "grep -q snapshots /proc/self/mountinfo && ls $(sed -n 's/.*upperdir=\\([^,]*\\).*/\\1/p' /proc/self/mountinfo)",
+    ),
+    (
+        "leave by chroot",
+        "mkdir -p /jail && perl -e 'chroot(\"/jail\") or exit 1; chdir(\"..\") for 1..50; chroot(\".\") or exit 1; exit(-e \"/var/lib/lapstrake/blobs\" ? 0 : 1)'",
+    ),
     ("join namespaces of process 1", "nsenter -t 1 -m -u -n -i true && test -e /var/lib/lapstrake/blobs"),
-    ("write to the node's /sys", "echo 1 > /sys/kernel/profiling || echo 0 > /sys/block/vda/queue/nr_requests || echo x > /sys/kernel/uevent_helper"),
-    ("have a cgroup run a program", "mount -t cgroup -o memory none /mnt || find /sys/fs/cgroup -name release_agent -writable | grep -q ."),
-    ("open a file by its handle", "perl -e 'exit(syscall(304, -100, pack(\"IIQ\", 8, 1, 2), 0) >= 0 ? 0 : 1)'"),
-    ("load a BPF program or watch the node", "perl -e 'exit(syscall(321, 0, pack(\"IIIIx96\", 1, 4, 4, 1), 72) >= 0 || syscall(298, pack(\"IIx104\", 0, 112), -1, 0, -1, 0) >= 0 ? 0 : 1)'"),
+    (
+        "write to the node's /sys",
+        "echo 1 > /sys/kernel/profiling || echo 0 > /sys/block/vda/queue/nr_requests || echo x > /sys/kernel/uevent_helper",
+    ),
+    (
+        "have a cgroup run a program",
+        "mount -t cgroup -o memory none /mnt || find /sys/fs/cgroup -name release_agent -writable | grep -q .",
+    ),
+    (
+        "open a file by its handle",
+        "perl -e 'exit(syscall(304, -100, pack(\"IIQ\", 8, 1, 2), 0) >= 0 ? 0 : 1)'",
+    ),
+    (
+        "load a BPF program or watch the node",
+        "perl -e 'exit(syscall(321, 0, pack(\"IIIIx96\", 1, 4, 4, 1), 72) >= 0 || syscall(298, pack(\"IIx104\", 0, 112), -1, 0, -1, 0) >= 0 ? 0 : 1)'",
+    ),
     ("set the clock", "date -s @1"),
-    ("turn off the machine", "perl -e 'exit(syscall(169, 0xfee1dead, 672274793, 0x89abcdef, 0) == 0 ? 0 : 1)'"),
+    (
+        "turn off the machine",
+        "perl -e 'exit(syscall(169, 0xfee1dead, 672274793, 0x89abcdef, 0) == 0 ? 0 : 1)'",
+    ),
     ("use a token of the cluster", "cat /var/run/secrets/kubernetes.io/serviceaccount/token"),
 ];
 
@@ -133,8 +170,10 @@ fn a_step_that_tries_to_get_out_gets_nowhere() {
             );
         }
         dockerfile += "END\n";
-        let manifest =
-            test.manifest("build", &dockerfile).set("/spec/args", json!([])).arg("BASE", &test.base("debian:bookworm"));
+        let manifest = test
+            .manifest("build", &dockerfile)
+            .set("/spec/args", json!([]))
+            .arg("BASE", &test.base("debian:bookworm"));
         let built = test.build(&manifest).await?;
         let log = test.log(&built).await?;
         let out: Vec<&str> = log.lines().filter(|line| line.contains(" OUT: ")).collect();

@@ -49,7 +49,8 @@ fn stages_that_do_not_need_each_other_run_at_the_same_time_and_an_unused_one_nev
         assert!((5000..9500).contains(&solve), "one after the other it would be more than 10 s: {solve} ms");
         let log = test.log(&build).await?;
         assert!(!log.contains("the-unused-stage-runs") && !log.contains("[unused"), "{log}");
-        let printed = test.run_image("image", &build.status.and_then(|s| s.image).unwrap_or_default()).await?;
+        let printed =
+            test.run_image("image", &build.status.and_then(|s| s.image).unwrap_or_default()).await?;
         assert_eq!(printed, "one\ntwo\n");
         Ok(())
     });
@@ -137,7 +138,8 @@ fn the_same_spec_is_never_built_again_by_itself() {
         let generation = first.metadata.generation.map(|generation| generation + 1);
         let seen = test
             .until("once", "seen in its new generation", |build| {
-                build.status.as_ref().and_then(|status| status.observed_generation) == generation && ready(build)
+                build.status.as_ref().and_then(|status| status.observed_generation) == generation
+                    && ready(build)
             })
             .await?;
         let run_of = |build: &ImageBuild| build.status.as_ref().and_then(|s| s.run.clone()).map(|run| run.id);
