@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::{self, Acquired};
 use crate::engine::{Engine, Res, Resolved, native_platform};
 use crate::error::BuildError;
+use crate::excerpt::Excerpt;
 use crate::export::{self, Exported};
 use crate::options::{BuildOptions, Context};
 use crate::progress::{Counts, Progress};
@@ -309,12 +310,17 @@ async fn solve(
     }
 }
 
-/// Adds the name of the file that a failed step stands in.
+/// Adds the file that a failed step stands in, and its lines.
 fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
-    if error.failure().line.is_none() || error.failure().file.is_some() {
+    let Some(line) = error.failure().line else { return error.clone() };
+    if error.failure().file.is_some() {
         return error.clone();
     }
-    error.with(|failure| failure.file = graph.files().first().map(|f| f.name.clone()))
+    let error = error.with(|failure| failure.file = graph.files().first().map(|f| f.name.clone()));
+    match Excerpt::of(graph, line) {
+        Some(excerpt) => error.shown_with(excerpt),
+        None => error,
+    }
 }
 
 fn base_images(bases: &[Arc<Resolved>]) -> Vec<BaseImage> {

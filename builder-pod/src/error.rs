@@ -6,6 +6,8 @@ use std::sync::Arc;
 use lapstrake_dockerfile::{Diagnostics, Style};
 use lapstrake_handoff::{Failure, Reason};
 
+use crate::excerpt::Excerpt;
+
 /// A failed build. Cheap to clone: every job that needed a vertex gets its error.
 #[derive(Debug, Clone)]
 pub(crate) struct BuildError(Arc<Inner>);
@@ -13,19 +15,18 @@ pub(crate) struct BuildError(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     failure: Failure,
-    /// What a terminal shows in place of the message: source lines with the place marked.
-    rendered: Option<Arc<dyn Rendered>>,
+    shown: Shown,
 }
 
-/// A message that has a long form.
-trait Rendered: fmt::Debug + Send + Sync {
-    fn render(&self, style: Style) -> String;
-}
-
-impl Rendered for Diagnostics {
-    fn render(&self, style: Style) -> String {
-        Self::render(self, style)
-    }
+/// What a terminal shows in place of the message.
+#[derive(Debug, Clone)]
+enum Shown {
+    /// Nothing more.
+    Message,
+    /// Findings, with the source lines that they are about.
+    Findings(Arc<Diagnostics>),
+    /// The lines of the step that failed.
+    Step(Arc<Excerpt>),
 }
 
 impl BuildError {
@@ -57,7 +58,7 @@ impl BuildError {
                 failure.reason = Reason::NotSupported;
             }
         }
-        Self(Arc::new(Inner { failure, rendered: Some(Arc::new(findings)) }))
+        Self(Arc::new(Inner { failure, shown: Shown::Findings(Arc::new(findings)) }))
     }
 
     /// The same failure with more said about it.
@@ -71,7 +72,13 @@ impl BuildError {
     pub(crate) fn noted(&self, change: impl FnOnce(&mut Failure)) -> Self {
         let mut failure = self.0.failure.clone();
         change(&mut failure);
-        Self(Arc::new(Inner { failure, rendered: self.0.rendered.clone() }))
+        Self(Arc::new(Inner { failure, shown: self.0.shown.clone() }))
+    }
+
+    /// The same failure, shown with the lines of its step.
+    pub(crate) fn shown_with(&self, excerpt: Excerpt) -> Self {
+        let failure = self.0.failure.clone();
+        Self(Arc::new(Inner { failure, shown: Shown::Step(Arc::new(excerpt)) }))
     }
 
     /// What goes to the operator.
@@ -81,10 +88,11 @@ impl BuildError {
 
     /// What a person at a terminal reads.
     pub(crate) fn render(&self, style: Style) -> String {
-        match &self.0.rendered {
-            Some(findings) => findings.render(style),
-            None => {
-                let failure = &self.0.failure;
+        let failure = &self.0.failure;
+        match &self.0.shown {
+            Shown::Findings(findings) => findings.render(style),
+            Shown::Step(excerpt) => excerpt.render(failure, style),
+            Shown::Message => {
                 let mut text = format!("error: {}", failure.message);
                 if let (Some(file), Some(line)) = (&failure.file, failure.line) {
                     text.push_str(&format!("\n  --> {file}:{line}"));
@@ -97,7 +105,7 @@ impl BuildError {
 
 impl From<Failure> for BuildError {
     fn from(failure: Failure) -> Self {
-        Self(Arc::new(Inner { failure, rendered: None }))
+        Self(Arc::new(Inner { failure, shown: Shown::Message }))
     }
 }
 

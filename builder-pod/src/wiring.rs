@@ -17,14 +17,49 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, BuildError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BuildError::internal)
 }
 
+/// Lets this process open as many files as it is allowed to: a layer's comparison holds one directory
+/// for each layer below. Steps set their own limit.
+pub(crate) fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
+    }
+}
+
 /// An engine on a state directory.
 pub(crate) fn engine(state: &Path, client: Client, _sandbox: &Sandbox) -> Result<Engine, BuildError> {
     let store = Store::open(state)?;
     if !store.recovered().is_clean() {
         tracing::info!("the state directory was put right: {:?}", store.recovered());
     }
+    sweep(&store)?;
     let executor = Executor::new(&store.side_dir("run")?).map_err(|e| BuildError::internal(crate::error::chain(&e)))?;
     Engine::new(store.clone(), executor, Images::new(client, store))
+}
+
+/// Removes what a killed builder was in the middle of; the store is ours alone.
+fn sweep(store: &Store) -> Result<(), BuildError> {
+    type Unfinished = fn(&str) -> bool;
+    let groups: [(&str, Unfinished); 5] = [
+        ("download", |_| true),
+        ("git", |name| name.starts_with(".tmp")),
+        ("checkouts", |name| name.ends_with(".new")),
+        ("inline", |name| name.ends_with(".new")),
+        ("http", |name| name.ends_with(".new")),
+    ];
+    for (group, unfinished) in groups {
+        let Ok(entries) = std::fs::read_dir(store.side_dir(group)?) else { continue };
+        for entry in entries.flatten().filter(|entry| unfinished(&entry.file_name().to_string_lossy())) {
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let gone = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            if let Err(error) = gone {
+                tracing::warn!("a left-over of an earlier build stays: {}: {error}", path.display());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes what was built survive this process.

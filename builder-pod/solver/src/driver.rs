@@ -230,7 +230,13 @@ impl<W: World> Driver<W> {
 
     /// Progress of a run that ended; told before the machine may end its job.
     fn note_end(&mut self, event: &MachineEvent<W>) {
-        let machine::Event::Ran(id, result) = event else { return };
+        let (id, result) = match event {
+            machine::Event::Ran(id, result) => (id, result),
+            machine::Event::Described(id, Err(error)) | machine::Event::Hashed(id, _, Err(error)) => {
+                return self.note_early_end(*id, error);
+            }
+            _ => return,
+        };
         if !self.running.contains_key(id) {
             return;
         }
@@ -245,6 +251,16 @@ impl<W: World> Driver<W> {
         };
         self.tell(*id, kind);
         self.running.remove(id);
+    }
+
+    /// A vertex that failed before it could run is shown as one that failed.
+    fn note_early_end(&mut self, id: VertexId, error: &W::Error) {
+        let canceled = self.tokens.get(&id).is_some_and(CancellationToken::is_cancelled);
+        let Some(vertex) = self.machine.unfailed(id).filter(|_| !canceled) else { return };
+        self.running.insert(id, Arc::clone(vertex));
+        self.tell(id, ProgressKind::Started);
+        self.tell(id, ProgressKind::Failed(error.to_string()));
+        self.running.remove(&id);
     }
 
     fn act(&mut self, action: Action<W::Result, W::Error>) -> Option<MachineEvent<W>> {

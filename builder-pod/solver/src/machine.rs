@@ -199,6 +199,11 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         self.entries.len()
     }
 
+    /// The vertex, while it has not failed.
+    pub fn unfailed(&self, id: VertexId) -> Option<&Arc<Vertex>> {
+        self.entries.get(&id).filter(|e| !matches!(e.state, State::Failed(..))).map(|e| &e.vertex)
+    }
+
     fn add_job(&mut self, job: JobId, graph: &Graph) {
         let Some(target) = graph.target() else {
             self.actions.push(Action::JobEnded(job, Outcome::Done(None)));

@@ -75,6 +75,9 @@ pub(crate) struct Args {
     registries: Option<PathBuf>,
 }
 
+/// As clap exits where it finds the mistake.
+const USAGE_EXIT_CODE: u8 = 2;
+
 /// A mistake on the command line.
 fn usage(message: impl Into<String>) -> BuildError {
     BuildError::new(Reason::RequestInvalid, message)
@@ -97,7 +100,10 @@ pub(crate) fn main(args: &Args, sandbox: &Sandbox) -> u8 {
         }
         Err(error) => {
             writeln!(std::io::stderr(), "{}", error.render(style)).ok(); // nobody listens
-            error.failure().reason.class().exit_code()
+            match error.failure().reason {
+                Reason::RequestInvalid => USAGE_EXIT_CODE,
+                reason => reason.class().exit_code(),
+            }
         }
     }
 }

@@ -6,9 +6,24 @@ pub(crate) mod pod;
 
 use clap::{Parser, Subcommand};
 
+/// What the exit code says: the table of the operator, and clap's 2.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+   0  built
+   1  a mistake of the builder's own
+   2  a mistake on the command line
+  10  the user's to mend: Dockerfile, failed step, checksum
+  11  not found: source, image
+  12  refused: by the source's server or the registry
+  13  not available: server, registry, state directory in use; the same again may do
+  14  out of disk or memory
+  15  time was up
+  16  canceled (a second signal ends the builder at once with 130)
+  17  no sandbox for steps";
+
 /// Builds container images without a daemon and without privileges.
 #[derive(Debug, Parser)]
-#[command(name = "lapstrake-builder", version, about, disable_help_subcommand = true)]
+#[command(name = "lapstrake-builder", version, about, disable_help_subcommand = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Log level of what is not progress: error, warn, info, debug or trace.
     #[arg(long, global = true, env = "LAPSTRAKE_LOG", default_value = "warn", hide_env_values = true)]
@@ -20,6 +35,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Build an image from a directory, a Git repository or an ImageBuild manifest.
+    #[command(after_help = EXIT_CODES)]
     Build(Box<build::Args>),
     /// Serve one request in a builder pod: what the operator starts.
     #[command(hide = true)]

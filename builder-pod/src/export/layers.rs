@@ -28,6 +28,8 @@ pub(crate) struct Layer {
     pub(crate) descriptor: Descriptor,
     /// Digest of its tar.
     pub(crate) diff_id: Digest,
+    /// Size of its tar; 0 where that is not known.
+    pub(crate) tar_bytes: u64,
     /// When it was made, RFC 3339.
     pub(crate) created: Option<String>,
 }
@@ -104,8 +106,8 @@ fn remember_chain(store: &Store, snapshots: &[SnapshotInfo], layers: &[Layer]) -
         }
         let mut blobs = known.map(|k| k.blobs.clone()).unwrap_or_default();
         blobs.push(layer.descriptor.clone());
-        let tar_bytes = known.map_or(0, |k| k.tar_bytes);
-        store.set_layer(snapshot.id, LayerFacts { diff_id: layer.diff_id, chain_id: chain, tar_bytes, blobs })?;
+        let facts = LayerFacts { diff_id: layer.diff_id, chain_id: chain, tar_bytes: layer.tar_bytes, blobs };
+        store.set_layer(snapshot.id, facts)?;
     }
     Ok(())
 }
@@ -135,7 +137,7 @@ fn one(store: &Store, snapshot: &SnapshotInfo, base: bool, wanted: Wanted) -> Re
             store.put(CLAMPED, &clamped_key(snapshot, epoch, wanted), &value).ok(); // a cache: it is made again
         }
     }
-    Ok(Layer { descriptor, diff_id: made.diff_id, created })
+    Ok(Layer { descriptor, diff_id: made.diff_id, tar_bytes: made.tar_bytes, created })
 }
 
 fn clamped_key(snapshot: &SnapshotInfo, epoch: i64, wanted: Wanted) -> Vec<u8> {
@@ -151,12 +153,15 @@ fn known(store: &Store, snapshot: &SnapshotInfo, base: bool, wanted: Wanted) -> 
         let value = store.get(CLAMPED, &clamped_key(snapshot, epoch, wanted))?;
         let clamped: Clamped = serde_json::from_slice(&value).ok()?;
         store.has_blob(&clamped.descriptor.digest).then_some(())?;
-        return Some(Layer { descriptor: renamed(clamped.descriptor), diff_id: clamped.diff_id, created: None });
+        // Layers of an epoch are not told to the store.
+        let descriptor = renamed(clamped.descriptor);
+        return Some(Layer { descriptor, diff_id: clamped.diff_id, tar_bytes: 0, created: None });
     }
     let facts = snapshot.layer.as_ref()?;
     let fits = |blob: &&Descriptor| {
         store.has_blob(&blob.digest) && (base || media::kind_of(&blob.media_type) == Some(wanted.kind))
     };
     let blob = facts.blobs.iter().find(fits)?;
-    Some(Layer { descriptor: renamed(blob.clone()), diff_id: facts.diff_id, created: None })
+    let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
+    Some(Layer { descriptor: renamed(blob.clone()), diff_id, tar_bytes, created: None })
 }
