@@ -208,7 +208,11 @@ impl BuildError {
             (Class::Unavailable, _) => Reason::RegistryUnavailable,
             (Class::Local, _) if is_no_space(error) => Reason::DiskFull,
             (Class::Corrupt, _) => Reason::RegistryUnavailable,
-            (Class::Invalid | Class::Local, _) => Reason::Internal,
+            // A protocol or configuration that does not fit: the same again fails the same way.
+            (Class::Invalid, _) => {
+                return Self::new(Reason::RegistryUnavailable, error.full()).with(|failure| failure.retryable = false);
+            }
+            (Class::Local, _) => Reason::Internal,
         };
         Self::new(reason, error.full())
     }
