@@ -6,9 +6,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail};
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt;
 use kube::{Client, ResourceExt};
 use lapstrake_crds::{ImageBuild, Reason, label};
 use serde_json::{Value, json};
@@ -175,15 +176,21 @@ impl Test {
         what: &str,
         mut is: impl FnMut(&ImageBuild) -> bool,
     ) -> Result<ImageBuild> {
-        let mut gave_up = false;
-        let seen = wait_until(&self.builds, name, what, |build| {
-            // It will not become what it is not any more.
-            gave_up = build.is_some_and(|build| ended(build) && !is(build));
-            build.is_some_and(&mut is) || gave_up
-        })
-        .await?;
-        let build = seen.context("a build")?;
-        if gave_up {
+        let seen = wait_until(&self.builds, name, what, |build| build.is_some_and(&mut is)).await?;
+        seen.context("a build")
+    }
+
+    /// The same, but gives up when the build ends otherwise: it will not become what it is not any more.
+    ///
+    /// After an annotation [`Test::until`] is right, since until it is seen the build reads as ended.
+    async fn until_or_ended(
+        &self,
+        name: &str,
+        what: &str,
+        is: impl Fn(&ImageBuild) -> bool,
+    ) -> Result<ImageBuild> {
+        let build = self.until(name, what, |build| is(build) || ended(build)).await?;
+        if !is(&build) {
             bail!("{name} ended and is not {what}:\n{}", yaml(&build.status));
         }
         Ok(build)
@@ -191,7 +198,7 @@ impl Test {
 
     /// Waits until a reason stands in `Ready`.
     pub async fn until_reason(&self, name: &str, wanted: Reason) -> Result<ImageBuild> {
-        self.until(name, wanted.as_str(), |build| reason(build) == wanted.as_str()).await
+        self.until_or_ended(name, wanted.as_str(), |build| reason(build) == wanted.as_str()).await
     }
 
     /// Waits until nothing more happens by itself.
@@ -201,7 +208,7 @@ impl Test {
 
     /// Waits for the image.
     pub async fn ready(&self, name: &str) -> Result<ImageBuild> {
-        self.until(name, "ready", ready).await
+        self.until_or_ended(name, "ready", ready).await
     }
 
     /// Applies, and waits for the image.
@@ -225,7 +232,7 @@ impl Test {
     ///
     /// What is waited for must come within [`crate::wait`]'s patience.
     pub async fn until_log(&self, name: &str, text: &str) -> Result<String> {
-        use futures::{AsyncBufReadExt, StreamExt};
+        use futures::AsyncBufReadExt;
         let build = self
             .until(name, "in a pod", |build| {
                 let status = build.status.as_ref();
@@ -283,6 +290,18 @@ impl Test {
         Ok(log)
     }
 
+    /// Waits for an Event of this reason on an ImageBuild; Events come after the status.
+    pub async fn until_event(&self, name: &str, wanted: &str) -> Result<()> {
+        use k8s_openapi::api::events::v1::Event;
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let fields = format!("regarding.kind=ImageBuild,regarding.name={name},reason={wanted}");
+        let config = kube::runtime::watcher::Config::default().fields(&fields);
+        let mut seen = std::pin::pin!(kube::runtime::watcher(api, config).applied_objects());
+        let waited = tokio::time::timeout(crate::wait::PATIENCE, seen.next()).await;
+        waited.with_context(|| format!("no Event {wanted} on {name}"))?.context("a watch")??;
+        Ok(())
+    }
+
     /// Reasons and notes of the Events on an ImageBuild, the oldest first.
     pub async fn events(&self, name: &str) -> Result<Vec<(String, String)>> {
         use k8s_openapi::api::events::v1::Event;
@@ -309,8 +328,9 @@ impl Test {
 
     async fn delete_namespace(&self) -> Result<()> {
         let all: Api<Namespace> = Api::all(self.client.clone());
+        // Nothing of Lapstrake's is in it any more; the rest is the cluster's own to clear up.
         all.delete(&self.namespace, &DeleteParams::default()).await?;
-        wait_until(&all, &self.namespace, "gone", |seen| seen.is_none()).await.map(drop)
+        Ok(())
     }
 
     /// All that a person would look at after a failure.
@@ -325,10 +345,9 @@ impl Test {
         }
         for pod in self.pods.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default() {
             let name = pod.name_any();
-            text += &format!(
-                "--- pod {name}\n{}\n",
-                yaml(&pod.status.and_then(|status| status.container_statuses))
-            );
+            let containers = pod.status.and_then(|status| status.container_statuses).unwrap_or_default();
+            let states: Vec<_> = containers.into_iter().map(|container| container.state).collect();
+            text += &format!("--- pod {name}\n{}\n", yaml(&states));
             let last = kube::api::LogParams { tail_lines: Some(80), ..Default::default() };
             let log = self.pods.logs(&name, &last);
             text += &log.await.unwrap_or_else(|error| format!("no log: {error}\n"));

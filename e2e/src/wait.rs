@@ -14,7 +14,7 @@ use lapstrake_crds::{ConditionType, ImageBuild};
 use serde::de::DeserializeOwned;
 
 /// How long anything may take before a test gives up. Not a measure: a test that passes is much quicker.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Waits until an object is as asked for; `what` says that in words. `None` is an object that does not exist.
 pub async fn wait_until<K>(

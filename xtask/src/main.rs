@@ -72,6 +72,7 @@ fn run(args: &[String]) -> Result<()> {
         ["install"] => {
             let cluster = cluster::Cluster::connect(&root)?;
             let images = images::make(&root, &cluster)?;
+            cluster.base_images(&["golang", "rust", "python"])?;
             install::install(&root, &cluster, &images)
         }
         ["demo"] => demo::up(&root),
@@ -86,7 +87,11 @@ fn deny(root: &Path) -> Result<()> {
         println!("skipped: cargo-deny is not installed; cargo install --locked cargo-deny");
         return Ok(());
     }
-    process::run(Command::new("cargo").args(["deny", "--offline", "check", "bans", "licenses", "sources"]).current_dir(root))
+    process::run(
+        Command::new("cargo")
+            .args(["deny", "--offline", "check", "bans", "licenses", "sources"])
+            .current_dir(root),
+    )
 }
 
 /// The repository's root, which is the folder above this crate's.
