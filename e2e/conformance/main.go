@@ -14,7 +14,7 @@ import (
 )
 
 const usage = `usage: oci-validate LAYOUT-DIR
-       oci-validate --registry HOST/REPOSITORY[:TAG|@DIGEST] [--insecure]
+       oci-validate [--insecure] --registry HOST/REPOSITORY[:TAG|@DIGEST]
 `
 
 func main() {
@@ -30,7 +30,6 @@ func run(arguments []string, out, failures io.Writer) int {
 	if err := flags.Parse(arguments); err != nil {
 		return 2
 	}
-	// Flags may stand behind the image's name, too.
 	if (*image == "") == (flags.NArg() == 0) || flags.NArg() > 1 {
 		flags.Usage()
 		return 2

@@ -4,21 +4,24 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"io"
+	"log"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	server "github.com/google/go-containerregistry/pkg/registry"
-
 	"github.com/google/go-containerregistry/pkg/name"
+	server "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -54,15 +57,15 @@ func image(paths ...string) v1.Image {
 	return must(mutate.Append(image, mutate.Addendum{Layer: layer, MediaType: types.OCIUncompressedLayer}))
 }
 
-// gzipped is an image of one layer that go-containerregistry compressed itself.
+// gzipped is an image that go-containerregistry compressed itself.
 func gzipped() v1.Image {
-	folder := must(os.MkdirTemp("", "conformance-"))
-	defer os.RemoveAll(folder)
-	tarball := filepath.Join(folder, "layer.tar")
-	if err := os.WriteFile(tarball, archive("a", "b/c"), 0o600); err != nil {
-		panic(err)
-	}
-	return must(mutate.AppendLayers(image("z"), must(layerOf(tarball))))
+	content := archive("a", "b/c")
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil }
+	layer := must(tarball.LayerFromOpener(open, tarball.WithMediaType(types.OCILayer)))
+	config := must(empty.Image.ConfigFile()).DeepCopy()
+	config.OS, config.Architecture = "linux", "amd64"
+	image := must(mutate.ConfigFile(mutate.MediaType(empty.Image, types.OCIManifestSchema1), config))
+	return must(mutate.AppendLayers(mutate.ConfigMediaType(image, types.OCIConfigJSON), layer))
 }
 
 func write(t *testing.T, image v1.Image) string {
@@ -86,7 +89,7 @@ func TestAGoodLayoutHasALineForEachDocument(t *testing.T) {
 	if code != 0 || failures != "" {
 		t.Fatalf("code %d\n%s%s", code, out, failures)
 	}
-	for _, place := range []string{"oci-layout:", "index.json:", "manifests[0]:", "config:", "layers[0]:", "layers[1]:"} {
+	for _, place := range []string{"oci-layout:", "index.json:", "manifests[0]:", "config:", "layers[0]:", "an image of 1 layers"} {
 		if !strings.Contains(out, place) {
 			t.Errorf("no line of %s in\n%s", place, out)
 		}
@@ -94,7 +97,6 @@ func TestAGoodLayoutHasALineForEachDocument(t *testing.T) {
 }
 
 func TestADamagedLayoutIsRefusedAtItsPlace(t *testing.T) {
-	// rewrite changes a document and fits the descriptors above it, so that only its content is wrong.
 	for claim, test := range map[string]struct {
 		damage func(t *testing.T, root string)
 		place  string
@@ -133,7 +135,7 @@ func TestAnImageThatIsWrongInItselfIsRefused(t *testing.T) {
 		}), "1 layers, 2 diff ids"},
 		"a history without a layer":     {edited(func(config *v1.ConfigFile) { config.History[0].EmptyLayer = true }), "0 of them in the config's history"},
 		"an environment without a name": {edited(func(config *v1.ConfigFile) { config.Config.Env = []string{"nonsense"} }), "unexpected env"},
-		"no platform":                   {edited(func(config *v1.ConfigFile) { config.Architecture = "" }), "architecture"},
+		"no platform":                   {edited(func(config *v1.ConfigFile) { config.Architecture = "" }), "no platform"},
 		"a path twice in a layer":       {image("a", "./a"), "twice"},
 	} {
 		t.Run(claim, func(t *testing.T) {
@@ -146,7 +148,7 @@ func TestAnImageThatIsWrongInItselfIsRefused(t *testing.T) {
 }
 
 func TestAnImageInARegistryIsCheckedByTagAndDigest(t *testing.T) {
-	host := httptest.NewServer(server.New())
+	host := httptest.NewServer(server.New(server.Logger(log.New(io.Discard, "", 0))))
 	defer host.Close()
 	repository := strings.TrimPrefix(host.URL, "http://") + "/some/image"
 	good := gzipped()
@@ -208,4 +210,24 @@ func flip(path string) error {
 
 func cut(path string) error {
 	return os.Truncate(path, must(os.Stat(path)).Size()-1)
+}
+
+// rawConfig is an image with a config that need not fit it; its manifest names that config truly.
+type rawConfig struct {
+	v1.Image
+	config []byte
+}
+
+func (i rawConfig) RawConfigFile() ([]byte, error)      { return i.config, nil }
+func (i rawConfig) ConfigFile() (*v1.ConfigFile, error) { return partial.ConfigFile(i) }
+func (i rawConfig) ConfigName() (v1.Hash, error)        { return partial.ConfigName(i) }
+func (i rawConfig) Digest() (v1.Hash, error)            { return partial.Digest(i) }
+func (i rawConfig) Size() (int64, error)                { return partial.Size(i) }
+func (i rawConfig) RawManifest() ([]byte, error)        { return partial.RawManifest(i) }
+
+func (i rawConfig) Manifest() (*v1.Manifest, error) {
+	manifest := must(i.Image.Manifest()).DeepCopy()
+	var err error
+	manifest.Config.Digest, manifest.Config.Size, err = v1.SHA256(bytes.NewReader(i.config))
+	return manifest, err
 }

@@ -24,8 +24,7 @@ type source interface {
 }
 
 type folder struct {
-	root  string
-	index v1.ImageIndex
+	root string
 }
 
 func (f folder) blob(hash v1.Hash) (io.ReadCloser, error) {

@@ -115,6 +115,9 @@ func (w *walk) image(place string, descriptor v1.Descriptor, content []byte) {
 	if config == nil {
 		return
 	}
+	if config.OS == "" || config.Architecture == "" {
+		w.report.fail(place, errors.New("its config names no platform"))
+	}
 	if want := config.Platform(); descriptor.Platform != nil && !want.Equals(*descriptor.Platform) {
 		w.report.fail(place, fmt.Errorf("its descriptor is for %s, its config for %s", descriptor.Platform, want))
 	}
