@@ -121,7 +121,16 @@ impl Bench<'_> {
         run_command(Command::new("sh").args(["-c", &made]))?;
         println!("a tar of the Go toolchain, cut to 200 MiB");
         let mut example = Command::new("cargo");
-        example.args(["run", "--locked", "--quiet", "--release", "-p", "lapstrake-image", "--example", "gzip"]);
+        example.args([
+            "run",
+            "--locked",
+            "--quiet",
+            "--release",
+            "-p",
+            "lapstrake-image",
+            "--example",
+            "gzip",
+        ]);
         example.arg("--").arg(&layer).current_dir(self.root);
         for _ in 0..3 {
             run_command(&mut example)?;

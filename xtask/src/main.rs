@@ -7,6 +7,7 @@
 //! Never: holds a test, or anything that a user of Lapstrake needs.
 #![expect(clippy::print_stdout, reason = "a command line tool")]
 
+mod bench;
 mod cluster;
 mod demo;
 mod generate;
@@ -36,6 +37,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   install           the same, then installs the chart and waits for the operator
   demo [down]       shows a build on a cluster; takes it away
   test              all phases of `make test`
+  bench [NAME...]   measures what docs/benchmarks.md reports, or what is named: steps rebuild gzip apply seed memory
 
 CLUSTER=own (default) brings up a cluster of our own; CLUSTER=current uses the kubeconfig's, and needs
 REGISTRY (where to push); BASE says where base images are (docker.io/library).";
@@ -78,6 +80,7 @@ fn run(args: &[String]) -> Result<()> {
         ["demo"] => demo::up(&root),
         ["demo", "down"] => demo::down(&root),
         ["test"] => phases::run(&root),
+        ["bench", ..] => bench::run(&root, &args[1..]),
         _ => bail!("{USAGE}"),
     }
 }

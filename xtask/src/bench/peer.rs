@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Bench;
-use crate::cluster::cache;
+use crate::cluster::{self, cache};
 use crate::process::{output, run};
 
 const CMD: &str = "github.com/moby/buildkit/cmd/";
@@ -28,7 +28,7 @@ impl Peer {
     pub(super) fn start(bench: &Bench<'_>) -> Result<Self> {
         let programs = compile(bench.root)?;
         let state = bench.folder("buildkit")?;
-        let runc = output(bench.cluster.tool(["which", "ctr"]))?;
+        let runc = output(Command::new(cluster::tool(bench.root)?).args(["which", "ctr"]))?;
         let runc = Path::new(runc.trim()).with_file_name("runc");
         let address = format!("unix://{}/buildkitd.sock", state.display());
         let registry = bench.cluster.registry.split('/').next().unwrap_or_default();
