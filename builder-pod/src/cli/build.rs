@@ -25,7 +25,9 @@ use crate::wiring;
 const ROOT_DEFAULT: &str = "/var/lib/lapstrake-builder";
 
 /// Flags of `build`, named as `docker buildx build` names them.
+/// Given twice, a flag's last value counts, as with `docker`.
 #[derive(Debug, Parser)]
+#[command(args_override_self = true)]
 pub(crate) struct Args {
     /// A directory, a Git URL (`https://….git#ref:dir`), an http(s) address of an archive, or an
     /// ImageBuild manifest (`imagebuild.yaml`).

@@ -350,7 +350,7 @@ pub(super) fn copy_action(copy: &pb::FileActionCopy, owner: Option<Owner>) -> Re
         timestamp_ns: timestamp(copy.timestamp),
         include_patterns: copy.include_patterns.clone(),
         exclude_patterns: copy.exclude_patterns.clone(),
-        required_paths: Vec::new(),
+        required_paths: copy.required_paths.clone(),
         always_replace_existing_dest_paths: copy.always_replace_existing_dest_paths,
     })
 }

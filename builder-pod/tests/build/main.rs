@@ -1,0 +1,16 @@
+//! The real binary on real state: real steps, a real registry in this process.
+//!
+//! Needs root (steps are namespaces and overlays), busybox, git, tar and skopeo. What is missing fails
+//! the test, with the way to get it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
+
+mod cache;
+mod dockerfile;
+mod errors;
+mod faults;
+mod images;
+mod lab;
+mod outputs;
+mod parallel;
+mod registry;
+mod sources;
