@@ -155,24 +155,12 @@ async fn load_context(engine: &Engine, options: &BuildOptions, progress: &Progre
         return context::acquire(engine.store(), &options.context).await;
     }
     let name = match &options.context {
-        Context::Git { url, .. } => format!("[internal] load git source {}", without_credentials(url)),
-        Context::Http { url, .. } => format!("[internal] load remote build context {}", without_credentials(url)),
+        Context::Git { url, .. } => format!("[internal] load git source {}", lapstrake_source::shown_url(url)),
+        Context::Http { url, .. } => format!("[internal] load remote build context {}", lapstrake_source::shown_url(url)),
         Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
     };
     let step = progress.step(&name);
     step.close(context::acquire(engine.store(), &options.context).await)
-}
-
-/// An address as it may be shown.
-fn without_credentials(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| {
-        let authority = rest.split('/').next().unwrap_or(rest);
-        let (_, host) = authority.rsplit_once('@')?;
-        Some(format!("{scheme}://{host}{}", &rest[authority.len()..]))
-    }) {
-        Some(shown) => shown,
-        None => url.to_owned(),
-    }
 }
 
 struct Dockerfile {

@@ -46,7 +46,7 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
                 time: FileTime::Commit,
             };
             let name = digest_of(&[url, &resolved.commit, &options.subdir, if *submodules { "s" } else { "" }]);
-            let place = Place::new(store, "checkouts", &name)?;
+            let place = Place::new(store, "checkouts", name)?;
             if !place.ready() {
                 git.fetch(url, &resolved).await?;
                 let dir = git.checkout(url, &resolved.commit, &place.fresh()?, &options).await?;
@@ -57,7 +57,7 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
         Context::Http { url, sha256, path } => http(store, url, sha256.as_deref(), path.as_deref()).await,
         Context::Inline(files) => {
             let key = Identity::inline(files).key().ok_or_else(|| BuildError::internal("inline files have a key"))?;
-            let place = Place::new(store, "inline", &key)?;
+            let place = Place::new(store, "inline", key)?;
             if !place.ready() {
                 let dir = place.fresh()?;
                 write_inline(&dir, files, 0)?;
@@ -86,6 +86,8 @@ fn http_client() -> Result<reqwest::Client, BuildError> {
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     digest: Digest,
+    /// Key of the directory that it became.
+    place: Digest,
     etag: Option<String>,
     last_modified: Option<String>,
     only_dockerfile: Option<String>,
@@ -101,7 +103,7 @@ async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>
     };
     let known: Option<Remembered> =
         store.get(Table::HTTP, url.as_bytes()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let known = known.filter(|k| Place::new(store, "http", &k.digest).is_ok_and(|place| place.ready()));
+    let known = known.filter(|k| Place::new(store, "http", k.place).is_ok_and(|place| place.ready()));
     let found = match known {
         // What has the checksum that is asked for needs no look at the server.
         Some(known) if checksum == Some(known.digest) => known,
@@ -121,7 +123,7 @@ async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>
             }
         }
     };
-    let mut local = Place::new(store, "http", &found.digest)?.open()?;
+    let mut local = Place::new(store, "http", found.place)?.open()?;
     if let Some(path) = path {
         local = local.open_subdir(path)?;
     }
@@ -129,22 +131,24 @@ async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>
 }
 
 async fn unpacked(store: &Store, url: &str, download: lapstrake_source::Download) -> Result<Remembered, BuildError> {
-    let place = Place::new(store, "http", &download.digest)?;
-    let remembered = |only_dockerfile, download: &lapstrake_source::Download| Remembered {
-        digest: download.digest,
-        etag: download.etag.clone(),
-        last_modified: download.last_modified.clone(),
-        only_dockerfile,
-    };
-    let dir = place.fresh()?;
+    // What is no archive is a file of this name, so that the name counts too.
+    let key = digest_of(&[&download.digest.to_string(), &download.filename]);
+    let place = Place::new(store, "http", key)?;
     let work = move || {
+        let dir = place.fresh()?;
         let kind = unpack_context(download.path(), &download.filename, &dir, DOWNLOAD_BYTES_MAX, &Cancel::new())?;
         place.finish(&dir)?;
         let only_dockerfile = match kind {
             HttpContext::Archive => None,
             HttpContext::Dockerfile(name) => Some(name),
         };
-        Ok::<_, BuildError>(remembered(only_dockerfile, &download))
+        Ok::<_, BuildError>(Remembered {
+            digest: download.digest,
+            place: key,
+            etag: download.etag.clone(),
+            last_modified: download.last_modified.clone(),
+            only_dockerfile,
+        })
     };
     let remembered = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
     if let Ok(value) = serde_json::to_vec(&remembered) {
@@ -153,37 +157,43 @@ async fn unpacked(store: &Store, url: &str, download: lapstrake_source::Download
     Ok(remembered)
 }
 
+/// Directories that are whole, by group and key. A record reaches the disk after the files that were
+/// written before it, which a directory's name alone does not say after a power cut.
+const WHOLE: Table = Table::named("contexts");
+
 /// A directory that appears whole or not at all.
 struct Place {
+    store: Store,
     group: PathBuf,
     path: PathBuf,
+    record: Vec<u8>,
 }
 
 impl Place {
-    fn new(store: &Store, group: &str, key: &Digest) -> Result<Self, BuildError> {
-        let group = store.side_dir(group)?;
-        let path = group.join(&key.hex()[..32]);
-        Ok(Self { group, path })
+    fn new(store: &Store, group: &str, key: Digest) -> Result<Self, BuildError> {
+        let dir = store.side_dir(group)?;
+        let path = dir.join(&key.hex()[..32]);
+        Ok(Self { store: store.clone(), group: dir, path, record: format!("{group} {key}").into_bytes() })
     }
 
     fn ready(&self) -> bool {
-        self.path.is_dir()
+        self.path.is_dir() && self.store.get(WHOLE, &self.record).is_some()
     }
 
     /// An empty directory to fill; left-overs of a killed builder go.
     fn fresh(&self) -> Result<PathBuf, BuildError> {
         let dir = self.path.with_extension("new");
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error, &dir)),
-            _ => {}
-        }
+        remove(&dir)?;
         std::fs::create_dir_all(&dir).map_err(|e| io(e, &dir))?;
         Ok(dir)
     }
 
-    /// Gives the filled directory (or a part of it) its name.
+    /// Gives the filled directory (or a part of it) its name, in place of one that has it.
     fn finish(&self, filled: &Path) -> Result<(), BuildError> {
+        self.store.delete(WHOLE, &self.record);
+        remove(&self.path)?;
         std::fs::rename(filled, &self.path).map_err(|e| io(e, &self.path))?;
+        self.store.put(WHOLE, &self.record, b"").ok(); // a cache: it is filled again
         std::fs::remove_dir_all(self.path.with_extension("new")).ok(); // what was left around the part
         self.forget_old();
         Ok(())
@@ -210,10 +220,51 @@ impl Place {
     }
 }
 
+fn remove(dir: &Path) -> Result<(), BuildError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(error, dir)),
+        _ => Ok(()),
+    }
+}
+
 fn io(error: std::io::Error, path: &Path) -> BuildError {
     let reason = match crate::error::is_no_space(&error) {
         true => lapstrake_handoff::Reason::DiskFull,
         false => lapstrake_handoff::Reason::Internal,
     };
     BuildError::new(reason, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(store: &Store) -> Place {
+        Place::new(store, "inline", Digest::of(b"key")).expect("a place")
+    }
+
+    fn fill(store: &Store, text: &str) {
+        let dir = place(store).fresh().expect("an empty directory");
+        std::fs::write(dir.join("file"), text).expect("write");
+        place(store).finish(&dir).expect("named");
+    }
+
+    #[test]
+    fn a_directory_is_filled_anew_where_the_old_one_is_there() {
+        let (store, _dir) = Store::temporary().expect("a store");
+        for text in ["one", "two"] {
+            fill(&store, text);
+            assert!(place(&store).ready());
+            let read = place(&store).open().expect("open").read("file", 10).expect("read");
+            assert_eq!(read.as_deref(), Some(text.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_directory_whose_record_was_lost_is_not_trusted() {
+        let (store, _dir) = Store::temporary().expect("a store");
+        fill(&store, "one");
+        store.delete(WHOLE, &place(&store).record);
+        assert!(place(&store).path.is_dir() && !place(&store).ready());
+    }
 }

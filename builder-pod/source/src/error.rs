@@ -95,7 +95,7 @@ impl Error {
 }
 
 /// An address as it may be shown: no user, password, query or fragment.
-pub(crate) fn shown_url(url: &str) -> String {
+pub fn shown_url(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (host, path) = match rest.find('/') {

@@ -16,7 +16,7 @@ mod ignore;
 mod inline;
 mod local;
 
-pub use error::{Class, Error};
+pub use error::{Class, Error, shown_url};
 pub use git::{CheckoutOptions, FileTime, Git, GitRef, Resolved};
 pub use git_url::{GitUrl, parse_git_url};
 pub use http::{Download, Fetched, Http, HttpContext, HttpRequest, place_file, unpack_context};
