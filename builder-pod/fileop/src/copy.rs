@@ -377,13 +377,12 @@ impl<'a> Copier<'a> {
         let (dir, name) = (dir.as_fd(), here.dst_name);
         let path = path::join(&self.last().dst_path, name);
         clear_for_file(dir, name, &path, self.action.always_replace_existing_dest_paths)?;
+        // Symlinks and devices, too, may have several names.
+        if self.link(here.stat, dir, name, &path)? {
+            return Ok(());
+        }
         match at::kind(here.stat) {
-            FileType::RegularFile => {
-                if self.link(here.stat, dir, name, &path)? {
-                    return Ok(());
-                }
-                self.file(here, dir, &path)?;
-            }
+            FileType::RegularFile => self.file(here, dir, &path)?,
             FileType::Symlink => {
                 let target = at::read_link(here.dir.as_fd(), here.name).on("read link", here.path)?;
                 rustix::fs::symlinkat(target.as_slice(), dir, name).on("make symlink", &path)?;

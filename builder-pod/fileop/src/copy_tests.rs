@@ -265,7 +265,7 @@ fn owners_modes_and_times() {
 
 #[test]
 fn links_attributes_holes_and_special_files() {
-    let src = tree(&["s/a=shared", "s/b<>s/a", "s/n/c<>s/a", "s/p|"]);
+    let src = tree(&["s/a=shared", "s/b<>s/a", "s/n/c<>s/a", "s/p|", "s/q<>s/p", "s/l->a", "s/m<>s/l"]);
     let path = |name: &str| src.path().join("s").join(name);
     set::xattr(&path("a"), "user.color", b"red");
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -283,6 +283,8 @@ fn links_attributes_holes_and_special_files() {
         |name: &str| dst.path().join(name).symlink_metadata().unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(meta("a").ino(), meta("b").ino());
     assert_eq!((meta("a").ino(), meta("a").nlink()), (meta("n/c").ino(), 3));
+    assert_eq!((meta("p").ino(), meta("p").nlink()), (meta("q").ino(), 2));
+    assert_eq!((meta("l").ino(), meta("l").nlink()), (meta("m").ino(), 2));
     let root = crate::open_root(dst.path()).unwrap_or_else(|e| panic!("{e}"));
     let attributes = at::xattrs(root.as_fd(), b"b").unwrap_or_else(|e| panic!("{e}"));
     assert!(attributes.contains(&(b"user.color".to_vec(), b"red".to_vec())));

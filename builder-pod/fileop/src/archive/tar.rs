@@ -160,8 +160,23 @@ fn owned(entry: &ParsedEntry<'_>, sparse: Option<Content>) -> Entry {
         uid: entry.uid,
         gid: entry.gid,
         modified_ns: entry.pax.and_then(pax_modified_ns).unwrap_or(i128::from(entry.mtime) * 1_000_000_000),
-        xattrs: entry.xattrs.iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect(),
+        xattrs: entry.xattrs.iter().map(|(key, value)| (attribute(key), value.to_vec())).collect(),
     }
+}
+
+/// An attribute's name out of a record's key, in which GNU tar writes `=` as `%3D` and `%` as `%25`.
+fn attribute(mut key: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(key.len());
+    while let [first, rest @ ..] = key {
+        let (byte, rest) = match (key.strip_prefix(b"%3D"), key.strip_prefix(b"%25")) {
+            (Some(rest), _) => (b'=', rest),
+            (_, Some(rest)) => (b'%', rest),
+            _ => (*first, rest),
+        };
+        name.push(byte);
+        key = rest;
+    }
+    name
 }
 
 /// The `mtime` record, which unlike the header's field has a fraction.

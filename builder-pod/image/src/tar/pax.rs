@@ -1,5 +1,6 @@
 //! PAX records: `length key=value\n`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::Time;
@@ -29,6 +30,39 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Vec<Record<'_>>, &'static str> {
         data = rest;
     }
     Ok(records)
+}
+
+/// An attribute's name as part of a record's key, where `=` would end it: GNU tar writes it as `%3D`, and
+/// `%` as `%25`. Other programs do not know that, so all other names stay as they are.
+pub(super) fn encode_attribute(name: &[u8]) -> Cow<'_, [u8]> {
+    if !name.contains(&b'=') && !name.windows(3).any(|three| decoded(three).is_some()) {
+        return Cow::Borrowed(name);
+    }
+    let encode = |byte: &u8| match byte {
+        b'=' => b"%3D".to_vec(),
+        b'%' => b"%25".to_vec(),
+        other => vec![*other],
+    };
+    Cow::Owned(name.iter().flat_map(encode).collect())
+}
+
+/// Undoes [`encode_attribute`].
+pub(super) fn decode_attribute(mut key: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(key.len());
+    while let [first, rest @ ..] = key {
+        let escaped = key.get(..3).and_then(decoded);
+        name.push(escaped.unwrap_or(*first));
+        key = if escaped.is_some() { &key[3..] } else { rest };
+    }
+    name
+}
+
+fn decoded(three: &[u8]) -> Option<u8> {
+    match three {
+        b"%3D" => Some(b'='),
+        b"%25" => Some(b'%'),
+        _ => None,
+    }
 }
 
 /// A plain decimal number.

@@ -289,7 +289,7 @@ fn apply_records(entry: &mut Entry, stored: &mut u64, records: &[pax::Record<'_>
             b"mtime" => entry.mtime = pax::time(value).ok_or_else(bad)?,
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.").filter(|n| !n.is_empty()) {
-                    xattrs.insert(name.to_vec(), value.to_vec());
+                    xattrs.insert(pax::decode_attribute(name), value.to_vec());
                 }
             }
         }

@@ -376,3 +376,13 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
         assert!(all.iter().any(|(e, d)| e.path.ends_with("n".repeat(200).as_bytes()) && d == b"long"));
     }
 }
+
+#[test]
+fn an_attribute_name_with_an_equals_sign_comes_back() {
+    let names: [&[u8]; 6] = [b"user.a=b", b"user.100%", b"user.%3D", b"user.%25=", b"user.=", b"user.plain"];
+    let xattrs = names.iter().map(|name| (name.to_vec(), b"v=w".to_vec())).collect();
+    let entry = Entry { xattrs, ..Entry::new("f", Kind::File) };
+    let written = write_all(&[(entry.clone(), Vec::new())]);
+    assert_eq!(read_all(&written).unwrap()[0].0.xattrs, entry.xattrs);
+    assert_eq!(*pax::encode_attribute(b"user.100%"), *b"user.100%", "others' readers decode nothing");
+}

@@ -28,7 +28,7 @@ impl<W: Write> TarWriter<W> {
         self.close()?;
         let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for (name, value) in &entry.xattrs {
-            records.insert([b"SCHILY.xattr.", name.as_slice()].concat(), value.clone());
+            records.insert([b"SCHILY.xattr.", &*pax::encode_attribute(name)].concat(), value.clone());
         }
         let header = encode(entry, &mut records);
         if !records.is_empty() {
