@@ -16,6 +16,11 @@ type Act = Action<Result_, &'static str>;
 
 /// A graph of merges over sources; node `i` takes the inputs in `edges[i]`, all below `i`.
 fn graph(edges: &[Vec<usize>], ignore: &[bool]) -> (Arc<Graph>, Vec<VertexDigest>) {
+    salted_graph(edges, ignore, "")
+}
+
+/// The same with other vertices: `salt` is in their bytes.
+fn salted_graph(edges: &[Vec<usize>], ignore: &[bool], salt: &str) -> (Arc<Graph>, Vec<VertexDigest>) {
     let mut builder = Builder::new();
     let mut made: Vec<Output> = Vec::new();
     for (i, inputs) in edges.iter().enumerate() {
@@ -27,7 +32,7 @@ fn graph(edges: &[Vec<usize>], ignore: &[bool]) -> (Arc<Graph>, Vec<VertexDigest
             pb::op::Op::Merge(pb::MergeOp { inputs: merged.collect() })
         };
         let inputs = inputs.iter().map(|x| Builder::input(made[*x])).collect();
-        let constraints = Some(pb::WorkerConstraints { filter: vec![i.to_string()] });
+        let constraints = Some(pb::WorkerConstraints { filter: vec![format!("{i}{salt}")] });
         let metadata =
             pb::OpMetadata { ignore_cache: ignore.get(i).copied().unwrap_or(false), ..Default::default() };
         let vertex =
@@ -50,6 +55,8 @@ struct Sim {
     fails: BTreeSet<VertexDigest>,
     content: BTreeSet<VertexDigest>,
     ephemeral: BTreeSet<VertexDigest>,
+    /// Vertices that do the work of another.
+    same: BTreeMap<VertexDigest, VertexDigest>,
 }
 
 impl Sim {
@@ -64,6 +71,7 @@ impl Sim {
             fails: BTreeSet::new(),
             content: BTreeSet::new(),
             ephemeral: BTreeSet::new(),
+            same: BTreeMap::new(),
         }
     }
 
@@ -87,29 +95,34 @@ impl Sim {
         }
     }
 
+    fn work(&self, digest: VertexDigest) -> VertexDigest {
+        self.same.get(&digest).copied().unwrap_or(digest)
+    }
+
     fn answer(&mut self, action: Act) -> Ev {
         let number = |v: VertexDigest| u64::from(v.0.as_bytes()[0]) << 8 | u64::from(v.0.as_bytes()[1]);
         match action {
             Action::Describe(id, vertex) => {
-                let keying =
-                    if self.content.contains(&id.digest) { Keying::ByContent } else { Keying::ByKey };
+                let work = self.work(id.digest);
+                let keying = if self.content.contains(&work) { Keying::ByContent } else { Keying::ByKey };
                 let inputs = vec![keying; vertex.inputs.len()];
                 Event::Described(
                     id,
-                    Ok(OpKey { digest: id.digest.0, inputs, ephemeral: self.ephemeral.contains(&id.digest) }),
+                    Ok(OpKey { digest: work.0, inputs, ephemeral: self.ephemeral.contains(&work) }),
                 )
             }
             Action::LookUp(id, key) => Event::LookedUp(id, self.records.get(&key).cloned()),
             Action::Hash(id, _, input, of) => Event::Hashed(id, input, Ok(Digest::of(&of.to_le_bytes()))),
             Action::Run(id, _, inputs) => {
                 self.running.remove(&id);
-                if self.fails.contains(&id.digest) {
+                let work = self.work(id.digest);
+                if self.fails.contains(&work) {
                     return Event::Ran(id, Err("failed"));
                 }
                 Event::Ran(
                     id,
                     Ok(vec![
-                        inputs.iter().fold(number(id.digest), |a, b| a.wrapping_mul(31).wrapping_add(*b)),
+                        inputs.iter().fold(number(work), |a, b| a.wrapping_mul(31).wrapping_add(*b)),
                     ]),
                 )
             }
@@ -189,6 +202,80 @@ proptest! {
             prop_assert!(sim.ran.is_empty(), "a recorded build ran {:?}", sim.ran);
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn jobs_whose_graphs_do_equal_work_all_end(
+        edges in prop::collection::vec(prop::collection::vec(0usize..32, 0..4), 1..10),
+        (content, failing) in (any::<u32>(), prop_oneof![3 => Just(0), 1 => any::<u32>()]),
+        events in prop::collection::vec((0usize..12, 0usize..6), 1..16),
+        seed in any::<u64>(),
+    ) {
+        let (first, digests) = graph(&edges, &[]);
+        let (second, others) = salted_graph(&edges, &[], "x");
+        let mut sim = Sim::new();
+        sim.same = others.into_iter().zip(digests.iter().copied()).collect();
+        sim.content = subset(&digests, content);
+        sim.fails = subset(&digests, failing & seed as u32);
+        let mut picks = picks(seed);
+        let mut canceled = BTreeSet::new();
+        let mut jobs = 0;
+        for (steps, event) in events {
+            match event {
+                0 | 1 => {
+                    jobs += 1;
+                    sim.step(Event::JobAdded(jobs, Arc::clone(&first)));
+                }
+                2 | 3 => {
+                    jobs += 1;
+                    sim.step(Event::JobAdded(jobs, Arc::clone(&second)));
+                }
+                _ if jobs > 0 => {
+                    let job = 1 + steps as u64 % jobs;
+                    canceled.insert(job);
+                    sim.step(Event::JobCanceled(job));
+                }
+                _ => {}
+            }
+            sim.drain(&mut picks, steps);
+        }
+        sim.drain(&mut picks, usize::MAX);
+        prop_assert_eq!(sim.ended.len() as u64, jobs, "a job did not end");
+        prop_assert_eq!(sim.machine.vertices_known(), 0, "a vertex stayed");
+        for (job, outcome) in &sim.ended {
+            let fine = canceled.contains(job) || !sim.fails.is_empty() || matches!(outcome, Outcome::Done(Some(_)));
+            prop_assert!(fine, "job {} ended as {:?}", job, outcome);
+        }
+    }
+}
+
+#[test]
+fn work_that_somebody_waits_for_goes_on_when_its_first_asker_leaves() {
+    let (first, digests) = graph(&[vec![]], &[]);
+    let (second, others) = salted_graph(&[vec![]], &[], "x");
+    let mut sim = Sim::new();
+    sim.same = others.into_iter().zip(digests).collect();
+    let until_runs = |sim: &mut Sim| {
+        while let Some(at) = sim.open.iter().position(|action| !matches!(action, Action::Run(..))) {
+            let action = sim.open.swap_remove(at);
+            let event = sim.answer(action);
+            sim.step(event);
+        }
+    };
+    sim.step(Event::JobAdded(1, first));
+    until_runs(&mut sim);
+    for job in 2..=3 {
+        sim.step(Event::JobAdded(job, Arc::clone(&second)));
+        until_runs(&mut sim);
+    }
+    sim.step(Event::JobCanceled(1));
+    sim.step(Event::JobCanceled(2));
+    sim.drain(&mut picks(1), usize::MAX);
+    assert!(matches!(sim.ended.get(&3), Some(Outcome::Done(Some(_)))), "{:?}", sim.ended.get(&3));
+    assert_eq!((sim.ran.len(), sim.machine.vertices_known()), (1, 0), "it ran once, and all is forgotten");
 }
 
 #[test]
