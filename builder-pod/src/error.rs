@@ -177,7 +177,8 @@ pub(crate) fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        if code.is_some_and(|c| c == ENOSPC || c == EDQUOT) {
+        let fileop = error.downcast_ref::<lapstrake_fileop::Error>();
+        if code.is_some_and(|c| c == ENOSPC || c == EDQUOT) || fileop.is_some_and(lapstrake_fileop::Error::is_no_space) {
             return true;
         }
         // A kernel call's error that is no io::Error says so in its text.

@@ -88,6 +88,11 @@ pub enum Class {
 }
 
 impl Error {
+    /// The destination's disk, or the quota on it, is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { errno: Errno::NOSPC | Errno::DQUOT, .. })
+    }
+
     /// The class of this error.
     pub fn class(&self) -> Class {
         match self {

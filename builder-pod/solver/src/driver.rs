@@ -1,6 +1,6 @@
 //! Performs the machine's actions, each in a task of its own, and feeds the answers back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -140,7 +140,8 @@ impl<W: World> Solver<W> {
         Self { requests }
     }
 
-    /// Brings the target of a graph into being.
+    /// Brings the target of a graph into being. When this returns, with whatever outcome, no work goes on
+    /// that only this job wanted.
     pub async fn solve(&self, job: Job) -> Solved<W> {
         let (done, outcome) = oneshot::channel();
         if self.requests.send(Request { job, done }).is_err() {
@@ -156,10 +157,24 @@ struct Running<W: World> {
     watch: tokio::task::JoinHandle<()>,
 }
 
+/// A job whose outcome is known, while work that only it wanted is being stopped.
+struct Ending<W: World> {
+    running: Running<W>,
+    outcome: Solved<W>,
+    left: HashSet<VertexId>,
+}
+
+impl<W: World> Ending<W> {
+    fn deliver(self) {
+        self.running.done.send(self.outcome).ok(); // the caller may have gone
+    }
+}
+
 struct Driver<W: World> {
     world: Arc<W>,
     machine: Machine<W::Result, W::Error>,
     jobs: HashMap<JobId, Running<W>>,
+    ending: Vec<Ending<W>>,
     next_job: JobId,
     tokens: HashMap<VertexId, CancellationToken>,
     running: HashMap<VertexId, Arc<Vertex>>,
@@ -177,6 +192,7 @@ impl<W: World> Driver<W> {
             world,
             machine: Machine::new(),
             jobs: HashMap::new(),
+            ending: Vec::new(),
             next_job: 0,
             tokens: HashMap::new(),
             running: HashMap::new(),
@@ -251,6 +267,12 @@ impl<W: World> Driver<W> {
         };
         self.tell(*id, kind);
         self.running.remove(id);
+        for ending in &mut self.ending {
+            ending.left.remove(id);
+        }
+        for ending in self.ending.extract_if(.., |ending| ending.left.is_empty()) {
+            ending.deliver();
+        }
     }
 
     /// A vertex that failed before it could run is shown as one that failed.
@@ -295,7 +317,10 @@ impl<W: World> Driver<W> {
             Action::JobEnded(job, outcome) => {
                 if let Some(running) = self.jobs.remove(&job) {
                     running.watch.abort();
-                    running.done.send(outcome).ok(); // the caller may have gone
+                    let unwanted = |id: &&VertexId| self.machine.jobs_of(**id).next().is_none();
+                    let left: HashSet<_> = self.running.keys().filter(unwanted).copied().collect();
+                    let ending = Ending { running, outcome, left };
+                    if ending.left.is_empty() { ending.deliver() } else { self.ending.push(ending) }
                 }
             }
         }
@@ -324,6 +349,9 @@ impl<W: World> Driver<W> {
             if let Some(running) = self.jobs.get(&job) {
                 running.progress.send(Event { vertex: Arc::clone(vertex), kind: kind.clone() }).ok(); // listening is optional
             }
+        }
+        for ending in self.ending.iter().filter(|ending| ending.left.contains(&id)) {
+            ending.running.progress.send(Event { vertex: Arc::clone(vertex), kind: kind.clone() }).ok(); // as above
         }
     }
 }

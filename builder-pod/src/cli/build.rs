@@ -90,7 +90,7 @@ pub(crate) fn main(args: &Args, sandbox: &Sandbox) -> u8 {
     let format = if args.quiet { Format::Quiet } else { args.progress };
     let style = if console::colors_enabled_stderr() { Style::Color } else { Style::Plain };
     let progress = Progress::new(format);
-    let result = wiring::runtime().and_then(|runtime| runtime.block_on(run(args, sandbox, &progress)));
+    let result = wiring::block_on(run(args, sandbox, &progress));
     progress.finish();
     match result {
         Ok(built) => {
@@ -121,8 +121,11 @@ async fn run(args: &Args, sandbox: &Sandbox, progress: &Progress) -> Result<Buil
     };
     let client = Client::new(Config { hosts, credentials, ..Config::default() });
     let engine = Arc::new(wiring::engine(&args.root, client, sandbox)?);
-    let built = build::build(&engine, &options, progress, &cancel).await?;
-    wiring::flush(&engine).await?;
+    let result = build::build(&engine, &options, progress, &cancel).await;
+    // What finished steps made is kept, however the build ended.
+    let flushed = wiring::flush(&engine).await;
+    let built = result?;
+    flushed?;
     if let Some(path) = &args.metadata_file {
         write_metadata(path, &built, &options)?;
     }
@@ -235,7 +238,7 @@ fn context(text: &str) -> Result<Context, BuildError> {
     if Path::new(text).is_dir() {
         return Ok(Context::Directory(PathBuf::from(text)));
     }
-    if let Some(git) = lapstrake_source::parse_git_url(text).map_err(|e| usage(chain(&e)))? {
+    if let Some(git) = git_url(text)? {
         let reference = match (git.checksum, git.reference) {
             (Some(commit), _) => lapstrake_source::GitRef::Commit(commit),
             (None, Some(name)) => lapstrake_source::GitRef::Any(name),
@@ -248,6 +251,14 @@ fn context(text: &str) -> Result<Context, BuildError> {
         return Ok(Context::Http { url: text.to_owned(), sha256: None, path: None });
     }
     Err(usage(format!("{text} is no directory, Git URL, http address or ImageBuild manifest")))
+}
+
+fn git_url(text: &str) -> Result<Option<lapstrake_source::GitUrl>, BuildError> {
+    let parse = |text: &str| lapstrake_source::parse_git_url(text).map_err(|e| usage(chain(&e)));
+    // A repository of this machine: what stands behind its path is read as behind Git's own scheme.
+    let Some(path) = text.strip_prefix("file://") else { return parse(text) };
+    let url = parse(&format!("git://{path}"))?;
+    Ok(url.map(|url| lapstrake_source::GitUrl { remote: url.remote.replacen("git://", "file://", 1), ..url }))
 }
 
 /// The keys are those of buildx.

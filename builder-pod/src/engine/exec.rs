@@ -78,7 +78,9 @@ impl Engine {
         };
         let exit = self.executor.run(&spec, &mut sink, &step.cancel).await;
         drop(permit);
-        judge(exit, meta, &tail)?;
+        // Looked at while the step's files are still there.
+        let disk_full = tail.says_no_space() || is_full(self.store.root());
+        judge(exit, meta, &tail, disk_full)?;
         drop(prepared.scratch);
         let mut outputs = prepared.outputs;
         outputs.sort_by_key(|(output, _)| *output);
@@ -211,8 +213,19 @@ fn rlimit(limit: &pb::Ulimit) -> Rlimit {
     Rlimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard) }
 }
 
+/// Less room than this for what a step writes counts as none: a block or two may be left over.
+const FULL_BYTES: u64 = 128 << 10;
+
+/// Programs have many words for a full disk, so the disk is asked too.
+fn is_full(state: &std::path::Path) -> bool {
+    rustix::fs::statvfs(state).is_ok_and(|disk| {
+        let no_inode = disk.f_files > 0 && disk.f_favail == 0;
+        no_inode || disk.f_bavail.saturating_mul(disk.f_frsize) < FULL_BYTES
+    })
+}
+
 /// What the way that a step ended means.
-fn judge(exit: Result<StepExit, RunError>, meta: &pb::Meta, tail: &Tail) -> Result<(), BuildError> {
+fn judge(exit: Result<StepExit, RunError>, meta: &pb::Meta, tail: &Tail, disk_full: bool) -> Result<(), BuildError> {
     let exit = match exit {
         Ok(exit) => exit,
         Err(RunError::Canceled) => return Err(BuildError::canceled()),
@@ -234,7 +247,7 @@ fn judge(exit: Result<StepExit, RunError>, meta: &pb::Meta, tail: &Tail) -> Resu
     let (reason, message) = if exit.oom_killed {
         let hint = "the step was killed for using more memory than the builder may have; raise its memory limit";
         (Reason::OutOfMemory, format!("\"{command}\": {hint}"))
-    } else if tail.says_no_space() {
+    } else if disk_full {
         (Reason::DiskFull, format!("\"{command}\" failed with exit code {}: no space left on the builder's disk", exit.code))
     } else {
         (Reason::StepFailed, format!("\"{command}\" failed with exit code {}", exit.code))
@@ -301,10 +314,10 @@ mod tests {
     fn an_exit_code_is_judged_and_named() {
         let meta = pb::Meta { args: vec!["make".into()], ..Default::default() };
         let exit = |code, oom_killed| Ok(StepExit { code, signal: None, oom_killed });
-        assert!(judge(exit(0, false), &meta, &Tail::default()).is_ok());
-        let error = judge(exit(2, false), &meta, &Tail::default()).expect_err("failed");
+        assert!(judge(exit(0, false), &meta, &Tail::default(), false).is_ok());
+        let error = judge(exit(2, false), &meta, &Tail::default(), false).expect_err("failed");
         assert_eq!((error.failure().reason, error.failure().exit_code), (Reason::StepFailed, Some(2)));
-        let error = judge(exit(137, true), &meta, &Tail::default()).expect_err("killed");
+        let error = judge(exit(137, true), &meta, &Tail::default(), false).expect_err("killed");
         assert_eq!(error.failure().reason, Reason::OutOfMemory);
     }
 }

@@ -17,12 +17,22 @@ use lapstrake_store::{Active, SnapshotId, Store, Table};
 use super::{Engine, Res};
 use crate::error::BuildError;
 
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 /// Runs blocking work that looks at a [`Cancel`], and tells it to stop when the step is canceled.
 async fn blocking<T: Send + 'static>(
     step: &Step,
     work: impl FnOnce(&Cancel) -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {
     let cancel = Cancel::new();
+    // Work whose waiter was dropped has no reader.
+    let _guard = CancelOnDrop(cancel.clone());
     let mut task = tokio::task::spawn_blocking({
         let cancel = cancel.clone();
         move || work(&cancel)

@@ -6,6 +6,7 @@
 
 mod cache;
 mod dockerfile;
+mod engine;
 mod errors;
 mod faults;
 mod images;
