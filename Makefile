@@ -53,9 +53,9 @@ images: tools ## the operator's and the builder's images, built by Lapstrake, pu
 
 cluster-up: tools ## bring up a one-node Kubernetes with registries and base images
 	cargo xtask need
-	cargo xtask cluster up
+	cargo xtask cluster-up
 
-cluster-down: tools ## take it away, with all its traces
+cluster-down: tools ## take the cluster away, with all its traces
 	cargo xtask cluster down
 
 demo: tools ## see it work: a cluster, the chart, a build, the image run as a pod

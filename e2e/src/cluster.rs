@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     fn own() -> Result<Self> {
-        let told = xtask(&["cluster", "env"])?;
+        let told = output(&mut tool_command(&["env"]))?;
         let variables: BTreeMap<String, String> = told
             .lines()
             .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
@@ -94,7 +94,7 @@ impl Cluster {
         if !self.own {
             bail!("CLUSTER=current: its node is not ours to {}", arguments.join(" "));
         }
-        xtask(&[&["cluster"], arguments].concat())
+        output(&mut tool_command(arguments))
     }
 
     /// Runs `kubectl` and gives what it printed. Blocks.
@@ -111,8 +111,24 @@ impl Cluster {
     }
 }
 
+/// `lapstrake-cluster`, which `cargo xtask install` has built beside the tests.
+fn tool_command(arguments: &[&str]) -> Command {
+    let test = std::env::current_exe().unwrap_or_default();
+    let built = test.ancestors().map(|folder| folder.join("lapstrake-cluster")).find(|file| file.is_file());
+    let mut command = match built {
+        Some(program) => Command::new(program),
+        None => xtask_command(&["cluster"]),
+    };
+    command.args(arguments).current_dir(repository_root());
+    command
+}
+
 /// Runs `cargo xtask`.
 fn xtask(arguments: &[&str]) -> Result<String> {
+    output(&mut xtask_command(arguments))
+}
+
+fn xtask_command(arguments: &[&str]) -> Command {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let mut command = Command::new(cargo);
     // Those are the tests' own, and would have cargo take everything for changed.
@@ -123,7 +139,8 @@ fn xtask(arguments: &[&str]) -> Result<String> {
     for name in ours {
         command.env_remove(name);
     }
-    output(command.arg("xtask").args(arguments).current_dir(repository_root()))
+    command.arg("xtask").args(arguments).current_dir(repository_root());
+    command
 }
 
 fn output(command: &mut Command) -> Result<String> {

@@ -123,12 +123,20 @@ impl Cluster {
     }
 }
 
+/// What the examples are built from, beside what every cluster of ours has.
+pub(crate) const BASE_IMAGES: &[&str] = &["golang", "rust", "python"];
 /// Port of the registry that tests stop and start, on the host's address.
 pub(crate) const FLAKY_REGISTRY_PORT: u16 = 5999;
 
 /// Runs `lapstrake-cluster` itself.
 pub(crate) fn forward(root: &Path, arguments: &[String]) -> Result<()> {
     run(Command::new(tool(root)?).args(arguments))
+}
+
+/// Whether a cluster is there that is to stay: the kubeconfig's, or our own when it serves.
+pub(crate) fn is_up(root: &Path) -> bool {
+    let current = env::var("CLUSTER").is_ok_and(|word| word == "current");
+    current || tool(root).is_ok_and(|tool| output(Command::new(tool).arg("status")).is_ok())
 }
 
 /// Builds `lapstrake-cluster`, which Go does in a moment when nothing changed.

@@ -50,7 +50,8 @@ pub(crate) fn up(root: &Path) -> Result<()> {
         "--timeout=120s",
     ]))?;
     shown(&mut cluster.kubectl(["logs", NAME]))?;
-    println!("\nLook around with `make kubectl-env`, take everything away with `make demo-down`.");
+    let look = if cluster.own { "eval \"$(cargo xtask cluster env)\" and then kubectl" } else { "kubectl" };
+    println!("\nLook around with {look}; take everything away with `make demo-down`.");
     Ok(())
 }
 

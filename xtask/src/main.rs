@@ -33,6 +33,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   deny              checks licences and doubled dependencies with cargo-deny, where it is installed
   need              checks that the machine has what build, tests and demo need
   cluster ARGS...   runs lapstrake-cluster (e2e/cluster), building it first
+  cluster-up        brings our own cluster up, with all base images in its registry
   images            builds our own images with Lapstrake and pushes them to the cluster's registry
   install           the same, then installs the chart and waits for the operator
   demo [down]       shows a build on a cluster; takes it away
@@ -70,11 +71,15 @@ fn run(args: &[String]) -> Result<()> {
         ["deny"] => deny(&root),
         ["need"] => need::check(&root),
         ["cluster", ..] => cluster::forward(&root, &args[1..]),
+        ["cluster-up"] => {
+            let cluster = cluster::Cluster::connect(&root)?;
+            cluster.base_images(cluster::BASE_IMAGES)
+        }
         ["images"] => images::make(&root, &cluster::Cluster::connect(&root)?).map(drop),
         ["install"] => {
             let cluster = cluster::Cluster::connect(&root)?;
             let images = images::make(&root, &cluster)?;
-            cluster.base_images(&["golang", "rust", "python"])?;
+            cluster.base_images(cluster::BASE_IMAGES)?;
             install::install(&root, &cluster, &images)
         }
         ["demo"] => demo::up(&root),

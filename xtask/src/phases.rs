@@ -1,7 +1,8 @@
 //! `make test`: all phases one after the other, and at the end how long each took.
 //!
-//! A phase is a target of the Makefile, so that a person can run each of them alone. The last lines are
-//! the test runner's own: those of the last phase are held back until the table is printed.
+//! A phase is a target of the Makefile, so that a person can run each of them alone. A cluster that was
+//! up before stays up. The last lines are the test runner's own: those of the last phase are held back
+//! until the table is printed.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,6 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::cluster;
 
 /// What is run, in this order.
 const PHASES: &[&str] = &["check", "unit", "integration", "cluster-up", "images", "e2e"];
@@ -23,6 +26,7 @@ struct Phase {
 pub(crate) fn run(root: &Path) -> Result<()> {
     let mut phases = Vec::new();
     let mut held = Vec::new();
+    let was_up = cluster::is_up(root);
     for &name in PHASES {
         println!("\n=== {name}");
         let started = Instant::now();
@@ -35,6 +39,11 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         if name != "e2e" {
             held.drain(..).for_each(|line| println!("{line}"));
         }
+    }
+    if !was_up {
+        let started = Instant::now();
+        let passed = cluster::forward(root, &["down".into()]).is_ok(); // Says itself what went wrong.
+        phases.push(Phase { name: "cluster-down", took: started.elapsed(), passed });
     }
     print!("{}", table(phases.iter().collect()));
     held.iter().for_each(|line| println!("{line}"));

@@ -192,7 +192,7 @@ fn annotations(out: &mut String) {
         ),
         (
             annotation::RECONCILE_REQUESTED_AT,
-            "A new value asks to look at the inputs again; a run follows when they resolved to something new. As Flux means it.",
+            "A new value asks to look at the inputs again, as Flux means it: a run follows, which takes everything from its cache if nothing moved.",
         ),
         (
             annotation::RECONCILE_FORCE_AT,

@@ -32,6 +32,15 @@ pub(crate) fn readme(root: &Path) -> Result<String> {
          The definition is upgraded with the chart (`crds.install`) and stays when the chart is uninstalled (`crds.keep`).\n\
          The operator has no right to read Secrets: credentials are mounted into the builder pods by the kubelet.\n\
          Builder pods run in the namespaces of their ImageBuilds and need nodes that support pods with user namespaces.\n\n\
+         ## A release for some namespaces\n\n\
+         ```sh\n\
+         helm install lapstrake charts/lapstrake --namespace shop --set watch.mode=namespaces --set crds.install=false\n\
+         ```\n\n\
+         It serves its own namespace, or those in `watch.namespaces`, and may read and write nothing outside of them. The definition\n\
+         must be there (`crds.install=false` leaves it to the release that brought it).\n\n\
+         A namespace must be served by one release only. Two do not build twice, but whichever is faster builds, with its own builder\n\
+         image and defaults. Beside a release that serves the whole cluster, leave the namespace out there first:\n\
+         `--set 'watch.except={shop}'`.\n\n\
          ## Values\n\n\
          | Value | Default | |\n| --- | --- | --- |\n",
     );

@@ -12,6 +12,8 @@ use super::Bench;
 use crate::cluster::{self, cache};
 use crate::process::{output, run};
 
+/// Cgroup of its steps, in every hierarchy.
+const CGROUP: &str = "lapstrake-bench";
 const CMD: &str = "github.com/moby/buildkit/cmd/";
 
 /// A running `buildkitd`; ended and swept away when dropped.
@@ -38,7 +40,8 @@ impl Peer {
              [grpc]\naddress = [\"{address}\"]\n\
              [otel]\nsocketPath = \"{state}/otel.sock\"\n\
              [worker.containerd]\nenabled = false\n\
-             [worker.oci]\nbinary = \"{runc}\"\nnetworkMode = \"host\"\nsnapshotter = \"overlayfs\"\n\
+             [worker.oci]\nbinary = \"{runc}\"\nnetworkMode = \"host\"\n\
+             defaultCgroupParent = \"{CGROUP}\"\nsnapshotter = \"overlayfs\"\n\
              [registry.\"{registry}\"]\nhttp = true\n",
             state = state.display(),
             runc = runc.display(),
@@ -46,7 +49,12 @@ impl Peer {
         let file = state.join("buildkitd.toml");
         fs::write(&file, config).with_context(|| file.display().to_string())?;
         let log = File::create(state.join("log"))?;
+        // It refuses to start when no runc is on its PATH, whatever its configuration says.
+        let folders = runc.parent().into_iter().map(Path::to_path_buf);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(folders.chain(std::env::split_paths(&path)))?;
         let daemon = Command::new(programs.join("buildkitd"))
+            .env("PATH", path)
             .arg("--config")
             .arg(&file)
             .stdout(Stdio::null())
@@ -89,10 +97,19 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        if matches!(self.daemon.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // Asked, not killed: it takes its mounts away itself.
         let asked = run(Command::new("kill").arg(self.daemon.id().to_string()));
         if asked.is_ok() {
             self.daemon.wait().ok(); // It was ours and has ended, however it ended.
+        }
+        // It leaves these. Version 2 has one hierarchy, version 1 has one in each folder.
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            fs::remove_dir(hierarchy.join(CGROUP)).ok(); // Most have none.
         }
     }
 }
