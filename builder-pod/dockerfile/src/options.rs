@@ -177,6 +177,8 @@ pub struct Capabilities {
     pub ssh_mounts: bool,
     /// `RUN --security=insecure`.
     pub insecure: bool,
+    /// `RUN --network=host`.
+    pub host_network: bool,
     /// `ADD https://…`.
     pub http_sources: bool,
     /// Merge operations, for `COPY --link`; without them it is a plain copy of the same outcome.
@@ -190,6 +192,7 @@ impl Capabilities {
         secret_mounts: true,
         ssh_mounts: true,
         insecure: true,
+        host_network: true,
         http_sources: true,
         merge: true,
     };

@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use lapstrake_dockerfile::{
+    Capabilities,
     ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, Network, NoCache, Options, ResolveMode,
     Severity, Ulimit, parse, plan,
 };
@@ -47,6 +48,7 @@ fn options_of_steps_reach_every_step() {
         shm_size_bytes: 64,
         cgroup_parent: "cg".to_owned(),
         build_args: [("HTTPS_PROXY".to_owned(), "p".to_owned())].into(),
+        capabilities: Capabilities::ALL,
         ..Options::default()
     };
     let steps = execs(&lowered("FROM a\nRUN x\nRUN --network=host y\n", &options));

@@ -31,7 +31,7 @@ pub struct HostConfig {
     /// Do not check the server's certificate.
     #[serde(skip_serializing_if = "is_false")]
     pub insecure: bool,
-    /// PEM files with CA certificates that are trusted beside the platform's.
+    /// CA certificates that are trusted beside the platform's: PEM files, or PEM texts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ca: Vec<PathBuf>,
     /// PEM file with the client's certificate chain.

@@ -37,6 +37,12 @@ impl Lowering<'_> {
             Some(word) if word.text == "insecure" => pb::SecurityMode::Insecure,
             _ => pb::SecurityMode::Sandbox,
         };
+        if let Some(word) = &run.network
+            && word.text == "host"
+            && !self.plan.options.capabilities.host_network
+        {
+            return Err(Box::new(Diagnostic::not_yet(word.span, "RUN --network=host")));
+        }
         let line = self.command_line(current, at, run)?;
         let mut mounts = Vec::new();
         for (index, word) in run.mounts.iter().enumerate() {

@@ -25,6 +25,10 @@ async fn a_configured_ca_is_trusted_and_an_unknown_one_is_not() {
     let client = with(&registry.host(), HostConfig { ca: vec![ca], ..HostConfig::default() });
     client.resolve(&app(&registry)).await.unwrap();
 
+    let text = registry.ca_pem().unwrap().into();
+    let client = with(&registry.host(), HostConfig { ca: vec![text], ..HostConfig::default() });
+    client.resolve(&app(&registry)).await.unwrap();
+
     let error = with(&registry.host(), HostConfig::default()).resolve(&app(&registry)).await.unwrap_err();
     assert_eq!(error.class(), Class::Invalid, "{error}");
     assert!(error.hint().unwrap().contains("configure the CA certificate"), "{error:#}");
