@@ -3,6 +3,8 @@
 //!
 //! Needs root, Go, skopeo, GNU tar and a static busybox; says so where one is missing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
+
 mod original;
 mod place;
 mod tree;

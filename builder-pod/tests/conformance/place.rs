@@ -31,6 +31,9 @@ impl Place {
         fs::create_dir_all(&original).unwrap();
         fs::create_dir_all(&context).unwrap();
         original::write(&original);
+        // A copy, which other users can reach wherever the target directory is. Not by ourselves: a program
+        // that somebody has open for writing does not start, and a fork in another thread would have it open.
+        run(Command::new("cp").arg(env!("CARGO_BIN_EXE_lapstrake-builder")).arg(dir.path()));
         let archive = context.join("tree.tar");
         run(tar()
             .args(left_out.iter().map(|pattern| format!("--exclude={pattern}")))
@@ -57,9 +60,7 @@ impl Place {
     /// Builds with a state directory of that name, `before` in front of the command; the image's digest.
     pub(crate) fn build(&self, before: &[&str], state: &str, outputs: &[String]) -> String {
         let metadata = self.dir.path().join(format!("{state}.json"));
-        // A copy, which other users can reach, wherever the target directory is.
         let program = self.dir.path().join("lapstrake-builder").display().to_string();
-        fs::copy(env!("CARGO_BIN_EXE_lapstrake-builder"), &program).unwrap();
         let words: Vec<&str> = before.iter().copied().chain([program.as_str()]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).env_remove("SOURCE_DATE_EPOCH");
