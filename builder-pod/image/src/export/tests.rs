@@ -379,7 +379,7 @@ fn what_an_overlay_shows_is_what_is_exported() {
     fs::write(base.join("replaced/old"), "old").unwrap();
     {
         // Changes as a step makes them.
-        let mount = mount_detached(&[base.clone()], Some((&upper, &work)), false).unwrap();
+        let mount = mount_detached(std::slice::from_ref(&base), Some((&upper, &work)), false).unwrap();
         let merged =
             std::path::PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&mount)));
         fs::remove_file(merged.join("absolute")).unwrap();
