@@ -52,22 +52,30 @@ pub(crate) struct Solved {
     pub(crate) config: lapstrake_oci::ImageConfig,
     /// Base images: their layers may be mounted from their repositories.
     pub(crate) bases: Vec<Arc<Resolved>>,
-    /// How many of the lowest layers, and of the first history entries, came from a base image.
-    pub(crate) from_base: (usize, usize),
+    /// The base image that the file system begins with.
+    pub(crate) base: Option<Arc<Resolved>>,
 }
 
-/// The base image that a file system begins with: its layers and history entries.
-fn from_base(engine: &Engine, snapshot: Option<SnapshotId>, bases: &[Arc<Resolved>]) -> Result<(usize, usize), BuildError> {
-    let Some(snapshot) = snapshot else { return Ok((0, 0)) };
-    let chain = engine.store().chain_bottom_first(snapshot)?;
-    let begins = |base: &&Arc<Resolved>| {
-        let wanted = lapstrake_store::chain_of(&base.config.rootfs.diff_ids);
-        let layers = base.config.rootfs.diff_ids.len();
-        let at = layers.checked_sub(1).and_then(|top| chain.get(top)).and_then(|s| s.layer.as_ref());
-        wanted.is_some() && at.map(|l| l.chain_id) == wanted
+/// The base image that a file system begins with: both its layers and its history stand at the beginning.
+/// (Layers alone may be an image's that was built here from the same steps and is now only copied from.)
+fn base_of(
+    engine: &Engine,
+    snapshot: Option<SnapshotId>,
+    config: &lapstrake_oci::ImageConfig,
+    bases: &[Arc<Resolved>],
+) -> Result<Option<Arc<Resolved>>, BuildError> {
+    let chain = match snapshot {
+        None => Vec::new(),
+        Some(snapshot) => engine.store().chain_bottom_first(snapshot)?,
     };
-    let base = bases.iter().filter(begins).max_by_key(|base| base.config.rootfs.diff_ids.len());
-    Ok(base.map_or((0, 0), |base| (base.config.rootfs.diff_ids.len(), base.config.history.len())))
+    let begins = |base: &&Arc<Resolved>| {
+        let diff_ids = &base.config.rootfs.diff_ids;
+        let wanted = lapstrake_store::chain_of(diff_ids);
+        let at = diff_ids.len().checked_sub(1).and_then(|top| chain.get(top)).and_then(|s| s.layer.as_ref());
+        at.map(|l| l.chain_id) == wanted && config.history.starts_with(&base.config.history)
+    };
+    let extent = |base: &&Arc<Resolved>| (base.config.rootfs.diff_ids.len(), base.config.history.len());
+    Ok(bases.iter().filter(begins).max_by_key(extent).cloned())
 }
 
 /// Runs a build. Everything that fails says so on `progress` and in the error.
@@ -115,8 +123,8 @@ async fn run(
     let snapshot = solve(engine, &graph, progress, cancel).await?;
     let solve_ms = millis(began);
 
-    let from_base = from_base(engine, snapshot, &bases)?;
-    let solved = Solved { snapshot, config: lowered.config, bases, from_base };
+    let base = base_of(engine, snapshot, &lowered.config, &bases)?;
+    let solved = Solved { snapshot, config: lowered.config, bases, base };
     let (image, mut timings) = export::export(engine, &solved, options, progress, cancel).await?;
     timings.source_ms = source_ms;
     timings.solve_ms = solve_ms;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapstrake_registry::Client;
 use lapstrake_run::Executor;
@@ -12,9 +13,18 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Engine, Images};
 use crate::error::BuildError;
 
-/// The runtime of a build.
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, BuildError> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BuildError::internal)
+/// How long work that was left behind may take to notice that nobody waits for it.
+const LEAVE: Duration = Duration::from_millis(200);
+
+/// Runs a build to its end.
+///
+/// What can't be stopped at once (a layer that is being unpacked, a write to a pipe that nobody reads) is
+/// left behind: the process ends soon, and the state directory is good at any moment.
+pub(crate) fn block_on<T>(build: impl Future<Output = Result<T, BuildError>>) -> Result<T, BuildError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BuildError::internal)?;
+    let result = runtime.block_on(build);
+    runtime.shutdown_timeout(LEAVE);
+    result
 }
 
 /// Lets this process open as many files as it is allowed to: a layer's comparison holds one directory
@@ -89,4 +99,20 @@ pub(crate) fn cancel_on_signals(cancel: &CancellationToken) {
             cancel.cancel();
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_is_stuck_keeps_no_build_from_ending() {
+        let (stuck, waiting) = std::sync::mpsc::channel::<()>();
+        let result = block_on(async {
+            drop(tokio::task::spawn_blocking(move || waiting.recv()));
+            Ok(1)
+        });
+        assert_eq!(result.ok(), Some(1));
+        drop(stuck);
+    }
 }

@@ -50,10 +50,11 @@ pub struct Assembled {
 /// Makes config and manifest.
 ///
 /// History entries that stand for a layer match the layers one to one. Where the base image has layers
-/// without history, plain entries are put in before the first one that is ours.
+/// without history, plain entries are put in before the first one that is ours; where it has more history
+/// than layers, its first entries lose theirs, as BuildKit has it.
 ///
 /// # Errors
-/// [`Error::Inconsistent`] where there are fewer layers than entries that need one.
+/// [`Error::Inconsistent`] where there are fewer layers than entries of ours that need one.
 pub fn assemble(spec: Spec) -> Result<Assembled> {
     let zstd = spec.layers.iter().any(|l| media::kind_of(&l.descriptor.media_type) == Some(Kind::Zstd));
     let docker = spec.docker_media_types && spec.annotations.is_empty() && !zstd;
@@ -126,7 +127,14 @@ fn match_layers(history: &mut Vec<History>, layers: usize, base_history: usize) 
         let why = format!("{base_history} history entries are said to be the base's, but there are {there}");
         return Err(Error::Inconsistent(why));
     }
-    let with_layer = history.iter().filter(|h| !h.empty_layer).count();
+    let mut with_layer = history.iter().filter(|h| !h.empty_layer).count();
+    for entry in history.iter_mut().take(base_history).filter(|h| !h.empty_layer) {
+        if with_layer <= layers {
+            break;
+        }
+        entry.empty_layer = true;
+        with_layer -= 1;
+    }
     let Some(missing) = layers.checked_sub(with_layer) else {
         let why = format!("its history speaks of {with_layer} layers, but there are {layers}");
         return Err(Error::Inconsistent(why));

@@ -79,7 +79,7 @@ fn serve(args: &Args, sandbox: &Sandbox) -> Result<Built, BuildError> {
         ProgressFormat::Json => Format::Json,
     };
     let progress = Progress::new(format);
-    let result = wiring::runtime()?.block_on(run(&request, &state, sandbox, &progress));
+    let result = wiring::block_on(run(&request, &state, sandbox, &progress));
     progress.finish();
     result.map_err(|error| counted(&error, &progress))
 }
@@ -109,7 +109,8 @@ async fn run(request: &Request, state: &Path, sandbox: &Sandbox, progress: &Prog
                 result = &mut work => result,
                 () = tokio::time::sleep(timeout) => {
                     cancel.cancel();
-                    work.await.and_then(|_| Err(timed_out(timeout))).map_err(|_| timed_out(timeout))
+                    // An image that was pushed at the last moment is one.
+                    work.await.map_err(|_| timed_out(timeout))
                 }
             }
         }
@@ -117,7 +118,11 @@ async fn run(request: &Request, state: &Path, sandbox: &Sandbox, progress: &Prog
     // What finished steps made is kept, however the build ended.
     let flushed = wiring::flush(&engine).await;
     let built = result?;
-    flushed.map(|()| built)
+    if let Err(error) = flushed {
+        // The image is where it was asked for; without its cache the next build only takes longer.
+        tracing::warn!("what this build made can't be kept for the next one: {error}");
+    }
+    Ok(built)
 }
 
 fn timed_out(timeout: Duration) -> BuildError {

@@ -11,7 +11,8 @@ use lapstrake_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Platfor
 use lapstrake_registry::Client;
 use lapstrake_solver::Step;
 use lapstrake_store::{LayerFacts, SnapshotId, Store, chain_id};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Asked, BuildError, chain, is_no_space};
 
@@ -152,36 +153,61 @@ impl Images {
         let there = layers.iter().rposition(|layer| store.snapshot_of_chain(&layer.chain).is_some());
         let missing = layers.split_off(there.map_or(0, |at| at + 1));
         let mut parent = layers.last().and_then(|layer| store.snapshot_of_chain(&layer.chain));
-        // Layers are fetched side by side and unpacked in order, each as soon as it and those below are there.
-        let mut fetched = stream::iter(missing.into_iter().map(|layer| async move {
-            self.fetch(&image.reference, &layer.blob, step).await?;
-            Ok::<_, BuildError>(layer)
-        }))
-        .buffered(LAYERS_PARALLEL);
-        while let Some(layer) = fetched.try_next().await? {
-            let (store, below) = (store.clone(), parent);
-            let unpacked = tokio::task::spawn_blocking(move || layer.unpack(&store, below, userxattr));
-            parent = Some(unpacked.await.map_err(BuildError::internal)??);
-            if step.cancel.is_cancelled() {
-                return Err(BuildError::canceled());
+        // Layers are fetched side by side and unpacked in order, each as soon as it and those below are
+        // there, while the next ones go on coming.
+        let (fetched, mut unpackable) = mpsc::channel(missing.len().max(1));
+        let fetch = async move {
+            let layers = stream::iter(missing.into_iter().map(|layer| async move {
+                self.fetch_for(&image.reference, &layer.blob, step).await?;
+                Ok::<_, BuildError>(layer)
+            }));
+            let mut layers = layers.buffered(LAYERS_PARALLEL);
+            while let Some(layer) = layers.try_next().await? {
+                fetched.send(layer).await.ok(); // who unpacks has failed, and says so
             }
-        }
+            Ok(())
+        };
+        let unpack = async {
+            while let Some(layer) = unpackable.recv().await {
+                let (store, below) = (store.clone(), parent);
+                let unpacked = tokio::task::spawn_blocking(move || layer.unpack(&store, below, userxattr));
+                parent = Some(unpacked.await.map_err(BuildError::internal)??);
+                if step.cancel.is_cancelled() {
+                    return Err(BuildError::canceled());
+                }
+            }
+            Ok(())
+        };
+        tokio::try_join!(fetch, unpack)?;
         Ok(parent)
     }
 
-    /// Brings a layer's blob into the store.
-    pub(crate) async fn fetch(&self, name: &Reference, blob: &Descriptor, step: &Step) -> Result<(), BuildError> {
-        if self.store.has_blob(&blob.digest) {
-            return Ok(());
-        }
-        let mut writer = self.store.blob_writer()?;
+    /// Brings a layer's blob into the store, and says how far it is.
+    async fn fetch_for(&self, name: &Reference, blob: &Descriptor, step: &Step) -> Result<(), BuildError> {
         let label = format!("sha256:{}", blob.digest.short());
         let (reporter, total) = (step.clone(), blob.size);
         let progress = lapstrake_registry::Progress::new(move |done, _| reporter.status(&label, done, total));
-        let client = self.client.with_cancel(step.cancel.clone());
-        client.pull_blob_with(name, blob, |piece| writer.write_all(piece), &progress).await.map_err(pull_error)?;
-        let expected = blob.digest;
-        let commit = move || writer.commit_with(Some(expected), lapstrake_store::Durability::Batched);
+        self.fetch(name, blob, &progress, &step.cancel).await
+    }
+
+    /// Brings a layer's blob into the store; one that is there and whole stays.
+    pub(crate) async fn fetch(
+        &self,
+        name: &Reference,
+        blob: &Descriptor,
+        progress: &lapstrake_registry::Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(), BuildError> {
+        let (store, digest) = (self.store.clone(), blob.digest);
+        // Opening checks the bytes: after a power cut there may be others under the name.
+        let whole = tokio::task::spawn_blocking(move || store.open_blob(&digest).is_ok());
+        if whole.await.map_err(BuildError::internal)? {
+            return Ok(());
+        }
+        let mut writer = self.store.blob_writer()?;
+        let client = self.client.with_cancel(cancel.clone());
+        client.pull_blob_with(name, blob, |piece| writer.write_all(piece), progress).await.map_err(pull_error)?;
+        let commit = move || writer.commit_with(Some(digest), lapstrake_store::Durability::Batched);
         tokio::task::spawn_blocking(commit).await.map_err(BuildError::internal)??;
         Ok(())
     }

@@ -3,23 +3,28 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::Either;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_image::compress::{Compressor, Kind};
 use lapstrake_image::diff::{DiffOptions, write_changes};
 use lapstrake_image::media;
 use lapstrake_oci::{Descriptor, Digest};
+use lapstrake_registry::Progress;
 use lapstrake_store::{Durability, LayerFacts, SnapshotInfo, Store, Table, chain_id};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{Solved, abortable};
-use crate::engine::{CREATED, Engine};
+use crate::engine::{CREATED, Engine, Resolved};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::Image;
 use crate::progress::Step;
 
-/// Layers whose files were clamped to an epoch: another epoch makes another layer of the same snapshot.
-const CLAMPED: Table = Table::named("layers-by-epoch");
+/// Layers that are made in a way of their own, clamped to an epoch or packed at a level: they are not what
+/// the store knows the snapshot as.
+const VARIANTS: Table = Table::named("layer-variants");
+/// Layers that are made at the same time; each is packed on all processors.
+const LAYERS_PARALLEL: usize = 4;
 
 /// A layer of the image.
 #[derive(Debug, Clone)]
@@ -55,8 +60,14 @@ struct Wanted {
     threads: usize,
 }
 
+impl Wanted {
+    fn is_variant(&self) -> bool {
+        self.epoch.is_some() || self.level.is_some()
+    }
+}
+
 #[derive(Serialize, Deserialize)]
-struct Clamped {
+struct Variant {
     descriptor: Descriptor,
     diff_id: Digest,
 }
@@ -74,37 +85,67 @@ pub(super) async fn make(
     let Some(top) = solved.snapshot else { return Ok(Vec::new()) };
     let began = Instant::now();
     let snapshots = engine.store().chain_bottom_first(top)?;
-    let base = solved.from_base.0;
+    let base = solved.base.as_ref().map_or(0, |base| base.manifest.layers.len());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (kind, level, userxattr) = (super::kind(image.compression), image.level, engine.userxattr());
     let wanted = Wanted { kind, level, userxattr, docker, epoch, threads };
-    let jobs = snapshots.iter().enumerate().map(|(at, snapshot)| {
+    let bases = solved.base.iter().flat_map(|image| (0..base).map(move |at| from_base(engine, image, at, docker, cancel)));
+    let jobs = snapshots.iter().skip(base).map(|snapshot| {
         let (store, snapshot) = (engine.store().clone(), snapshot.clone());
-        let wanted = if at < base { Wanted { epoch: None, ..wanted } } else { wanted };
         async move {
-            let work = move || one(&store, &snapshot, at < base, wanted);
+            let work = move || one(&store, &snapshot, wanted);
             tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
         }
     });
-    let layers: Vec<Layer> = abortable(cancel, stream::iter(jobs).buffered(threads).try_collect()).await?;
-    if epoch.is_none() {
-        remember_chain(engine.store(), &snapshots, &layers)?;
+    let jobs = bases.map(Either::Left).chain(jobs.map(Either::Right));
+    let layers: Vec<Layer> = abortable(cancel, stream::iter(jobs).buffered(LAYERS_PARALLEL).try_collect()).await?;
+    if !wanted.is_variant() {
+        remember_chain(engine.store(), &snapshots, &layers, base)?;
     }
     step.part("exporting layers", began.elapsed());
     Ok(layers)
 }
 
+/// A base image's layer, as its manifest has it. Its blob comes from the registry where it is not here: it
+/// was damaged, or the same files came in another blob.
+async fn from_base(
+    engine: &Engine,
+    image: &Resolved,
+    at: usize,
+    docker: bool,
+    cancel: &CancellationToken,
+) -> Result<Layer, BuildError> {
+    let lacks = || BuildError::internal(format!("image {} lacks a layer", image.reference));
+    let blob = image.manifest.layers.get(at).ok_or_else(lacks)?;
+    let diff_id = *image.config.rootfs.diff_ids.get(at).ok_or_else(lacks)?;
+    if !is_there(engine.store(), blob) {
+        engine.images().fetch(&image.reference, blob, &Progress::none(), cancel).await?;
+    }
+    let descriptor = Descriptor::new(media::convert(&blob.media_type, docker), blob.digest, blob.size);
+    Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None })
+}
+
+/// Whether a blob is in the store, by its size: one that a power cut damaged is as a rule too short.
+fn is_there(store: &Store, blob: &Descriptor) -> bool {
+    store.blob_size_bytes(&blob.digest) == Some(blob.size)
+}
+
 /// Tells the store what the snapshots are as layers; the chain needs all below.
-fn remember_chain(store: &Store, snapshots: &[SnapshotInfo], layers: &[Layer]) -> Result<(), BuildError> {
+fn remember_chain(store: &Store, snapshots: &[SnapshotInfo], layers: &[Layer], base: usize) -> Result<(), BuildError> {
     let mut below = None;
-    for (snapshot, layer) in snapshots.iter().zip(layers) {
+    for (at, (snapshot, layer)) in snapshots.iter().zip(layers).enumerate() {
         let chain = chain_id(below.as_ref(), &layer.diff_id);
         below = Some(chain);
         let known = snapshot.layer.as_ref();
-        if known.is_some_and(|k| k.chain_id == chain && k.blobs.iter().any(|b| b.digest == layer.descriptor.digest)) {
+        let there = known.is_some_and(|k| k.chain_id == chain && k.blobs.iter().any(|b| b.digest == layer.descriptor.digest));
+        // What was unpacked is known as what it was unpacked from.
+        if at < base || there {
             continue;
         }
-        let mut blobs = known.map(|k| k.blobs.clone()).unwrap_or_default();
+        // Blobs of one tar: those of another would not fit its diff id.
+        let same = known.filter(|k| k.diff_id == layer.diff_id);
+        let mut blobs = same.map(|k| k.blobs.clone()).unwrap_or_default();
+        blobs.retain(|blob| blob.digest != layer.descriptor.digest);
         blobs.push(layer.descriptor.clone());
         let facts = LayerFacts { diff_id: layer.diff_id, chain_id: chain, tar_bytes: layer.tar_bytes, blobs };
         store.set_layer(snapshot.id, facts)?;
@@ -112,9 +153,9 @@ fn remember_chain(store: &Store, snapshots: &[SnapshotInfo], layers: &[Layer]) -
     Ok(())
 }
 
-fn one(store: &Store, snapshot: &SnapshotInfo, base: bool, wanted: Wanted) -> Result<Layer, BuildError> {
+fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, BuildError> {
     let created = store.get(CREATED, snapshot.id.to_string().as_bytes()).and_then(|b| String::from_utf8(b).ok());
-    if let Some(layer) = known(store, snapshot, base, wanted) {
+    if let Some(layer) = known(store, snapshot, wanted) {
         return Ok(Layer { created, ..layer });
     }
     let failed = |error: lapstrake_image::Error| match error.is_no_space() || is_no_space(&error) {
@@ -131,36 +172,33 @@ fn one(store: &Store, snapshot: &SnapshotInfo, base: bool, wanted: Wanted) -> Re
     let made = compressor.finish().map_err(failed)?;
     let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
     let descriptor = Descriptor::new(media::layer_media_type(wanted.kind, wanted.docker), digest, size);
-    if let Some(epoch) = wanted.epoch {
-        let clamped = Clamped { descriptor: descriptor.clone(), diff_id: made.diff_id };
-        if let Ok(value) = serde_json::to_vec(&clamped) {
-            store.put(CLAMPED, &clamped_key(snapshot, epoch, wanted), &value).ok(); // a cache: it is made again
+    if wanted.is_variant() {
+        let variant = Variant { descriptor: descriptor.clone(), diff_id: made.diff_id };
+        if let Ok(value) = serde_json::to_vec(&variant) {
+            store.put(VARIANTS, &variant_key(snapshot, wanted), &value).ok(); // a cache: it is made again
         }
     }
     Ok(Layer { descriptor, diff_id: made.diff_id, tar_bytes: made.tar_bytes, created })
 }
 
-fn clamped_key(snapshot: &SnapshotInfo, epoch: i64, wanted: Wanted) -> Vec<u8> {
-    format!("{} {epoch} {:?} {:?}", snapshot.id, wanted.kind, wanted.level).into_bytes()
+fn variant_key(snapshot: &SnapshotInfo, wanted: Wanted) -> Vec<u8> {
+    format!("{} {:?} {:?} {:?}", snapshot.id, wanted.epoch, wanted.kind, wanted.level).into_bytes()
 }
 
-fn known(store: &Store, snapshot: &SnapshotInfo, base: bool, wanted: Wanted) -> Option<Layer> {
+fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer> {
     let renamed = |mut descriptor: Descriptor| {
         descriptor.media_type = media::convert(&descriptor.media_type, wanted.docker);
         descriptor
     };
-    if let Some(epoch) = wanted.epoch {
-        let value = store.get(CLAMPED, &clamped_key(snapshot, epoch, wanted))?;
-        let clamped: Clamped = serde_json::from_slice(&value).ok()?;
-        store.has_blob(&clamped.descriptor.digest).then_some(())?;
-        // Layers of an epoch are not told to the store.
-        let descriptor = renamed(clamped.descriptor);
-        return Some(Layer { descriptor, diff_id: clamped.diff_id, tar_bytes: 0, created: None });
+    if wanted.is_variant() {
+        let value = store.get(VARIANTS, &variant_key(snapshot, wanted))?;
+        let variant: Variant = serde_json::from_slice(&value).ok()?;
+        is_there(store, &variant.descriptor).then_some(())?;
+        let descriptor = renamed(variant.descriptor);
+        return Some(Layer { descriptor, diff_id: variant.diff_id, tar_bytes: 0, created: None });
     }
     let facts = snapshot.layer.as_ref()?;
-    let fits = |blob: &&Descriptor| {
-        store.has_blob(&blob.digest) && (base || media::kind_of(&blob.media_type) == Some(wanted.kind))
-    };
+    let fits = |blob: &&Descriptor| is_there(store, blob) && media::kind_of(&blob.media_type) == Some(wanted.kind);
     let blob = facts.blobs.iter().find(fits)?;
     let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
     Some(Layer { descriptor: renamed(blob.clone()), diff_id, tar_bytes, created: None })

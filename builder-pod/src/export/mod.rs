@@ -104,7 +104,7 @@ async fn pack(
     let made = layers::make(engine, solved, image, docker, options.source_date_epoch, &step, cancel).await;
     let packed = made.and_then(|layers| {
         let began = Instant::now();
-        let base_history = solved.from_base.1;
+        let base_history = solved.base.as_ref().map_or(0, |base| base.config.history.len());
         let spec = Spec {
             config: solved.config.clone(),
             layers: layers.iter().map(layers::Layer::for_assembly).collect(),

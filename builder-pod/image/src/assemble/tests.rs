@@ -74,8 +74,17 @@ fn layers_without_history_get_plain_entries_before_ours() {
 }
 
 #[test]
-fn more_history_than_layers_is_an_error_that_counts() {
+fn a_base_with_more_history_than_layers_gives_up_its_first_entries() {
     let mut short = spec();
+    short.layers.remove(0);
+    let (config, _) = read(&assemble(short).unwrap());
+    let empty: Vec<bool> = config.history.iter().map(|h| h.empty_layer).collect();
+    assert_eq!(empty, [true, true, false, true], "RUN one keeps its layer");
+}
+
+#[test]
+fn more_history_of_ours_than_layers_is_an_error_that_counts() {
+    let mut short = Spec { base_history: 0, ..spec() };
     short.layers.pop();
     assert!(assemble(short).unwrap_err().to_string().contains("2 layers, but there are 1"));
     assert!(assemble(Spec { base_history: 9, ..spec() }).is_err());
