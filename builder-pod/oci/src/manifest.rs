@@ -125,6 +125,7 @@ impl Index {
 
 /// What a registry may answer for a manifest request.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, never a list of them")]
 pub enum Document {
     /// One platform's manifest.
     Manifest(Manifest),
