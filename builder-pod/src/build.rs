@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::try_join_all;
-use lapstrake_dockerfile::{Images as ImageConfigs, Lowered, MainContext, NoCache, Options, Plan, ResolvedImage};
+use lapstrake_dockerfile::{
+    Images as ImageConfigs, Lowered, MainContext, NoCache, Options, Plan, ResolvedImage,
+};
 use lapstrake_handoff::{BaseImage, Reason, Timings};
 use lapstrake_llb::Graph;
 use lapstrake_oci::{Digest, Platform, Reference};
@@ -113,7 +115,8 @@ async fn run(
     let source_ms = millis(began);
 
     let began = Instant::now();
-    let (plan, bases) = abortable(cancel, resolve_images(engine, &dockerfile, options, &platform, progress)).await?;
+    let (plan, bases) =
+        abortable(cancel, resolve_images(engine, &dockerfile, options, &platform, progress)).await?;
     let lowered = plan.0.lower(&plan.1).map_err(invalid)?;
     for warning in lowered.warnings.iter() {
         progress.text(&format!("warning: {}", lowered.warnings.short(warning)));
@@ -158,13 +161,21 @@ fn invalid(findings: lapstrake_dockerfile::Diagnostics) -> BuildError {
     BuildError::dockerfile(findings, Reason::DockerfileInvalid)
 }
 
-async fn load_context(engine: &Engine, options: &BuildOptions, progress: &Progress) -> Result<Acquired, BuildError> {
+async fn load_context(
+    engine: &Engine,
+    options: &BuildOptions,
+    progress: &Progress,
+) -> Result<Acquired, BuildError> {
     if let Context::Directory(_) = &options.context {
         return context::acquire(engine.store(), &options.context).await;
     }
     let name = match &options.context {
-        Context::Git { url, .. } => format!("[internal] load git source {}", lapstrake_source::shown_url(url)),
-        Context::Http { url, .. } => format!("[internal] load remote build context {}", lapstrake_source::shown_url(url)),
+        Context::Git { url, .. } => {
+            format!("[internal] load git source {}", lapstrake_source::shown_url(url))
+        }
+        Context::Http { url, .. } => {
+            format!("[internal] load remote build context {}", lapstrake_source::shown_url(url))
+        }
         Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
     };
     let step = progress.step(&name);
@@ -176,7 +187,11 @@ struct Dockerfile {
     text: String,
 }
 
-fn load_dockerfile(acquired: &Acquired, options: &BuildOptions, progress: &Progress) -> Result<Dockerfile, BuildError> {
+fn load_dockerfile(
+    acquired: &Acquired,
+    options: &BuildOptions,
+    progress: &Progress,
+) -> Result<Dockerfile, BuildError> {
     let asked = options.dockerfile.as_deref().or(acquired.only_dockerfile.as_deref());
     let name = asked.unwrap_or("Dockerfile").to_owned();
     let step = progress.step(&format!("[internal] load build definition from {name}"));
@@ -188,7 +203,10 @@ fn load_dockerfile(acquired: &Acquired, options: &BuildOptions, progress: &Progr
         let content = match acquired.local.read(&name, DOCKERFILE_BYTES_MAX)? {
             Some(content) => content,
             // As BuildKit: the lower-case name is the second guess.
-            None if asked.is_none() => acquired.local.read("dockerfile", DOCKERFILE_BYTES_MAX)?.ok_or_else(|| no_dockerfile(&name))?,
+            None if asked.is_none() => acquired
+                .local
+                .read("dockerfile", DOCKERFILE_BYTES_MAX)?
+                .ok_or_else(|| no_dockerfile(&name))?,
             None => return Err(no_dockerfile(&name)),
         };
         let text = String::from_utf8(content)
@@ -199,7 +217,8 @@ fn load_dockerfile(acquired: &Acquired, options: &BuildOptions, progress: &Progr
 }
 
 fn no_dockerfile(name: &str) -> BuildError {
-    let message = format!("the context has no file {name}; name another one with --file or spec.dockerfile.path");
+    let message =
+        format!("the context has no file {name}; name another one with --file or spec.dockerfile.path");
     BuildError::new(Reason::DockerfileInvalid, message)
 }
 
@@ -265,7 +284,8 @@ fn offer_context(
     lowered: &Lowered,
 ) -> Result<(), BuildError> {
     let Some(usage) = &lowered.context else { return Ok(()) };
-    let bad_rules = |e: lapstrake_source::Error| BuildError::new(Reason::DockerfileInvalid, crate::error::chain(&e));
+    let bad_rules =
+        |e: lapstrake_source::Error| BuildError::new(Reason::DockerfileInvalid, crate::error::chain(&e));
     let (_, rules) = acquired.local.ignore_rules(&dockerfile.name).map_err(bad_rules)?;
     let mut local: Local = acquired.local.with_ignore(rules);
     if let lapstrake_dockerfile::ContextUse::Paths(paths) = usage {
@@ -298,7 +318,9 @@ async fn solve(
             match result {
                 None => Ok(None),
                 Some((Res::Snapshot(id), _)) => Ok(id),
-                Some((Res::Context(_), _)) => Err(BuildError::internal("the result is a directory of the builder")),
+                Some((Res::Context(_), _)) => {
+                    Err(BuildError::internal("the result is a directory of the builder"))
+                }
             }
         }
         Outcome::Failed(_, error) => Err(in_file(graph, &error)),

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use lapstrake_fileop::Cancel;
 use lapstrake_oci::{Digest, Hasher};
 use lapstrake_source::{
-    CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, unpack_context, write_inline,
+    CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, unpack_context,
+    write_inline,
 };
 use lapstrake_store::{Store, Table};
 use serde::{Deserialize, Serialize};
@@ -38,14 +39,16 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
         Context::Git { url, reference, path, submodules } => {
             let git = Git::new(store.side_dir("git")?);
             // A repository on one's own disk is fine on a laptop; in a pod there is none.
-            let git = if url.starts_with("file://") || url.starts_with('/') { git.allow_local() } else { git };
+            let git =
+                if url.starts_with("file://") || url.starts_with('/') { git.allow_local() } else { git };
             let resolved = git.resolve(url, reference).await?;
             let options = CheckoutOptions {
                 subdir: path.clone().unwrap_or_default(),
                 submodules: *submodules,
                 time: FileTime::Commit,
             };
-            let name = digest_of(&[url, &resolved.commit, &options.subdir, if *submodules { "s" } else { "" }]);
+            let name =
+                digest_of(&[url, &resolved.commit, &options.subdir, if *submodules { "s" } else { "" }]);
             let place = Place::new(store, "checkouts", name)?;
             if !place.ready() {
                 git.fetch(url, &resolved).await?;
@@ -56,7 +59,9 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
         }
         Context::Http { url, sha256, path } => http(store, url, sha256.as_deref(), path.as_deref()).await,
         Context::Inline(files) => {
-            let key = Identity::inline(files).key().ok_or_else(|| BuildError::internal("inline files have a key"))?;
+            let key = Identity::inline(files)
+                .key()
+                .ok_or_else(|| BuildError::internal("inline files have a key"))?;
             let place = Place::new(store, "inline", key)?;
             if !place.ready() {
                 let dir = place.fresh()?;
@@ -79,7 +84,10 @@ fn digest_of(parts: &[&str]) -> Digest {
 
 fn http_client() -> Result<reqwest::Client, BuildError> {
     let agent = concat!("lapstrake/", env!("CARGO_PKG_VERSION"));
-    reqwest::Client::builder().user_agent(agent).build().map_err(|e| BuildError::internal(crate::error::chain(&e)))
+    reqwest::Client::builder()
+        .user_agent(agent)
+        .build()
+        .map_err(|e| BuildError::internal(crate::error::chain(&e)))
 }
 
 /// What is remembered of a download.
@@ -93,14 +101,22 @@ struct Remembered {
     only_dockerfile: Option<String>,
 }
 
-async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>) -> Result<Acquired, BuildError> {
-    let checksum = match sha256 {
-        None => None,
-        Some(hex) => {
-            let text = format!("sha256:{}", hex.strip_prefix("sha256:").unwrap_or(hex));
-            Some(text.parse::<Digest>().map_err(|e| BuildError::new(lapstrake_handoff::Reason::ChecksumMismatch, e.to_string()))?)
-        }
-    };
+async fn http(
+    store: &Store,
+    url: &str,
+    sha256: Option<&str>,
+    path: Option<&str>,
+) -> Result<Acquired, BuildError> {
+    let checksum =
+        match sha256 {
+            None => None,
+            Some(hex) => {
+                let text = format!("sha256:{}", hex.strip_prefix("sha256:").unwrap_or(hex));
+                Some(text.parse::<Digest>().map_err(|e| {
+                    BuildError::new(lapstrake_handoff::Reason::ChecksumMismatch, e.to_string())
+                })?)
+            }
+        };
     let known: Option<Remembered> =
         store.get(Table::HTTP, url.as_bytes()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let known = known.filter(|k| Place::new(store, "http", k.place).is_ok_and(|place| place.ready()));
@@ -118,7 +134,9 @@ async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>
             let client = http_client()?;
             match (Http::new(client).fetch(&request, &store.side_dir("download")?).await?, known) {
                 (Fetched::NotModified, Some(known)) => known,
-                (Fetched::NotModified, None) => return Err(BuildError::internal("a download was not modified, but is not here")),
+                (Fetched::NotModified, None) => {
+                    return Err(BuildError::internal("a download was not modified, but is not here"));
+                }
                 (Fetched::Body(download), _) => unpacked(store, url, download).await?,
             }
         }
@@ -130,13 +148,18 @@ async fn http(store: &Store, url: &str, sha256: Option<&str>, path: Option<&str>
     Ok(Acquired { local, revision: Some(found.digest.to_string()), only_dockerfile: found.only_dockerfile })
 }
 
-async fn unpacked(store: &Store, url: &str, download: lapstrake_source::Download) -> Result<Remembered, BuildError> {
+async fn unpacked(
+    store: &Store,
+    url: &str,
+    download: lapstrake_source::Download,
+) -> Result<Remembered, BuildError> {
     // What is no archive is a file of this name, so that the name counts too.
     let key = digest_of(&[&download.digest.to_string(), &download.filename]);
     let place = Place::new(store, "http", key)?;
     let work = move || {
         let dir = place.fresh()?;
-        let kind = unpack_context(download.path(), &download.filename, &dir, DOWNLOAD_BYTES_MAX, &Cancel::new())?;
+        let kind =
+            unpack_context(download.path(), &download.filename, &dir, DOWNLOAD_BYTES_MAX, &Cancel::new())?;
         place.finish(&dir)?;
         let only_dockerfile = match kind {
             HttpContext::Archive => None,

@@ -178,7 +178,9 @@ pub(crate) fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
     while let Some(error) = next {
         let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
         let fileop = error.downcast_ref::<lapstrake_fileop::Error>();
-        if code.is_some_and(|c| c == ENOSPC || c == EDQUOT) || fileop.is_some_and(lapstrake_fileop::Error::is_no_space) {
+        if code.is_some_and(|c| c == ENOSPC || c == EDQUOT)
+            || fileop.is_some_and(lapstrake_fileop::Error::is_no_space)
+        {
             return true;
         }
         // A kernel call's error that is no io::Error says so in its text.
@@ -211,7 +213,8 @@ impl BuildError {
             (Class::Corrupt, _) => Reason::RegistryUnavailable,
             // A protocol or configuration that does not fit: the same again fails the same way.
             (Class::Invalid, _) => {
-                return Self::new(Reason::RegistryUnavailable, error.full()).with(|failure| failure.retryable = false);
+                return Self::new(Reason::RegistryUnavailable, error.full())
+                    .with(|failure| failure.retryable = false);
             }
             (Class::Local, _) => Reason::Internal,
         };

@@ -46,7 +46,11 @@ impl Excerpt {
             .zip(text.lines())
             .skip_while(|(number, _)| *number < from)
             .take_while(|(number, _)| *number <= to)
-            .map(|(number, line)| Line { number, text: printable(line), marked: (first..=last).contains(&number) });
+            .map(|(number, line)| Line {
+                number,
+                text: printable(line),
+                marked: (first..=last).contains(&number),
+            });
         let mut lines: Vec<Line> = lines.collect();
         // Empty lines at the edges say nothing.
         while lines.last().is_some_and(|l| !l.marked && l.text.is_empty()) {
@@ -59,7 +63,8 @@ impl Excerpt {
 
     /// The failure with its place and output, as text without an end of line.
     pub(crate) fn render(&self, failure: &Failure, style: Style) -> String {
-        let mut out = vec![paint(style, "1;31", "error") + &paint(style, "1", &format!(": {}", failure.message))];
+        let mut out =
+            vec![paint(style, "1;31", "error") + &paint(style, "1", &format!(": {}", failure.message))];
         let width = self.lines.last().map_or(1, |line| line.number.to_string().len());
         let frame = |text: &str| paint(style, "1;34", text);
         let file = failure.file.as_deref().unwrap_or("Dockerfile");
@@ -77,7 +82,12 @@ impl Excerpt {
         if !failure.excerpt.is_empty() {
             out.push(frame(&format!("{:width$} |", "")));
             out.push(format!("{} the step's last output:", frame(&format!("{:width$} =", ""))));
-            out.extend(failure.excerpt.lines().map(|line| format!("{:width$}   {}", "", printable(line)).trim_end().to_owned()));
+            out.extend(
+                failure
+                    .excerpt
+                    .lines()
+                    .map(|line| format!("{:width$}   {}", "", printable(line)).trim_end().to_owned()),
+            );
         }
         out.join("\n")
     }
@@ -139,7 +149,8 @@ error: \"make\" failed with exit code 2
     #[test]
     fn a_long_step_is_cut() {
         let text = "RUN a\n".repeat(100);
-        let shown = Excerpt::from_text(&text, 5, 90).render(&Failure::new(Reason::StepFailed, "m"), Style::Plain);
+        let shown =
+            Excerpt::from_text(&text, 5, 90).render(&Failure::new(Reason::StepFailed, "m"), Style::Plain);
         assert!(shown.ends_with("16 | > RUN a\n..."), "{shown}");
         assert!(Excerpt::from_text("", 3, 4).lines.is_empty());
     }

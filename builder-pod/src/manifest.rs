@@ -110,7 +110,10 @@ pub(crate) fn read(path: &Path) -> Result<BuildOptions, BuildError> {
 fn parse(text: &str) -> Result<BuildOptions, String> {
     let manifest: Manifest = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
     if manifest.kind != "ImageBuild" || !manifest.api_version.starts_with("lapstrake.dev/") {
-        return Err(format!("it is a {} of {}, not an ImageBuild of lapstrake.dev", manifest.kind, manifest.api_version));
+        return Err(format!(
+            "it is a {} of {}, not an ImageBuild of lapstrake.dev",
+            manifest.kind, manifest.api_version
+        ));
     }
     let spec = manifest.spec;
     let mut options = BuildOptions::new(context(spec.source)?);
@@ -145,7 +148,10 @@ fn context(source: Source) -> Result<Context, String> {
         (None, Some(http), None) => Ok(Context::Http { url: http.url, sha256: http.sha256, path: http.path }),
         (None, None, Some(inline)) => {
             let file = |f: File| {
-                let content = lapstrake_source::InlineFile { content: f.content.into_bytes(), executable: f.executable };
+                let content = lapstrake_source::InlineFile {
+                    content: f.content.into_bytes(),
+                    executable: f.executable,
+                };
                 (f.path, content)
             };
             Ok(Context::Inline(inline.files.into_iter().map(file).collect()))
@@ -186,7 +192,8 @@ mod tests {
 
     #[test]
     fn what_is_no_imagebuild_is_refused() {
-        let error = parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n").expect_err("a pod");
+        let error =
+            parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n").expect_err("a pod");
         assert!(error.contains("not an ImageBuild"), "{error}");
     }
 }

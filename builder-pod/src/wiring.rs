@@ -21,7 +21,8 @@ const LEAVE: Duration = Duration::from_millis(200);
 /// What can't be stopped at once (a layer that is being unpacked, a write to a pipe that nobody reads) is
 /// left behind: the process ends soon, and the state directory is good at any moment.
 pub(crate) fn block_on<T>(build: impl Future<Output = Result<T, BuildError>>) -> Result<T, BuildError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BuildError::internal)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BuildError::internal)?;
     let result = runtime.block_on(build);
     runtime.shutdown_timeout(LEAVE);
     result
@@ -32,7 +33,8 @@ pub(crate) fn block_on<T>(build: impl Future<Output = Result<T, BuildError>>) ->
 pub(crate) fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
     }
 }
@@ -44,7 +46,8 @@ pub(crate) fn engine(state: &Path, client: Client, _sandbox: &Sandbox) -> Result
         tracing::info!("the state directory was put right: {:?}", store.recovered());
     }
     sweep(&store)?;
-    let executor = Executor::new(&store.side_dir("run")?).map_err(|e| BuildError::internal(crate::error::chain(&e)))?;
+    let executor =
+        Executor::new(&store.side_dir("run")?).map_err(|e| BuildError::internal(crate::error::chain(&e)))?;
     Engine::new(store.clone(), executor, Images::new(client, store))
 }
 
@@ -82,7 +85,9 @@ pub(crate) async fn flush(engine: &Arc<Engine>) -> Result<(), BuildError> {
 pub(crate) fn cancel_on_signals(cancel: &CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let cancel = cancel.clone();
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return;
     };
     tokio::spawn(async move {

@@ -94,7 +94,9 @@ pub(crate) fn main(args: &Args, sandbox: &Sandbox) -> u8 {
     progress.finish();
     match result {
         Ok(built) => {
-            if args.quiet && let Some(image) = &built.image {
+            if args.quiet
+                && let Some(image) = &built.image
+            {
                 // The one thing that scripts read.
                 writeln!(std::io::stdout(), "{}", image.manifest.digest).ok(); // a closed pipe wants nothing
             }
@@ -140,8 +142,11 @@ pub(crate) fn read_hosts(path: &Path) -> Result<HostsConfig, BuildError> {
 }
 
 fn options(args: &Args) -> Result<BuildOptions, BuildError> {
-    let tags: Vec<Reference> =
-        args.tags.iter().map(|t| t.parse().map_err(|e| usage(format!("--tag: {e}")))).collect::<Result<_, _>>()?;
+    let tags: Vec<Reference> = args
+        .tags
+        .iter()
+        .map(|t| t.parse().map_err(|e| usage(format!("--tag: {e}"))))
+        .collect::<Result<_, _>>()?;
     let path = Path::new(&args.source);
     let is_manifest = path.is_file() && path.extension().is_some_and(|e| e == "yaml" || e == "yml");
     let mut options = match is_manifest {
@@ -175,7 +180,9 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
         options.args.insert("SOURCE_DATE_EPOCH".to_owned(), text);
     }
     if let Some(text) = options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
-        let seconds = text.parse().map_err(|_| usage(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?;
+        let seconds = text
+            .parse()
+            .map_err(|_| usage(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?;
         options.source_date_epoch = Some(seconds);
     }
     Ok(options)
@@ -245,7 +252,12 @@ fn context(text: &str) -> Result<Context, BuildError> {
             (None, None) => lapstrake_source::GitRef::Default,
         };
         let path = Some(git.subdir).filter(|p| !p.is_empty());
-        return Ok(Context::Git { url: git.remote, reference, path, submodules: git.submodules.unwrap_or(true) });
+        return Ok(Context::Git {
+            url: git.remote,
+            reference,
+            path,
+            submodules: git.submodules.unwrap_or(true),
+        });
     }
     if text.starts_with("http://") || text.starts_with("https://") {
         return Ok(Context::Http { url: text.to_owned(), sha256: None, path: None });
@@ -269,7 +281,10 @@ fn write_metadata(path: &Path, built: &Built, options: &BuildOptions) -> Result<
         metadata.insert("containerimage.config.digest".to_owned(), json!(image.config));
         metadata.insert("containerimage.descriptor".to_owned(), json!(image.manifest));
         let names = options.outputs.iter().flat_map(|output| match output {
-            Output::Push(i) | Output::Image(i) | Output::Oci { image: i, .. } | Output::Docker { image: i, .. } => &i.names[..],
+            Output::Push(i)
+            | Output::Image(i)
+            | Output::Oci { image: i, .. }
+            | Output::Docker { image: i, .. } => &i.names[..],
             Output::Local(_) | Output::Tar(_) => &[],
         });
         let names: Vec<String> = names.map(ToString::to_string).collect();

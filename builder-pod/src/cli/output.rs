@@ -32,7 +32,9 @@ pub(super) fn parse(text: &str, tags: &[Reference]) -> Result<Output, String> {
             let tar = boolean(&mut fields, "tar")?.unwrap_or(true);
             let image = image(&mut fields, tags)?;
             match (tar, file(dest)) {
-                (false, Destination::Stdout) => return Err("--output type=oci,tar=false needs dest=DIRECTORY".to_owned()),
+                (false, Destination::Stdout) => {
+                    return Err("--output type=oci,tar=false needs dest=DIRECTORY".to_owned());
+                }
                 (tar, dest) => Output::Oci { image, dest, tar },
             }
         }
@@ -41,12 +43,16 @@ pub(super) fn parse(text: &str, tags: &[Reference]) -> Result<Output, String> {
             let push = boolean(&mut fields, "push")?.unwrap_or(kind == "registry");
             let image = image(&mut fields, tags)?;
             if push && image.names.is_empty() {
-                return Err("an image that is pushed needs a name: --tag NAME or name=NAME in --output".to_owned());
+                return Err(
+                    "an image that is pushed needs a name: --tag NAME or name=NAME in --output".to_owned()
+                );
             }
             if push { Output::Push(image) } else { Output::Image(image) }
         }
         other => {
-            return Err(format!("--output type={other} is not known; the types are image, registry, oci, docker, local and tar"));
+            return Err(format!(
+                "--output type={other} is not known; the types are image, registry, oci, docker, local and tar"
+            ));
         }
     };
     match fields.keys().next() {
@@ -62,12 +68,15 @@ fn fields(text: &str) -> Result<BTreeMap<String, String>, String> {
     while !rest.is_empty() {
         let (field, after) = match rest.strip_prefix('"') {
             Some(quoted) => {
-                let (field, after) = quoted.split_once('"').ok_or_else(|| format!("--output {text}: a quote is not closed"))?;
+                let (field, after) = quoted
+                    .split_once('"')
+                    .ok_or_else(|| format!("--output {text}: a quote is not closed"))?;
                 (field, after.strip_prefix(',').unwrap_or(after))
             }
             None => rest.split_once(',').unwrap_or((rest, "")),
         };
-        let (key, value) = field.split_once('=').ok_or_else(|| format!("--output {text}: \"{field}\" is not key=value"))?;
+        let (key, value) =
+            field.split_once('=').ok_or_else(|| format!("--output {text}: \"{field}\" is not key=value"))?;
         fields.insert(key.trim().to_ascii_lowercase(), value.to_owned());
         rest = after;
     }
@@ -98,7 +107,9 @@ fn image(fields: &mut BTreeMap<String, String>, tags: &[Reference]) -> Result<Im
     };
     let level = match fields.remove("compression-level") {
         None => None,
-        Some(text) => Some(text.parse().map_err(|_| format!("--output compression-level={text}: it is a number"))?),
+        Some(text) => {
+            Some(text.parse().map_err(|_| format!("--output compression-level={text}: it is a number"))?)
+        }
     };
     let oci = boolean(fields, "oci-mediatypes")?.unwrap_or(true);
     let by_digest = boolean(fields, "push-by-digest")?.unwrap_or(false);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use lapstrake_handoff::{GitRef, Outcome, ProgressFormat, Reason, Request, SandboxMode, Source, Success, paths};
+use lapstrake_handoff::{
+    GitRef, Outcome, ProgressFormat, Reason, Request, SandboxMode, Source, Success, paths,
+};
 use lapstrake_registry::{Client, Config, Credentials, HostsConfig};
 use lapstrake_run::sandbox::{Mode, Sandbox, Unavailable};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +46,8 @@ pub(crate) fn unavailable(error: &Unavailable) -> BuildError {
 
 fn read(args: &Args) -> Result<Request, BuildError> {
     let invalid = |message: String| BuildError::new(Reason::RequestInvalid, message);
-    let bytes = std::fs::read(&args.request).map_err(|e| invalid(format!("{}: {e}", args.request.display())))?;
+    let bytes =
+        std::fs::read(&args.request).map_err(|e| invalid(format!("{}: {e}", args.request.display())))?;
     Request::parse(&bytes).map_err(|e| invalid(crate::error::chain(&e)))
 }
 
@@ -93,7 +96,12 @@ fn counted(error: &BuildError, progress: &Progress) -> BuildError {
     })
 }
 
-async fn run(request: &Request, state: &Path, sandbox: &Sandbox, progress: &Progress) -> Result<Built, BuildError> {
+async fn run(
+    request: &Request,
+    state: &Path,
+    sandbox: &Sandbox,
+    progress: &Progress,
+) -> Result<Built, BuildError> {
     let options = options(request)?;
     let cancel = CancellationToken::new();
     wiring::cancel_on_signals(&cancel);
@@ -126,7 +134,8 @@ async fn run(request: &Request, state: &Path, sandbox: &Sandbox, progress: &Prog
 }
 
 fn timed_out(timeout: Duration) -> BuildError {
-    let message = format!("the build took longer than its timeout of {} s; raise spec.timeout", timeout.as_secs());
+    let message =
+        format!("the build took longer than its timeout of {} s; raise spec.timeout", timeout.as_secs());
     BuildError::new(Reason::TimedOut, message)
 }
 
@@ -137,7 +146,8 @@ fn config(request: &Request) -> Result<Config, BuildError> {
     };
     let mut credentials = Credentials::none();
     for path in &request.docker_configs {
-        let one = Credentials::open(Path::new(path)).map_err(|e| BuildError::new(Reason::PullDenied, e.full()))?;
+        let one =
+            Credentials::open(Path::new(path)).map_err(|e| BuildError::new(Reason::PullDenied, e.full()))?;
         credentials = credentials.merge(one);
     }
     Ok(Config { hosts, credentials, ..Config::default() })
@@ -196,7 +206,10 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     options.no_cache = request.no_cache;
     options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
         None => request.source_date_epoch,
-        Some(text) => Some(text.parse().map_err(|_| invalid(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?),
+        Some(text) => Some(
+            text.parse()
+                .map_err(|_| invalid(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?,
+        ),
     };
     options.outputs = vec![Output::Push(image)];
     Ok(options)
@@ -221,4 +234,3 @@ fn success(built: &Built) -> Success {
     }
     success
 }
-

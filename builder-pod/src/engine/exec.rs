@@ -45,15 +45,20 @@ impl Engine {
         step: &Step,
     ) -> Result<Vec<Res>, BuildError> {
         if platform.architecture != self.platform.architecture || platform.os != self.platform.os {
-            let message = format!("a step for {platform} can't run on {}: emulation is not supported yet", self.platform);
+            let message = format!(
+                "a step for {platform} can't run on {}: emulation is not supported yet",
+                self.platform
+            );
             return Err(BuildError::new(Reason::NotSupported, message));
         }
-        let meta = exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
+        let meta =
+            exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
         let mut prepared = Prepared::default();
         for mount in &exec.mounts {
             self.prepare_mount(mount, &inputs, &mut prepared, step).await?;
         }
-        let rootfs = prepared.spec.take().ok_or_else(|| BuildError::internal("an exec operation has no root"))?;
+        let rootfs =
+            prepared.spec.take().ok_or_else(|| BuildError::internal("an exec operation has no root"))?;
         let spec = StepSpec {
             args: meta.args.clone(),
             env: environment(meta),
@@ -106,18 +111,24 @@ impl Engine {
         match pb::MountType::try_from(mount.mount_type) {
             Ok(pb::MountType::Bind) => {}
             Ok(pb::MountType::Tmpfs) => {
-                let size_bytes = mount.tmpfs_opt.as_ref().and_then(|t| u64::try_from(t.size).ok()).filter(|s| *s > 0);
+                let size_bytes =
+                    mount.tmpfs_opt.as_ref().and_then(|t| u64::try_from(t.size).ok()).filter(|s| *s > 0);
                 prepared.mounts.push(step_mount(mount, MountSource::Tmpfs { size_bytes }));
                 return Ok(());
             }
             Ok(kind) => {
                 let kind = kind.as_str_name().to_lowercase();
-                return Err(BuildError::new(Reason::NotSupported, format!("mounts of type {kind} are not supported yet")));
+                return Err(BuildError::new(
+                    Reason::NotSupported,
+                    format!("mounts of type {kind} are not supported yet"),
+                ));
             }
             Err(_) => return Err(BuildError::internal("an exec operation has a mount of an unknown type")),
         }
         let input = match usize::try_from(mount.input) {
-            Ok(at) => inputs.get(at).cloned().ok_or_else(|| BuildError::internal("a mount names no input"))?,
+            Ok(at) => {
+                inputs.get(at).cloned().ok_or_else(|| BuildError::internal("a mount names no input"))?
+            }
             Err(_) => Res::Snapshot(None),
         };
         let id = match input {
@@ -225,7 +236,12 @@ fn is_full(state: &std::path::Path) -> bool {
 }
 
 /// What the way that a step ended means.
-fn judge(exit: Result<StepExit, RunError>, meta: &pb::Meta, tail: &Tail, disk_full: bool) -> Result<(), BuildError> {
+fn judge(
+    exit: Result<StepExit, RunError>,
+    meta: &pb::Meta,
+    tail: &Tail,
+    disk_full: bool,
+) -> Result<(), BuildError> {
     let exit = match exit {
         Ok(exit) => exit,
         Err(RunError::Canceled) => return Err(BuildError::canceled()),
@@ -239,16 +255,24 @@ fn judge(exit: Result<StepExit, RunError>, meta: &pb::Meta, tail: &Tail, disk_fu
             return Err(BuildError::new(reason, chain(&error)));
         }
     };
-    let valid = if meta.valid_exit_codes.is_empty() { exit.code == 0 } else { meta.valid_exit_codes.contains(&exit.code) };
+    let valid = if meta.valid_exit_codes.is_empty() {
+        exit.code == 0
+    } else {
+        meta.valid_exit_codes.contains(&exit.code)
+    };
     if valid && !exit.oom_killed {
         return Ok(());
     }
     let command = meta.args.join(" ");
     let (reason, message) = if exit.oom_killed {
-        let hint = "the step was killed for using more memory than the builder may have; raise its memory limit";
+        let hint =
+            "the step was killed for using more memory than the builder may have; raise its memory limit";
         (Reason::OutOfMemory, format!("\"{command}\": {hint}"))
     } else if disk_full {
-        (Reason::DiskFull, format!("\"{command}\" failed with exit code {}: no space left on the builder's disk", exit.code))
+        (
+            Reason::DiskFull,
+            format!("\"{command}\" failed with exit code {}: no space left on the builder's disk", exit.code),
+        )
     } else {
         (Reason::StepFailed, format!("\"{command}\" failed with exit code {}", exit.code))
     };

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use lapstrake_fileop::{
-    Cancel, ChecksumOptions, CopyAction, FileStat, HashCache, MkdirAction, MkfileAction, ModeChange, Owner, RmAction,
-    Selector, SymlinkAction, View,
+    Cancel, ChecksumOptions, CopyAction, FileStat, HashCache, MkdirAction, MkfileAction, ModeChange, Owner,
+    RmAction, Selector, SymlinkAction, View,
 };
 use lapstrake_llb::pb;
 use lapstrake_oci::{Digest, Hasher};
@@ -93,7 +93,8 @@ impl Mounts {
             return Ok(lapstrake_fileop::open_root(&active.upper())?);
         }
         let (upper, work) = (active.upper(), active.work());
-        lapstrake_sys::overlay::mount_detached(&lowers, Some((&upper, &work)), self.userxattr).map_err(BuildError::internal)
+        lapstrake_sys::overlay::mount_detached(&lowers, Some((&upper, &work)), self.userxattr)
+            .map_err(BuildError::internal)
     }
 }
 
@@ -148,7 +149,12 @@ pub(super) async fn checksum(
 }
 
 /// Copies what a context shows into a snapshot that is never committed, for a step to mount.
-pub(super) async fn materialize(engine: &Engine, context: Arc<Local>, path: String, step: &Step) -> Result<Active, BuildError> {
+pub(super) async fn materialize(
+    engine: &Engine,
+    context: Arc<Local>,
+    path: String,
+    step: &Step,
+) -> Result<Active, BuildError> {
     let mounts = Mounts::of(engine);
     blocking(step, move |cancel| {
         let active = mounts.store.prepare(None)?;
@@ -158,7 +164,14 @@ pub(super) async fn materialize(engine: &Engine, context: Arc<Local>, path: Stri
             "" => ("/".to_owned(), "/".to_owned()),
             path => (format!("/{path}"), format!("/{path}")),
         };
-        let action = CopyAction { src, dst, dir_copy_contents: true, follow_symlink: true, create_dest_path: true, ..CopyAction::default() };
+        let action = CopyAction {
+            src,
+            dst,
+            dir_copy_contents: true,
+            follow_symlink: true,
+            create_dest_path: true,
+            ..CopyAction::default()
+        };
         lapstrake_fileop::copy(&context.view(), root.as_fd(), &action, cancel)?;
         Ok(active)
     })
@@ -166,9 +179,15 @@ pub(super) async fn materialize(engine: &Engine, context: Arc<Local>, path: Stri
 }
 
 /// Performs the actions of a file operation.
-pub(super) async fn run(engine: &Engine, op: &pb::FileOp, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
+pub(super) async fn run(
+    engine: &Engine,
+    op: &pb::FileOp,
+    inputs: Vec<Res>,
+    step: &Step,
+) -> Result<Vec<Res>, BuildError> {
     let (mounts, op) = (Mounts::of(engine), op.clone());
-    blocking(step, move |cancel| Operation { mounts, inputs, made: HashMap::new() }.perform(&op, cancel)).await
+    blocking(step, move |cancel| Operation { mounts, inputs, made: HashMap::new() }.perform(&op, cancel))
+        .await
 }
 
 /// A file system in the making.
@@ -204,7 +223,8 @@ impl Operation {
         }
         let mut results = Vec::with_capacity(outputs.len());
         for number in outputs {
-            let number = number.ok_or_else(|| BuildError::internal("a file operation lacks one of its outputs"))?;
+            let number =
+                number.ok_or_else(|| BuildError::internal("a file operation lacks one of its outputs"))?;
             results.push(Res::Snapshot(Some(self.commit(number)?)));
         }
         Ok(results)
@@ -212,12 +232,17 @@ impl Operation {
 
     /// The file system that an action changes. `again`: another action starts from the same one.
     fn onto(&mut self, input: i64, again: bool) -> Result<Made, BuildError> {
-        if !again && let Some(Ok(_)) = self.made.get(&input) && let Some(Ok(made)) = self.made.remove(&input) {
+        if !again
+            && let Some(Ok(_)) = self.made.get(&input)
+            && let Some(Ok(made)) = self.made.remove(&input)
+        {
             return Ok(made);
         }
         let parent = match usize::try_from(input).ok().and_then(|i| self.inputs.get(i)) {
             Some(Res::Snapshot(id)) => *id,
-            Some(Res::Context(_)) => return Err(BuildError::internal("a file operation can't change a local source")),
+            Some(Res::Context(_)) => {
+                return Err(BuildError::internal("a file operation can't change a local source"));
+            }
             None if input < 0 => None,
             None => Some(self.commit(input)?),
         };
@@ -242,7 +267,10 @@ impl Operation {
     fn act(&mut self, action: &pb::FileAction, onto: &mut Made, cancel: &Cancel) -> Result<(), BuildError> {
         use pb::file_action::Action;
         let root = onto.root.as_fd();
-        let kind = action.action.as_ref().ok_or_else(|| BuildError::internal("a file operation has an empty action"))?;
+        let kind = action
+            .action
+            .as_ref()
+            .ok_or_else(|| BuildError::internal("a file operation has an empty action"))?;
         match kind {
             Action::Copy(copy) => {
                 let owner = self.owner(copy.owner.as_ref(), onto)?;
@@ -315,11 +343,16 @@ impl Operation {
             }
         };
         let (user, group) = (text(&owner.user), text(&owner.group));
-        let text = if group.is_empty() { user } else { format!("{}:{group}", if user.is_empty() { "0" } else { &user }) };
+        let text = if group.is_empty() {
+            user
+        } else {
+            format!("{}:{group}", if user.is_empty() { "0" } else { &user })
+        };
         if text.is_empty() {
             return Ok(None);
         }
-        let elsewhere = match names_in.and_then(|i| usize::try_from(i).ok()).and_then(|i| self.inputs.get(i)) {
+        let elsewhere = match names_in.and_then(|i| usize::try_from(i).ok()).and_then(|i| self.inputs.get(i))
+        {
             Some(Res::Snapshot(id)) => Some(self.mounts.read(*id)?),
             _ => None,
         };

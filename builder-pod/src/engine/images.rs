@@ -53,16 +53,26 @@ impl Images {
     }
 
     /// The image of a source operation.
-    pub(crate) async fn resolve_text(&self, name: &str, platform: &Platform) -> Result<Arc<Resolved>, BuildError> {
-        let reference = name.parse().map_err(|e| BuildError::new(Reason::DockerfileInvalid, format!("{e}")))?;
+    pub(crate) async fn resolve_text(
+        &self,
+        name: &str,
+        platform: &Platform,
+    ) -> Result<Arc<Resolved>, BuildError> {
+        let reference =
+            name.parse().map_err(|e| BuildError::new(Reason::DockerfileInvalid, format!("{e}")))?;
         self.resolve(&reference, platform).await
     }
 
     /// What a name means for a platform. A tag is asked for at its registry; what is named by digest and
     /// is in the store needs no network.
-    pub(crate) async fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Arc<Resolved>, BuildError> {
+    pub(crate) async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Arc<Resolved>, BuildError> {
         let key = (reference.clone(), platform.clone());
-        let cell = Arc::clone(self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        let cell =
+            Arc::clone(self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
         cell.get_or_try_init(|| self.look_up(reference, platform)).await.cloned()
     }
 
@@ -121,7 +131,10 @@ impl Images {
             Ok(bytes) => bytes,
             Err(_) => {
                 if descriptor.size > DOCUMENT_BYTES_MAX {
-                    return Err(BuildError::new(Reason::ImageNotFound, format!("image {name}: its config is too large")));
+                    return Err(BuildError::new(
+                        Reason::ImageNotFound,
+                        format!("image {name}: its config is too large"),
+                    ));
                 }
                 let mut bytes = Vec::new();
                 let take = |piece: &[u8]| bytes.write_all(piece);
@@ -131,7 +144,8 @@ impl Images {
                 bytes
             }
         };
-        let damaged = |e| BuildError::new(Reason::ImageNotFound, format!("image {name}: its config is not valid: {e}"));
+        let damaged =
+            |e| BuildError::new(Reason::ImageNotFound, format!("image {name}: its config is not valid: {e}"));
         serde_json::from_slice(&bytes).map_err(damaged)
     }
 
@@ -206,7 +220,10 @@ impl Images {
         }
         let mut writer = self.store.blob_writer()?;
         let client = self.client.with_cancel(cancel.clone());
-        client.pull_blob_with(name, blob, |piece| writer.write_all(piece), progress).await.map_err(pull_error)?;
+        client
+            .pull_blob_with(name, blob, |piece| writer.write_all(piece), progress)
+            .await
+            .map_err(pull_error)?;
         let commit = move || writer.commit_with(Some(digest), lapstrake_store::Durability::Batched);
         tokio::task::spawn_blocking(commit).await.map_err(BuildError::internal)??;
         Ok(())
@@ -221,11 +238,17 @@ struct Layer {
 }
 
 impl Layer {
-    fn unpack(&self, store: &Store, parent: Option<SnapshotId>, userxattr: bool) -> Result<SnapshotId, BuildError> {
+    fn unpack(
+        &self,
+        store: &Store,
+        parent: Option<SnapshotId>,
+        userxattr: bool,
+    ) -> Result<SnapshotId, BuildError> {
         store.unpack_once(self.chain, parent, |active| {
             let file = store.open_blob(&self.blob.digest)?;
             let options = ApplyOptions { userxattr, lowers_top_first: active.lowers_top_first() };
-            let applied = apply_layer(file, &self.blob.media_type, &active.upper(), &options).map_err(|e| self.damaged(&e))?;
+            let applied = apply_layer(file, &self.blob.media_type, &active.upper(), &options)
+                .map_err(|e| self.damaged(&e))?;
             if applied.diff_id != self.diff_id {
                 let message = format!(
                     "layer {} has diff id {}, but the image's config says {}",
@@ -238,7 +261,12 @@ impl Layer {
                 tracing::warn!("layer {}: {first} and {more} more were left out", self.blob.digest);
             }
             let blobs = vec![Descriptor::new(&self.blob.media_type, self.blob.digest, self.blob.size)];
-            Ok(LayerFacts { diff_id: self.diff_id, chain_id: self.chain, tar_bytes: applied.tar_bytes, blobs })
+            Ok(LayerFacts {
+                diff_id: self.diff_id,
+                chain_id: self.chain,
+                tar_bytes: applied.tar_bytes,
+                blobs,
+            })
         })
     }
 }

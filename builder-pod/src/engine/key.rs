@@ -61,7 +61,11 @@ pub(super) fn file(op: &pb::FileOp, vertex: &Vertex) -> OpKey {
         let input = input as i64;
         if onto.contains(&input) || lookups.contains(&input) { Keying::ByKey } else { Keying::ByContent }
     };
-    OpKey { digest: hasher.finish(), inputs: (0..vertex.inputs.len()).map(keying).collect(), ephemeral: false }
+    OpKey {
+        digest: hasher.finish(),
+        inputs: (0..vertex.inputs.len()).map(keying).collect(),
+        ephemeral: false,
+    }
 }
 
 /// Inputs whose account files are read.
@@ -97,7 +101,9 @@ pub(super) fn selectors(vertex: &Vertex, input: usize) -> Result<Vec<Selector>, 
             .iter()
             .filter(|a| a.secondary_input == input)
             .filter_map(|a| match &a.action {
-                Some(pb::file_action::Action::Copy(copy)) => Some(copy_action(copy, None).map(|c| Selector::of(&c))),
+                Some(pb::file_action::Action::Copy(copy)) => {
+                    Some(copy_action(copy, None).map(|c| Selector::of(&c)))
+                }
                 _ => None,
             })
             .collect(),

@@ -119,7 +119,8 @@ impl Engine {
         let lowers = self.lowers(of)?;
         match lowers.as_slice() {
             [] => Ok(lapstrake_fileop::open_root(&self.nothing)?),
-            lowers => lapstrake_sys::overlay::mount_detached(lowers, None, self.userxattr()).map_err(BuildError::internal),
+            lowers => lapstrake_sys::overlay::mount_detached(lowers, None, self.userxattr())
+                .map_err(BuildError::internal),
         }
     }
 
@@ -127,10 +128,17 @@ impl Engine {
         commit(&self.store, active)
     }
 
-    async fn source(&self, source: &pb::SourceOp, platform: Platform, step: &Step) -> Result<Res, BuildError> {
+    async fn source(
+        &self,
+        source: &pb::SourceOp,
+        platform: Platform,
+        step: &Step,
+    ) -> Result<Res, BuildError> {
         if let Some(name) = source.identifier.strip_prefix("docker-image://") {
             let resolved = self.images.resolve_text(name, &platform).await?;
-            return Ok(Res::Snapshot(self.images.pull(&self.store, &resolved, self.userxattr(), step).await?));
+            return Ok(Res::Snapshot(
+                self.images.pull(&self.store, &resolved, self.userxattr(), step).await?,
+            ));
         }
         if let Some(name) = source.identifier.strip_prefix("local://") {
             return Ok(Res::Context(self.context(name)?));
@@ -183,9 +191,10 @@ impl World for Engine {
             }
             pb::op::Op::Exec(exec) => key::exec(exec, vertex, &platform),
             pb::op::Op::File(file) => Ok(key::file(file, vertex)),
-            pb::op::Op::Merge(_) | pb::op::Op::Diff(_) | pb::op::Op::Build(_) => {
-                Err(BuildError::new(Reason::NotSupported, "merge, diff and build operations are not supported yet"))
-            }
+            pb::op::Op::Merge(_) | pb::op::Op::Diff(_) | pb::op::Op::Build(_) => Err(BuildError::new(
+                Reason::NotSupported,
+                "merge, diff and build operations are not supported yet",
+            )),
         }
     }
 
@@ -226,7 +235,8 @@ impl World for Engine {
         let Some(results) = results else { return };
         let kept = Kept { key: record.key.0, results };
         let kept = serde_json::to_vec(&kept).map_err(|e| e.to_string());
-        let saved = kept.and_then(|v| self.store.put(Table::CACHE, key.0.as_bytes(), &v).map_err(|e| e.to_string()));
+        let saved =
+            kept.and_then(|v| self.store.put(Table::CACHE, key.0.as_bytes(), &v).map_err(|e| e.to_string()));
         if let Err(error) = saved {
             tracing::warn!("a cache record could not be kept: {error}");
         }

@@ -50,14 +50,21 @@ impl Target {
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         let file = File::create(&partial).map_err(|e| cannot_write(&partial, &e))?;
-        Ok(Self { out: Box::new(BufWriter::with_capacity(1 << 20, file)), rename: Some((partial, path.clone())) })
+        Ok(Self {
+            out: Box::new(BufWriter::with_capacity(1 << 20, file)),
+            rename: Some((partial, path.clone())),
+        })
     }
 
     fn finish(mut self, written: Result<(), BuildError>) -> Result<(), BuildError> {
-        let flushed = written.and_then(|()| self.out.flush().map_err(|e| BuildError::internal(format!("writing the output: {e}"))));
+        let flushed = written.and_then(|()| {
+            self.out.flush().map_err(|e| BuildError::internal(format!("writing the output: {e}")))
+        });
         drop(self.out);
         match (flushed, self.rename) {
-            (Ok(()), Some((partial, path))) => std::fs::rename(&partial, &path).map_err(|e| cannot_write(&path, &e)),
+            (Ok(()), Some((partial, path))) => {
+                std::fs::rename(&partial, &path).map_err(|e| cannot_write(&path, &e))
+            }
             (Err(error), Some((partial, _))) => {
                 std::fs::remove_file(partial).ok(); // the write's own error says more
                 Err(error)

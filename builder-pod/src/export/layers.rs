@@ -89,7 +89,10 @@ pub(super) async fn make(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (kind, level, userxattr) = (super::kind(image.compression), image.level, engine.userxattr());
     let wanted = Wanted { kind, level, userxattr, docker, epoch, threads };
-    let bases = solved.base.iter().flat_map(|image| (0..base).map(move |at| from_base(engine, image, at, docker, cancel)));
+    let bases = solved
+        .base
+        .iter()
+        .flat_map(|image| (0..base).map(move |at| from_base(engine, image, at, docker, cancel)));
     let jobs = snapshots.iter().skip(base).map(|snapshot| {
         let (store, snapshot) = (engine.store().clone(), snapshot.clone());
         async move {
@@ -98,7 +101,8 @@ pub(super) async fn make(
         }
     });
     let jobs = bases.map(Either::Left).chain(jobs.map(Either::Right));
-    let layers: Vec<Layer> = abortable(cancel, stream::iter(jobs).buffered(LAYERS_PARALLEL).try_collect()).await?;
+    let layers: Vec<Layer> =
+        abortable(cancel, stream::iter(jobs).buffered(LAYERS_PARALLEL).try_collect()).await?;
     if !wanted.is_variant() {
         remember_chain(engine.store(), &snapshots, &layers, base)?;
     }
@@ -131,13 +135,20 @@ fn is_there(store: &Store, blob: &Descriptor) -> bool {
 }
 
 /// Tells the store what the snapshots are as layers; the chain needs all below.
-fn remember_chain(store: &Store, snapshots: &[SnapshotInfo], layers: &[Layer], base: usize) -> Result<(), BuildError> {
+fn remember_chain(
+    store: &Store,
+    snapshots: &[SnapshotInfo],
+    layers: &[Layer],
+    base: usize,
+) -> Result<(), BuildError> {
     let mut below = None;
     for (at, (snapshot, layer)) in snapshots.iter().zip(layers).enumerate() {
         let chain = chain_id(below.as_ref(), &layer.diff_id);
         below = Some(chain);
         let known = snapshot.layer.as_ref();
-        let there = known.is_some_and(|k| k.chain_id == chain && k.blobs.iter().any(|b| b.digest == layer.descriptor.digest));
+        let there = known.is_some_and(|k| {
+            k.chain_id == chain && k.blobs.iter().any(|b| b.digest == layer.descriptor.digest)
+        });
         // What was unpacked is known as what it was unpacked from.
         if at < base || there {
             continue;
@@ -154,7 +165,8 @@ fn remember_chain(store: &Store, snapshots: &[SnapshotInfo], layers: &[Layer], b
 }
 
 fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, BuildError> {
-    let created = store.get(CREATED, snapshot.id.to_string().as_bytes()).and_then(|b| String::from_utf8(b).ok());
+    let created =
+        store.get(CREATED, snapshot.id.to_string().as_bytes()).and_then(|b| String::from_utf8(b).ok());
     if let Some(layer) = known(store, snapshot, wanted) {
         return Ok(Layer { created, ..layer });
     }
@@ -198,7 +210,8 @@ fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer
         return Some(Layer { descriptor, diff_id: variant.diff_id, tar_bytes: 0, created: None });
     }
     let facts = snapshot.layer.as_ref()?;
-    let fits = |blob: &&Descriptor| is_there(store, blob) && media::kind_of(&blob.media_type) == Some(wanted.kind);
+    let fits =
+        |blob: &&Descriptor| is_there(store, blob) && media::kind_of(&blob.media_type) == Some(wanted.kind);
     let blob = facts.blobs.iter().find(fits)?;
     let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
     Some(Layer { descriptor: renamed(blob.clone()), diff_id, tar_bytes, created: None })

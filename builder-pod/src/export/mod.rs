@@ -127,7 +127,6 @@ async fn pack(
     step.close(packed)
 }
 
-
 fn is_docker_archive(options: &BuildOptions, image: &Image) -> bool {
     options.outputs.iter().any(|o| matches!(o, Output::Docker { image: i, .. } if std::ptr::eq(i, image)))
 }

@@ -70,7 +70,10 @@ async fn blobs(
         let source = source(engine.store(), blob.digest);
         let from = mount_candidates(blob, name, bases);
         let silent = lapstrake_registry::Progress::none();
-        client.push_blob(name, blob, &source, &from, &silent).await.map_err(|e| BuildError::registry(&e, Asked::Push))
+        client
+            .push_blob(name, blob, &source, &from, &silent)
+            .await
+            .map_err(|e| BuildError::registry(&e, Asked::Push))
     });
     stream::iter(pushes).buffer_unordered(BLOBS_PARALLEL).try_collect::<Vec<_>>().await?;
     Ok(())

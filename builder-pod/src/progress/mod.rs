@@ -319,6 +319,9 @@ mod tests {
 
     #[test]
     fn bytes_are_printed_for_people() {
-        assert_eq!((bytes(999), bytes(1_500), bytes(25_000_000)), ("999B".into(), "1.50kB".into(), "25.00MB".into()));
+        assert_eq!(
+            (bytes(999), bytes(1_500), bytes(25_000_000)),
+            ("999B".into(), "1.50kB".into(), "25.00MB".into())
+        );
     }
 }

@@ -30,7 +30,14 @@ struct Row {
 
 impl Tty {
     pub(super) fn new() -> Self {
-        Self { term: Term::stderr(), open: Vec::new(), drawn_lines: 0, drawn_at: None, began: Instant::now(), ended: 0 }
+        Self {
+            term: Term::stderr(),
+            open: Vec::new(),
+            drawn_lines: 0,
+            drawn_at: None,
+            began: Instant::now(),
+            ended: 0,
+        }
     }
 
     fn width(&self) -> usize {
@@ -62,7 +69,12 @@ impl Tty {
         if self.open.is_empty() {
             return;
         }
-        let head = format!("[+] Building {:.1}s ({}/{})", self.began.elapsed().as_secs_f64(), self.ended, self.ended + self.open.len());
+        let head = format!(
+            "[+] Building {:.1}s ({}/{})",
+            self.began.elapsed().as_secs_f64(),
+            self.ended,
+            self.ended + self.open.len()
+        );
         let mut lines = vec![style(head).cyan().to_string()];
         for row in &self.open {
             lines.push(format!(" => {}  {:.1}s", row.name, row.since.elapsed().as_secs_f64()));
@@ -91,7 +103,12 @@ impl Renderer for Tty {
     fn event(&mut self, id: StepId, event: &StepEvent) {
         match event {
             StepEvent::Started { name } => {
-                self.open.push(Row { id, name: name.clone(), since: Instant::now(), output: VecDeque::new() });
+                self.open.push(Row {
+                    id,
+                    name: name.clone(),
+                    since: Instant::now(),
+                    output: VecDeque::new(),
+                });
                 self.draw(true);
             }
             StepEvent::Log { text, .. } | StepEvent::Part { text, .. } => {

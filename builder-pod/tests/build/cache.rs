@@ -17,7 +17,10 @@ COPY --from=build /src/app /app
 ";
 
 fn app(lab: &Lab) -> std::path::PathBuf {
-    lab.context("app", &[("Dockerfile", APP), ("lib/a", "a"), ("lib/b", "b"), ("main", "main"), ("README", "x")])
+    lab.context(
+        "app",
+        &[("Dockerfile", APP), ("lib/a", "a"), ("lib/b", "b"), ("main", "main"), ("README", "x")],
+    )
 }
 
 fn touch(path: &Path) {
@@ -43,7 +46,11 @@ fn a_touched_file_a_new_file_outside_and_a_comment_rebuild_nothing() {
     touch(&dir.join("lib"));
     std::fs::write(dir.join("unrelated"), "new").unwrap();
     let text = std::fs::read_to_string(dir.join("Dockerfile")).unwrap();
-    std::fs::write(dir.join("Dockerfile"), format!("# a word\n{}", text.replace("COPY main", "# and\n\nCOPY main"))).unwrap();
+    std::fs::write(
+        dir.join("Dockerfile"),
+        format!("# a word\n{}", text.replace("COPY main", "# and\n\nCOPY main")),
+    )
+    .unwrap();
     let again = lab.build(&dir).ok();
     assert!(again.ran().is_empty(), "{}", again.stderr());
 }
@@ -112,7 +119,13 @@ fn two_dockerfiles_share_what_is_equal() {
 #[test]
 fn an_ignored_file_changes_nothing() {
     let lab = Lab::new();
-    let files = [("Dockerfile", "FROM scratch\nCOPY . /\n"), (".dockerignore", "*.log\nsecret\n"), ("a.log", "1"), ("keep", "k"), ("secret/x", "s")];
+    let files = [
+        ("Dockerfile", "FROM scratch\nCOPY . /\n"),
+        (".dockerignore", "*.log\nsecret\n"),
+        ("a.log", "1"),
+        ("keep", "k"),
+        ("secret/x", "s"),
+    ];
     let dir = lab.context("c", &files);
     let out = lab.files_of(&dir);
     let mut names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -25,7 +25,14 @@ fn arguments_reach_from_and_steps() {
     );
     let dir = lab.dockerfile(&text);
     let out = lab.path("files");
-    let build = lab.build(&dir).args(["-o", out.to_str().unwrap(), "--build-arg", "TAG=1", "--build-arg", "FROM_ENV"]);
+    let build = lab.build(&dir).args([
+        "-o",
+        out.to_str().unwrap(),
+        "--build-arg",
+        "TAG=1",
+        "--build-arg",
+        "FROM_ENV",
+    ]);
     build.env("FROM_ENV", "x").ok();
     assert_eq!(std::fs::read_to_string(out.join("out")).unwrap(), "1 hi [] unset\n");
 }
@@ -53,7 +60,10 @@ fn steps_run_as_the_user_and_own_what_they_write() {
                 USER app\nWORKDIR /home/app\nRUN id >who && echo $HOME >>who\nUSER 5:6\nRUN id -u >/tmp/n && id -g >>/tmp/n\n";
     let out = lab.files_of(lab.dockerfile(text));
     let who = std::fs::read_to_string(out.join("home/app/who")).unwrap();
-    assert!(who.contains("uid=123(app) gid=45") && who.contains("77(more)") && who.ends_with("/home/app\n"), "{who}");
+    assert!(
+        who.contains("uid=123(app) gid=45") && who.contains("77(more)") && who.ends_with("/home/app\n"),
+        "{who}"
+    );
     let meta = std::fs::metadata(out.join("home/app/who")).unwrap();
     assert_eq!((meta.uid(), meta.gid()), (123, 45));
     assert_eq!(std::fs::metadata(out.join("home/app")).unwrap().uid(), 123, "WORKDIR belongs to the user");
@@ -131,7 +141,8 @@ fn copies_take_wildcards_directories_owners_and_modes() {
 #[test]
 fn copies_keep_parents_and_leave_out_what_is_excluded() {
     let lab = Lab::new();
-    let text = "FROM scratch\nCOPY --parents a/b/f a/./c/*.txt /p/\nCOPY --exclude=**/*.log --exclude=c a /x/\n";
+    let text =
+        "FROM scratch\nCOPY --parents a/b/f a/./c/*.txt /p/\nCOPY --exclude=**/*.log --exclude=c a /x/\n";
     let files = [("Dockerfile", text), ("a/b/f", ""), ("a/c/g.txt", ""), ("a/d/h.log", ""), ("a/d/i", "")];
     let out = lab.files_of(lab.context("c", &files));
     for there in ["p/a/b/f", "p/c/g.txt", "x/b/f", "x/d/i"] {
@@ -152,7 +163,17 @@ fn files_come_from_stages_numbers_and_images() {
 #[test]
 fn archives_are_unpacked_by_add_and_kept_by_copy() {
     let lab = Lab::new();
-    let dir = lab.context("c", &[("Dockerfile", "FROM scratch\nADD in.tar.gz /unpacked/\nCOPY in.tar.gz /kept.tar.gz\nADD plain /\n"), ("plain", "p"), ("d/f", "content")]);
+    let dir = lab.context(
+        "c",
+        &[
+            (
+                "Dockerfile",
+                "FROM scratch\nADD in.tar.gz /unpacked/\nCOPY in.tar.gz /kept.tar.gz\nADD plain /\n",
+            ),
+            ("plain", "p"),
+            ("d/f", "content"),
+        ],
+    );
     let d = dir.to_str().unwrap();
     tool("tar", &["-czf", &format!("{d}/in.tar.gz"), "-C", d, "--owner=9", "--group=8", "d"]);
     let out = lab.files_of(&dir);
@@ -197,7 +218,13 @@ fn another_dockerfile_is_found_from_the_working_directory_and_standard_input() {
 #[test]
 fn an_ignore_file_beside_the_dockerfile_wins() {
     let lab = Lab::new();
-    let files = [("Dockerfile", "FROM scratch\nCOPY . /\n"), ("Dockerfile.dockerignore", "b\nD*"), (".dockerignore", "a"), ("a", ""), ("b", "")];
+    let files = [
+        ("Dockerfile", "FROM scratch\nCOPY . /\n"),
+        ("Dockerfile.dockerignore", "b\nD*"),
+        (".dockerignore", "a"),
+        ("a", ""),
+        ("b", ""),
+    ];
     let out = lab.files_of(lab.context("c", &files));
     assert!(out.join("a").exists() && !out.join("b").exists() && !out.join("Dockerfile").exists());
 }

@@ -46,7 +46,8 @@ fn a_blob_that_a_power_cut_damaged_is_no_reason_to_fail() {
 fn an_image_that_is_only_copied_from_is_no_base_though_it_begins_the_same() {
     let lab = Lab::new();
     let previous = lab.name("app:1");
-    let first = lab.dockerfile("FROM @base\nRUN echo made >/made\nLABEL a=b\nENV c=d\nCMD [\"x\"]\nEXPOSE 80\n");
+    let first =
+        lab.dockerfile("FROM @base\nRUN echo made >/made\nLABEL a=b\nENV c=d\nCMD [\"x\"]\nEXPOSE 80\n");
     lab.build(&first).args(["-t", &previous, "--push"]).ok();
     // The same step out of the cache, so that the layers are those of the image that is copied from.
     let second = format!("FROM @base\nRUN echo made >/made\nCOPY --from={previous} /made /again\n");
@@ -116,7 +117,8 @@ fn a_download_comes_twice_from_a_server_that_knows_no_validators() {
             let mut stream = stream.unwrap();
             stream.read(&mut [0; 4096]).unwrap();
             let body = "FROM scratch\nWORKDIR /x\n";
-            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            let head =
+                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
             stream.write_all((head + body).as_bytes()).unwrap();
         }
     });

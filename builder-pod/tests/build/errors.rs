@@ -22,10 +22,22 @@ fn says(text: &str, parts: &[&str]) {
 #[test]
 fn a_failed_step_names_itself_its_exit_code_its_lines_and_its_last_output() {
     let lab = Lab::new();
-    let dir = lab.dockerfile("FROM @base\n\nRUN echo first && \\\n    echo 'about to fail' >&2 && exit 42\nRUN echo never\n");
+    let dir = lab.dockerfile(
+        "FROM @base\n\nRUN echo first && \\\n    echo 'about to fail' >&2 && exit 42\nRUN echo never\n",
+    );
     let (code, text) = plain(&lab, &dir, &[]);
     assert_eq!(code, Some(10), "{text}");
-    says(&text, &["failed with exit code 42", "Dockerfile:3 in [2/3] RUN echo first", "3 | > RUN echo first", "4 | >     echo 'about", "the step's last output:", "about to fail"]);
+    says(
+        &text,
+        &[
+            "failed with exit code 42",
+            "Dockerfile:3 in [2/3] RUN echo first",
+            "3 | > RUN echo first",
+            "4 | >     echo 'about",
+            "the step's last output:",
+            "about to fail",
+        ],
+    );
     let end = &text[text.find("error:").unwrap()..];
     assert!(end.contains("first\n") && !text.contains("[3/3]"), "{text}");
 }
@@ -45,7 +57,15 @@ fn a_copy_of_what_is_not_there_names_the_copy() {
     std::fs::write(dir.join("here.txt"), "x").unwrap();
     let (code, text) = plain(&lab, &dir, &[]);
     assert_eq!(code, Some(10));
-    says(&text, &["\"/missing.txt\": not found", "Dockerfile:3 in [3/3] COPY here.txt missing.txt /to/", "3 | > COPY", "] COPY here.txt missing.txt /to/\n"]);
+    says(
+        &text,
+        &[
+            "\"/missing.txt\": not found",
+            "Dockerfile:3 in [3/3] COPY here.txt missing.txt /to/",
+            "3 | > COPY",
+            "] COPY here.txt missing.txt /to/\n",
+        ],
+    );
 }
 
 #[test]
@@ -59,7 +79,8 @@ fn a_copy_with_parents_of_what_is_not_there_fails() {
 #[test]
 fn a_copy_of_an_ignored_file_says_that_it_is_not_there() {
     let lab = Lab::new();
-    let dir = lab.context("c", &[("Dockerfile", "FROM scratch\nCOPY a /\n"), ("a", ""), (".dockerignore", "a\n")]);
+    let dir =
+        lab.context("c", &[("Dockerfile", "FROM scratch\nCOPY a /\n"), ("a", ""), (".dockerignore", "a\n")]);
     let (code, text) = plain(&lab, &dir, &[]);
     assert_eq!(code, Some(10));
     says(&text, &["\"/a\": not found", "Dockerfile:2"]);
@@ -101,7 +122,8 @@ fn what_is_not_there_yet_is_refused_with_its_place() {
 fn a_base_image_that_is_not_there_names_image_and_line() {
     let lab = Lab::new();
     let name = lab.name("none/such:1");
-    let (code, text) = plain(&lab, &lab.dockerfile(&format!("FROM @base AS a\nFROM {name}\nCOPY --from=a /x /\n")), &[]);
+    let (code, text) =
+        plain(&lab, &lab.dockerfile(&format!("FROM @base AS a\nFROM {name}\nCOPY --from=a /x /\n")), &[]);
     assert_eq!(code, Some(11), "{text}");
     says(&text, &[&name, "Dockerfile:2:", "not found"]);
     let (code, text) = plain(&lab, &lab.dockerfile("FROM 127.0.0.1:1/x\n"), &[]);
@@ -113,10 +135,12 @@ fn a_base_image_that_is_not_there_names_image_and_line() {
 fn an_image_without_the_platform_lists_those_that_it_has() {
     use lapstrake_oci::{Platform, media_type};
     let lab = Lab::new();
-    let index = lapstrake_testkit::image::index(&[(crate::lab::busybox(), Platform::new("linux", "s390x", None))]);
+    let index =
+        lapstrake_testkit::image::index(&[(crate::lab::busybox(), Platform::new("linux", "s390x", None))]);
     let storage = lab.registry.storage();
     storage.put_manifest("busybox", Some("only-s390x"), media_type::OCI_INDEX, &index).unwrap();
-    let (code, text) = plain(&lab, &lab.dockerfile(&format!("FROM {}\n", lab.name("busybox:only-s390x"))), &[]);
+    let (code, text) =
+        plain(&lab, &lab.dockerfile(&format!("FROM {}\n", lab.name("busybox:only-s390x"))), &[]);
     assert_eq!(code, Some(11), "{text}");
     says(&text, &["linux/amd64", "linux/s390x", "Dockerfile:1:"]);
 }
@@ -142,7 +166,13 @@ fn a_context_without_a_dockerfile_says_what_to_do() {
 fn mistakes_on_the_command_line_exit_with_2() {
     let lab = Lab::new();
     let dir = lab.dockerfile("FROM scratch\n");
-    for args in [&["-t", "Not A Name"][..], &["--output", "type=floppy"], &["--platform", "linux/amd64,linux/arm64"], &["--push"], &["--no-such-flag"]] {
+    for args in [
+        &["-t", "Not A Name"][..],
+        &["--output", "type=floppy"],
+        &["--platform", "linux/amd64,linux/arm64"],
+        &["--push"],
+        &["--no-such-flag"],
+    ] {
         assert_eq!(plain(&lab, &dir, args).0, Some(2), "{args:?}");
     }
     assert_eq!(plain(&lab, &lab.path("nowhere"), &[]).0, Some(2));

@@ -32,7 +32,11 @@ fn no_process(text: &str) {
 fn mounts_below(dir: &Path) -> Vec<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let dir = dir.to_str().unwrap();
-    table.lines().filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with(dir))).map(str::to_owned).collect()
+    table
+        .lines()
+        .filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with(dir)))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Snapshots that were not committed.
@@ -43,7 +47,9 @@ fn active(state: &Path) -> usize {
 
 /// A build with a finished step, then one that waits; `mark` makes its processes findable.
 fn waiting(lab: &Lab, mark: &str) -> std::path::PathBuf {
-    lab.dockerfile(&format!("FROM @base\nRUN echo finished >/first\nRUN echo waits; sleep {mark} & sleep {mark}\n"))
+    lab.dockerfile(&format!(
+        "FROM @base\nRUN echo finished >/first\nRUN echo waits; sleep {mark} & sleep {mark}\n"
+    ))
 }
 
 #[test]
@@ -121,7 +127,10 @@ fn kills_at_any_moment_leave_a_usable_state() {
     let fresh = lab.build_in("other", &dir).args(["-o", lab.path("fresh").to_str().unwrap()]).ok();
     assert_eq!(fresh.fate("cat /a /b"), Fate::Done);
     let after_kills = lab.files_of(&dir);
-    tool("diff", &["-r", "--no-dereference", lab.path("fresh").to_str().unwrap(), after_kills.to_str().unwrap()]);
+    tool(
+        "diff",
+        &["-r", "--no-dereference", lab.path("fresh").to_str().unwrap(), after_kills.to_str().unwrap()],
+    );
 }
 
 #[test]
@@ -157,11 +166,15 @@ impl Drop for SmallDisk {
 fn a_full_disk_is_named_and_the_state_works_when_there_is_room_again() {
     let lab = Lab::new();
     let _disk = SmallDisk::new(&lab);
-    let big = lab.context("big", &[("Dockerfile", "FROM @base\nRUN echo kept >/kept\nRUN head -c 60000000 /dev/urandom >/big\n")]);
+    let big = lab.context(
+        "big",
+        &[("Dockerfile", "FROM @base\nRUN echo kept >/kept\nRUN head -c 60000000 /dev/urandom >/big\n")],
+    );
     let ran = lab.build_in("small/state", &big).fails(14);
     ran.says(&["no space left", "Dockerfile:3"]);
     // A context that does not fit either, this time in a copy.
-    let copied = lab.context("copied", &[("Dockerfile", "FROM @base\nRUN echo kept >/kept\nCOPY big /big\n")]);
+    let copied =
+        lab.context("copied", &[("Dockerfile", "FROM @base\nRUN echo kept >/kept\nCOPY big /big\n")]);
     std::fs::write(copied.join("big"), vec![7; 60_000_000]).unwrap();
     lab.build_in("small/state", &copied).fails(14).says(&["Dockerfile:3"]);
     std::fs::write(copied.join("big"), "small now").unwrap();
@@ -192,5 +205,8 @@ fn steps_do_not_see_the_builders_environment_or_credentials() {
     let out = lab.path("files");
     lab.build(&dir).env("SECRET_OF_MINE", "s3cr3t-word").args(["-o", out.to_str().unwrap()]).ok();
     let seen = std::fs::read_to_string(out.join("env")).unwrap();
-    assert!(!seen.contains("s3cr3t-word") && !seen.contains("LAPSTRAKE") && !seen.contains("DOCKER_CONFIG"), "{seen}");
+    assert!(
+        !seen.contains("s3cr3t-word") && !seen.contains("LAPSTRAKE") && !seen.contains("DOCKER_CONFIG"),
+        "{seen}"
+    );
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use lapstrake_oci::{ImageConfig, Manifest};
 use lapstrake_testkit::image::Image;
@@ -42,7 +42,8 @@ impl Lab {
     pub(crate) fn with(options: Options) -> Self {
         let uid = Command::new("id").arg("-u").output().unwrap().stdout;
         assert_eq!(uid.trim_ascii(), b"0", "these tests need root: steps are namespaces and overlays");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let registry = runtime.block_on(Registry::start(options)).unwrap();
         registry.put_image("busybox", "1", busybox()).unwrap();
         Self { runtime, registry, dir: disk_dir() }
@@ -130,7 +131,8 @@ impl Lab {
     pub(crate) fn log_in(&self, user: &str, password: &str) {
         let dir = self.path("docker");
         std::fs::create_dir_all(&dir).unwrap();
-        let config = serde_json::json!({"auths": {self.registry.host(): {"username": user, "password": password}}});
+        let config =
+            serde_json::json!({"auths": {self.registry.host(): {"username": user, "password": password}}});
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     }
 }
@@ -226,7 +228,8 @@ impl Running {
 
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        let status =
+            Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
         assert!(status.success());
     }
 
@@ -310,16 +313,11 @@ impl Ran {
         ran
     }
 
-    /// Lines that steps printed.
-    pub(crate) fn output(&self) -> Vec<String> {
-        let logs = self.events().into_iter().filter(|e| e["event"] == "log");
-        logs.map(|e| e["text"].as_str().unwrap().to_owned()).collect()
-    }
-
     /// Position of an event of the step whose name contains `text`.
     pub(crate) fn position(&self, text: &str, event: &str) -> usize {
         let events = self.events();
-        let started = |e: &&Value| e["event"] == "started" && e["name"].as_str().is_some_and(|n| n.contains(text));
+        let started =
+            |e: &&Value| e["event"] == "started" && e["name"].as_str().is_some_and(|n| n.contains(text));
         let id = events.iter().find(started).expect("the step was started")["step"].clone();
         events.iter().position(|e| e["step"] == id && e["event"] == event).expect("the event happened")
     }
@@ -344,14 +342,10 @@ pub(crate) fn mode(path: &Path) -> u32 {
 pub(crate) fn tool(program: &str, args: &[&str]) -> String {
     let out = match Command::new(program).args(args).output() {
         Ok(out) => out,
-        Err(e) => panic!("{program} can't be started ({e}): install it, for instance by apt-get install {program}"),
+        Err(e) => {
+            panic!("{program} can't be started ({e}): install it, for instance by apt-get install {program}")
+        }
     };
     assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
-}
-
-/// Tests that measure or fill the machine run one after the other.
-pub(crate) fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -45,7 +45,8 @@ fn a_docker_archive_is_one_that_docker_loads() {
     let dest = lab.path("image.tar");
     let out = format!("type=docker,dest={}", dest.display());
     lab.build(lab.dockerfile(TEXT)).args(["-o", &out, "-t", "registry.example/a:1"]).ok();
-    let inspected = json(tool("skopeo", &["inspect", &format!("docker-archive:{}", dest.display())]).as_bytes());
+    let inspected =
+        json(tool("skopeo", &["inspect", &format!("docker-archive:{}", dest.display())]).as_bytes());
     assert_eq!(inspected["Architecture"], "amd64");
     let manifest = json(tool("tar", &["-xOf", dest.to_str().unwrap(), "manifest.json"]).as_bytes());
     assert_eq!(manifest[0]["RepoTags"][0], "registry.example/a:1");
@@ -81,7 +82,16 @@ fn metadata_and_the_quiet_digest_name_the_pushed_image() {
     let (file, name) = (lab.path("meta.json"), lab.name("meta:1"));
     let ran = lab
         .build(lab.dockerfile(TEXT))
-        .args(["-q", "--push", "-t", &name, "-t", &lab.name("meta:2"), "--metadata-file", file.to_str().unwrap()])
+        .args([
+            "-q",
+            "--push",
+            "-t",
+            &name,
+            "-t",
+            &lab.name("meta:2"),
+            "--metadata-file",
+            file.to_str().unwrap(),
+        ])
         .ok();
     let pushed = lab.registry.storage().manifest("meta", "1").unwrap().2.to_string();
     assert_eq!(String::from_utf8(ran.stdout.clone()).unwrap().trim(), pushed);
@@ -99,7 +109,9 @@ fn labels_media_types_and_compression_are_as_asked() {
     let lab = Lab::new();
     let dir = lab.dockerfile(TEXT);
     let name = lab.name("docker:1");
-    lab.build(&dir).args(["-o", &format!("type=image,push=true,name={name},oci-mediatypes=false"), "--label", "a=b"]).ok();
+    lab.build(&dir)
+        .args(["-o", &format!("type=image,push=true,name={name},oci-mediatypes=false"), "--label", "a=b"])
+        .ok();
     let (manifest, config) = lab.image("docker", "1");
     assert_eq!(manifest.layers[0].media_type, "application/vnd.docker.image.rootfs.diff.tar.gzip");
     assert_eq!(config.config.labels["a"], "b");
@@ -108,7 +120,9 @@ fn labels_media_types_and_compression_are_as_asked() {
     assert_eq!(lab.image("zstd", "1").0.layers[0].media_type, "application/vnd.oci.image.layer.v1.tar+zstd");
     let digest = lab.registry.storage().manifest("zstd", "1").unwrap().2;
     let name = lab.name("nameless");
-    lab.build(&dir).args(["-o", &format!("type=registry,name={name},compression=zstd,push-by-digest=true")]).ok();
+    lab.build(&dir)
+        .args(["-o", &format!("type=registry,name={name},compression=zstd,push-by-digest=true")])
+        .ok();
     assert!(lab.registry.storage().tags("nameless").is_empty());
     assert_eq!(lab.registry.storage().manifest("nameless", &digest.to_string()).unwrap().2, digest);
 }
@@ -118,6 +132,9 @@ fn an_output_that_can_not_be_written_names_its_place_and_leaves_no_half() {
     let lab = Lab::new();
     let dir = lab.dockerfile(TEXT);
     let dest = lab.path("no/such/dir/image.tar");
-    lab.build(&dir).args(["-o", &format!("type=oci,dest={}", dest.display())]).fails(1).says(&["no/such/dir/image.tar"]);
+    lab.build(&dir)
+        .args(["-o", &format!("type=oci,dest={}", dest.display())])
+        .fails(1)
+        .says(&["no/such/dir/image.tar"]);
     assert!(!dest.exists());
 }

@@ -112,7 +112,8 @@ fn a_base_image_with_the_same_layers_under_a_new_digest_rebuilds_nothing() {
     use lapstrake_testkit::image::{Image, Layer};
     let lab = Lab::new();
     let layer = || Layer::new().file("f", "x");
-    let mut config = lapstrake_oci::ImageConfig::of_platform(&lapstrake_oci::Platform::new("linux", "amd64", None));
+    let mut config =
+        lapstrake_oci::ImageConfig::of_platform(&lapstrake_oci::Platform::new("linux", "amd64", None));
     lab.registry.put_image("moving", "1", &Image::with_config(&[layer()], config.clone())).unwrap();
     let dir = lab.dockerfile(&format!("FROM {}\nCOPY Dockerfile /d\n", lab.name("moving:1")));
     lab.build(&dir).ok();

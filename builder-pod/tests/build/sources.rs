@@ -9,10 +9,22 @@ use crate::lab::{Lab, tool};
 
 /// A repository with two commits on `main`; the first one has the tag `v1`.
 fn repository(lab: &Lab) -> PathBuf {
-    let dir = lab.context("repository", &[("app/Dockerfile", "FROM scratch\nCOPY f /f\n"), ("app/f", "one"), ("other", "x")]);
+    let dir = lab.context(
+        "repository",
+        &[("app/Dockerfile", "FROM scratch\nCOPY f /f\n"), ("app/f", "one"), ("other", "x")],
+    );
     let git = |args: &[&str]| {
         let dir = dir.to_str().unwrap();
-        let settings = ["-C", dir, "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"];
+        let settings = [
+            "-C",
+            dir,
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.com",
+            "-c",
+            "init.defaultBranch=main",
+        ];
         tool("git", &[&settings[..], args].concat())
     };
     git(&["init", "-q"]);
@@ -68,7 +80,8 @@ fn serve(body: Vec<u8>) -> (String, Arc<AtomicUsize>) {
             counted.fetch_add(1, Ordering::SeqCst);
             let gone = head.starts_with(b"GET /gone");
             let (status, body) = if gone { ("404 Not Found", &b"no"[..]) } else { ("200 OK", &body[..]) };
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
             // A client that went away is its own affair.
             stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(body)).ok();
         }
@@ -77,7 +90,15 @@ fn serve(body: Vec<u8>) -> (String, Arc<AtomicUsize>) {
 }
 
 fn archive(lab: &Lab) -> Vec<u8> {
-    let dir = lab.context("packed", &[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "packed"), ("sub/Dockerfile", "FROM scratch\nCOPY f /f\n"), ("sub/f", "below")]);
+    let dir = lab.context(
+        "packed",
+        &[
+            ("Dockerfile", "FROM scratch\nCOPY f /f\n"),
+            ("f", "packed"),
+            ("sub/Dockerfile", "FROM scratch\nCOPY f /f\n"),
+            ("sub/f", "below"),
+        ],
+    );
     let file = lab.path("context.tar.gz");
     tool("tar", &["-czf", file.to_str().unwrap(), "-C", dir.to_str().unwrap(), "."]);
     std::fs::read(file).unwrap()
@@ -124,7 +145,9 @@ fn a_checksum_is_held_to() {
     let bytes = archive(&lab);
     let right = lapstrake_oci::Digest::of(&bytes).hex().to_string();
     let (url, requests) = serve(bytes);
-    let source = |sum: &str| format!("    http:\n      url: {url}/context.tar.gz\n      sha256: {sum}\n      path: sub\n");
+    let source = |sum: &str| {
+        format!("    http:\n      url: {url}/context.tar.gz\n      sha256: {sum}\n      path: sub\n")
+    };
     let file = manifest(&lab, &source(&"0".repeat(64)));
     lab.build(&file).fails(10).says(&["context.tar.gz", &right]);
     let file = manifest(&lab, &source(&right));
