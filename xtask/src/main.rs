@@ -13,7 +13,6 @@ mod demo;
 mod generate;
 mod images;
 mod install;
-mod need;
 mod phases;
 mod process;
 mod reference;
@@ -31,7 +30,6 @@ const USAGE: &str = "usage: cargo xtask <command>
   generate --check  fails if any of that is not up to date
   tidy              checks the rules of the house: who may use whom, unsafe, long files, missing docs
   deny              checks licences and doubled dependencies with cargo-deny, where it is installed
-  need              checks that the machine has what build, tests and demo need
   cluster ARGS...   runs lapstrake-cluster (e2e/cluster), building it first
   cluster-up        brings our own cluster up, with all base images in its registry
   images            builds our own images with Lapstrake and pushes them to the cluster's registry
@@ -69,7 +67,6 @@ fn run(args: &[String]) -> Result<()> {
             Ok(())
         }
         ["deny"] => deny(&root),
-        ["need"] => need::check(&root),
         ["cluster", ..] => cluster::forward(&root, &args[1..]),
         ["cluster-up"] => {
             let cluster = cluster::Cluster::connect(&root)?;
