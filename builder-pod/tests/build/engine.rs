@@ -115,7 +115,7 @@ fn a_download_comes_twice_from_a_server_that_knows_no_validators() {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            stream.read(&mut [0; 4096]).unwrap();
+            let _request = stream.read(&mut [0; 4096]).unwrap();
             let body = "FROM scratch\nWORKDIR /x\n";
             let head =
                 format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
