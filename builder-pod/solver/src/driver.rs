@@ -1,13 +1,16 @@
 //! Performs the machine's actions, each in a task of its own, and feeds the answers back.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use lapstrake_llb::{Graph, Vertex};
 use lapstrake_oci::Digest;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::key::{CacheKey, OpKey};
@@ -44,6 +47,29 @@ pub trait World: Send + Sync + 'static {
     fn save(&self, key: CacheKey, record: &Record<Self::Result>);
     /// The error of a vertex that was canceled.
     fn canceled(&self) -> Self::Error;
+    /// The error of work that panicked.
+    fn panicked(&self, message: &str) -> Self::Error;
+}
+
+/// Bytes of output that may be on their way to those who show them.
+const OUTPUT_BYTES_MAX: usize = 4 << 20;
+
+/// Something that a step printed.
+#[derive(Debug, Clone)]
+pub struct Output(Arc<Piece>);
+
+#[derive(Debug)]
+struct Piece {
+    bytes: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for Output {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.bytes
+    }
 }
 
 /// What a vertex' work has to do with the job: cancellation and progress.
@@ -53,12 +79,32 @@ pub struct Step {
     /// Fires when nobody wants the vertex any more.
     pub cancel: CancellationToken,
     report: mpsc::UnboundedSender<(VertexId, ProgressKind)>,
+    room: Arc<Semaphore>,
 }
 
 impl Step {
-    /// Passes on what the step printed; `stream` is 1 or 2.
+    /// Passes on what the step printed; `stream` is 1 or 2. Blocks while more was printed than is shown, so
+    /// that a step which prints without end fills no memory; needs a multi-threaded runtime.
     pub fn log(&self, stream: u8, bytes: &[u8]) {
-        self.report(ProgressKind::Log(stream, bytes.to_vec()));
+        for bytes in bytes.chunks(OUTPUT_BYTES_MAX / 16) {
+            // Of a step that nobody wants nobody reads on.
+            let Some(room) = self.room_for(bytes.len()) else { return };
+            self.report(ProgressKind::Log(stream, Output(Arc::new(Piece { bytes: bytes.to_vec(), _room: room }))));
+        }
+    }
+
+    fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(permits) {
+            return Some(room);
+        }
+        let wait = async {
+            tokio::select! {
+                room = Arc::clone(&self.room).acquire_many_owned(permits) => room.ok(),
+                () = self.cancel.cancelled() => None,
+            }
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(wait))
     }
 
     /// Passes on how far something named is, in bytes; `total` 0 is unknown.
@@ -89,7 +135,7 @@ pub enum ProgressKind {
     /// Its result was there already.
     Cached,
     /// It printed something.
-    Log(u8, Vec<u8>),
+    Log(u8, Output),
     /// A part of it moved on.
     Status {
         /// What moves.
@@ -182,6 +228,7 @@ struct Driver<W: World> {
     inbox: mpsc::UnboundedReceiver<MachineEvent<W>>,
     report: mpsc::UnboundedSender<(VertexId, ProgressKind)>,
     reports: mpsc::UnboundedReceiver<(VertexId, ProgressKind)>,
+    room: Arc<Semaphore>,
 }
 
 impl<W: World> Driver<W> {
@@ -200,6 +247,7 @@ impl<W: World> Driver<W> {
             inbox,
             report,
             reports,
+            room: Arc::new(Semaphore::new(OUTPUT_BYTES_MAX)),
         }
     }
 
@@ -288,20 +336,25 @@ impl<W: World> Driver<W> {
     fn act(&mut self, action: Action<W::Result, W::Error>) -> Option<MachineEvent<W>> {
         use machine::Event as E;
         match action {
-            Action::Describe(id, vertex) => self.spawn(id, move |world, step| async move {
-                E::Described(id, guard(&*world, &step, world.describe(&vertex, &step)).await)
-            }),
+            Action::Describe(id, vertex) => {
+                let work = |world: Arc<W>, step: Step| async move {
+                    guard(&*world, &step, world.describe(&vertex, &step)).await
+                };
+                self.spawn(id, work, move |result| E::Described(id, result));
+            }
             Action::LookUp(id, key) => return Some(E::LookedUp(id, self.world.look_up(key))),
-            Action::Hash(id, vertex, input, of) => self.spawn(id, move |world, step| async move {
-                E::Hashed(id, input, guard(&*world, &step, world.hash(&vertex, input, &of, &step)).await)
-            }),
+            Action::Hash(id, vertex, input, of) => {
+                let work = move |world: Arc<W>, step: Step| async move {
+                    guard(&*world, &step, world.hash(&vertex, input, &of, &step)).await
+                };
+                self.spawn(id, work, move |result| E::Hashed(id, input, result));
+            }
             Action::Run(id, vertex, inputs) => {
                 self.running.insert(id, Arc::clone(&vertex));
                 self.tell(id, ProgressKind::Started);
                 // A run cleans up after itself: it is told of the cancellation and awaited.
-                self.spawn(id, move |world, step| async move {
-                    E::Ran(id, world.run(&vertex, inputs, &step).await)
-                });
+                let work = |world: Arc<W>, step: Step| async move { world.run(&vertex, inputs, &step).await };
+                self.spawn(id, work, move |result| E::Ran(id, result));
             }
             Action::Save(key, record) => self.world.save(key, &record),
             Action::Cached(id, vertex) => {
@@ -317,6 +370,7 @@ impl<W: World> Driver<W> {
             Action::JobEnded(job, outcome) => {
                 if let Some(running) = self.jobs.remove(&job) {
                     running.watch.abort();
+                    self.tokens.retain(|id, _| self.machine.knows(*id));
                     let unwanted = |id: &&VertexId| self.machine.jobs_of(**id).next().is_none();
                     let left: HashSet<_> = self.running.keys().filter(unwanted).copied().collect();
                     let ending = Ending { running, outcome, left };
@@ -327,19 +381,28 @@ impl<W: World> Driver<W> {
         None
     }
 
-    fn spawn<F, Fut>(&mut self, id: VertexId, work: F)
-    where
-        F: FnOnce(Arc<W>, Step) -> Fut + Send + 'static,
-        Fut: Future<Output = MachineEvent<W>> + Send + 'static,
+    /// Does work in a task of its own. It is answered in any case: a vertex without an answer would keep its
+    /// jobs for ever.
+    fn spawn<T, Fut>(
+        &mut self,
+        id: VertexId,
+        work: impl FnOnce(Arc<W>, Step) -> Fut + Send + 'static,
+        answer: impl FnOnce(Result<T, W::Error>) -> MachineEvent<W> + Send + 'static,
+    ) where
+        T: Send + 'static,
+        Fut: Future<Output = Result<T, W::Error>> + Send + 'static,
     {
         let token = self.tokens.entry(id).or_default();
         if token.is_cancelled() {
             *token = CancellationToken::new();
         }
-        let step = Step { id, cancel: token.clone(), report: self.report.clone() };
+        let step =
+            Step { id, cancel: token.clone(), report: self.report.clone(), room: Arc::clone(&self.room) };
         let (world, events) = (Arc::clone(&self.world), self.events.clone());
         tokio::spawn(async move {
-            events.send(work(world, step).await).ok(); // the solver is gone: nobody waits
+            let done = AssertUnwindSafe(work(Arc::clone(&world), step)).catch_unwind().await;
+            let result = done.unwrap_or_else(|panic| Err(world.panicked(message_of(&*panic))));
+            events.send(answer(result)).ok(); // the solver is gone: nobody waits
         });
     }
 
@@ -353,6 +416,15 @@ impl<W: World> Driver<W> {
         for ending in self.ending.iter().filter(|ending| ending.left.contains(&id)) {
             ending.running.progress.send(Event { vertex: Arc::clone(vertex), kind: kind.clone() }).ok(); // as above
         }
+    }
+}
+
+/// What a panic said.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (None, Some(text)) => text,
+        (None, None) => "no message",
     }
 }
 

@@ -7,11 +7,13 @@
 //! Never: looks at a path, a socket or a session; the machine has no clock, lock or I/O.
 
 mod driver;
+#[cfg(test)]
+mod driver_tests;
 mod key;
 mod machine;
 #[cfg(test)]
 mod simulator;
 
-pub use driver::{Event as Progress, Job, ProgressKind, Solved, Solver, Step, World};
+pub use driver::{Event as Progress, Job, Output, ProgressKind, Solved, Solver, Step, World};
 pub use key::{CacheKey, InputKey, Keying, OpKey};
 pub use machine::{Action, Event, JobId, Machine, Outcome, Record, VertexId};

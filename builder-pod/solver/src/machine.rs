@@ -201,6 +201,11 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         self.entries.len()
     }
 
+    /// Whether a job wants the vertex, or an answer about it is awaited.
+    pub fn knows(&self, id: VertexId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
     /// The vertex, while it has not failed.
     pub fn unfailed(&self, id: VertexId) -> Option<&Arc<Vertex>> {
         self.entries.get(&id).filter(|e| !matches!(e.state, State::Failed(..))).map(|e| &e.vertex)

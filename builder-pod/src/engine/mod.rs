@@ -245,6 +245,10 @@ impl World for Engine {
     fn canceled(&self) -> BuildError {
         BuildError::canceled()
     }
+
+    fn panicked(&self, message: &str) -> BuildError {
+        BuildError::internal(format!("a mistake of the builder's own: {message}"))
+    }
 }
 
 /// Says which step failed.
