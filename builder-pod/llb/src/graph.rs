@@ -210,11 +210,15 @@ impl Vertex {
     }
 }
 
-/// How many results an operation has.
+/// How many results an operation has: numbers are given without gaps, so no more than there are places for.
 fn outputs(op: &pb::Op) -> i64 {
+    let count = |numbers: &mut dyn Iterator<Item = i64>| {
+        let (count, last) = numbers.fold((0i64, -1), |(count, last), number| (count + 1, number.max(last)));
+        last.saturating_add(1).clamp(0, count)
+    };
     match &op.op {
-        Some(pb::op::Op::Exec(exec)) => exec.mounts.iter().map(|m| m.output + 1).max().unwrap_or(0).max(0),
-        Some(pb::op::Op::File(file)) => file.actions.iter().map(|a| a.output + 1).max().unwrap_or(0).max(0),
+        Some(pb::op::Op::Exec(exec)) => count(&mut exec.mounts.iter().map(|m| m.output)),
+        Some(pb::op::Op::File(file)) => count(&mut file.actions.iter().map(|a| a.output)),
         Some(_) => 1,
         None => 0,
     }
@@ -281,6 +285,20 @@ mod tests {
 
     fn add(builder: &mut Builder, op: &pb::Op) -> Output {
         Output { vertex: builder.add(op, pb::OpMetadata::default(), &[]), index: 0 }
+    }
+
+    #[test]
+    fn an_output_number_beyond_all_places_is_refused() {
+        for output in [0, 1, i64::MAX] {
+            let mounts = vec![pb::Mount { dest: "/".to_owned(), output, ..Default::default() }];
+            let exec = pb::ExecOp { mounts, ..Default::default() };
+            let op = pb::Op { op: Some(pb::op::Op::Exec(exec)), ..Default::default() };
+            let mut builder = Builder::new();
+            let vertex = builder.add(&op, pb::OpMetadata::default(), &[]);
+            let index = u32::try_from(output).unwrap_or(u32::MAX);
+            let graph = Graph::decode(&builder.finish(Some(Output { vertex, index })));
+            assert_eq!(graph.is_ok(), output == 0, "{output}: {graph:?}");
+        }
     }
 
     #[test]

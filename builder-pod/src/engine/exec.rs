@@ -53,25 +53,12 @@ impl Engine {
         }
         let meta =
             exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
+        check_supported(exec, meta)?;
         let mut prepared = Prepared::default();
         for mount in &exec.mounts {
             self.prepare_mount(mount, &inputs, &mut prepared, step).await?;
         }
-        let rootfs =
-            prepared.spec.take().ok_or_else(|| BuildError::internal("an exec operation has no root"))?;
-        let spec = StepSpec {
-            args: meta.args.clone(),
-            env: environment(meta),
-            cwd: meta.cwd.clone(),
-            user: meta.user.clone(),
-            rootfs,
-            mounts: std::mem::take(&mut prepared.mounts),
-            network: network(exec)?,
-            hostname: meta.hostname.clone(),
-            extra_hosts: extra_hosts(meta)?,
-            rlimits: meta.ulimit.iter().map(rlimit).collect(),
-            shm_bytes: None,
-        };
+        let spec = step_spec(exec, meta, &mut prepared)?;
         let permit = tokio::select! {
             permit = self.slots.acquire() => permit.map_err(BuildError::internal)?,
             () = step.cancel.cancelled() => return Err(BuildError::canceled()),
@@ -85,11 +72,13 @@ impl Engine {
         drop(permit);
         // Looked at while the step's files are still there.
         let disk_full = tail.says_no_space() || is_full(self.store.root());
-        judge(exit, meta, &tail, disk_full)?;
-        drop(prepared.scratch);
-        let mut outputs = prepared.outputs;
-        outputs.sort_by_key(|(output, _)| *output);
-        outputs.into_iter().map(|(_, target)| self.finish(target)).collect()
+        let judged = judge(exit, meta, &tail, disk_full);
+        let Prepared { outputs, scratch, .. } = prepared;
+        let (outputs, refuse) = if judged.is_ok() { (outputs, Vec::new()) } else { (Vec::new(), outputs) };
+        // A failed step may leave many files: that they go must not hold up others.
+        tokio::task::spawn_blocking(move || drop((scratch, refuse))).await.map_err(BuildError::internal)?;
+        judged?;
+        in_order(outputs)?.into_iter().map(|target| self.finish(target)).collect()
     }
 
     fn finish(&self, target: Target) -> Result<Res, BuildError> {
@@ -165,6 +154,48 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Outputs by number, each once and none left out: who asks for one finds it at its place.
+fn in_order<T>(mut outputs: Vec<(usize, T)>) -> Result<Vec<T>, BuildError> {
+    outputs.sort_by_key(|(number, _)| *number);
+    match outputs.iter().enumerate().all(|(at, (number, _))| at == *number) {
+        true => Ok(outputs.into_iter().map(|(_, output)| output).collect()),
+        false => Err(BuildError::internal("an exec operation lacks one of its outputs")),
+    }
+}
+
+/// What is asked for and can't be done yet is refused, never left out.
+fn check_supported(exec: &pb::ExecOp, meta: &pb::Meta) -> Result<(), BuildError> {
+    let lacking = if exec.security != pb::SecurityMode::Sandbox as i32 {
+        "a step without a sandbox"
+    } else if !exec.secretenv.is_empty() {
+        "a secret in the environment of a step"
+    } else if !exec.cdi_devices.is_empty() {
+        "a device in a step"
+    } else if !meta.cgroup_parent.is_empty() {
+        "a control group for a step"
+    } else {
+        return Ok(());
+    };
+    Err(BuildError::new(Reason::NotSupported, format!("{lacking} is not supported yet")))
+}
+
+fn step_spec(exec: &pb::ExecOp, meta: &pb::Meta, prepared: &mut Prepared) -> Result<StepSpec, BuildError> {
+    let rootfs = prepared.spec.take().ok_or_else(|| BuildError::internal("an exec operation has no root"))?;
+    Ok(StepSpec {
+        args: meta.args.clone(),
+        env: environment(meta),
+        cwd: meta.cwd.clone(),
+        user: meta.user.clone(),
+        rootfs,
+        mounts: std::mem::take(&mut prepared.mounts),
+        network: network(exec)?,
+        hostname: meta.hostname.clone(),
+        extra_hosts: extra_hosts(meta)?,
+        rlimits: meta.ulimit.iter().map(rlimit).collect(),
+        shm_bytes: None,
+    })
 }
 
 fn step_mount(mount: &pb::Mount, source: MountSource) -> StepMount {
@@ -332,6 +363,26 @@ mod tests {
         tail.push(b"no end");
         let text = tail.text();
         assert!(text.ends_with("half a line\nno end") && text.lines().count() == EXCERPT_LINES + 1, "{text}");
+    }
+
+    #[test]
+    fn an_output_that_is_not_made_is_an_error_and_no_silence() {
+        assert_eq!(in_order(vec![(1, 'b'), (0, 'a')]).ok(), Some(vec!['a', 'b']));
+        for lacking in [vec![(1, 'b')], vec![(0, 'a'), (2, 'c')], vec![(0, 'a'), (0, 'b')]] {
+            assert!(in_order(lacking).is_err());
+        }
+    }
+
+    #[test]
+    fn what_steps_can_not_have_yet_is_refused() {
+        let meta = pb::Meta::default();
+        assert!(check_supported(&pb::ExecOp::default(), &meta).is_ok());
+        let secret = pb::ExecOp { secretenv: vec![pb::SecretEnv::default()], ..Default::default() };
+        let insecure = pb::ExecOp { security: pb::SecurityMode::Insecure as i32, ..Default::default() };
+        for exec in [secret, insecure] {
+            let error = check_supported(&exec, &meta).expect_err("refused");
+            assert_eq!(error.failure().reason, Reason::NotSupported);
+        }
     }
 
     #[test]

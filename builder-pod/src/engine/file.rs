@@ -215,6 +215,9 @@ impl Operation {
             self.made.insert(number, Ok(onto));
             done?;
             if let Ok(output) = usize::try_from(action.output) {
+                if output >= op.actions.len() {
+                    return Err(BuildError::internal("a file operation has an output without a place"));
+                }
                 if outputs.len() <= output {
                     outputs.resize(output + 1, None);
                 }
