@@ -112,7 +112,8 @@ impl Drop for Timeline {
     }
 }
 
-fn condition(object: &Value, name: &str) -> String {
+/// Status of a condition, or an empty text.
+pub(super) fn condition(object: &Value, name: &str) -> String {
     let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
     let found = conditions.into_iter().flatten().find(|condition| condition["type"] == name);
     found.and_then(|condition| condition["status"].as_str()).unwrap_or_default().to_owned()
