@@ -23,6 +23,8 @@ pub struct Cluster {
     pub own: bool,
     /// Where images are pushed: `host[:port][/path]`.
     pub registry: String,
+    /// Whether that registry speaks plain http.
+    pub plain_http: bool,
     /// Where base images are: `host[:port]/path`.
     pub base: String,
     /// Address at which pods reach this process, if it is known.
@@ -52,7 +54,10 @@ impl Cluster {
                 let registry = std::env::var("REGISTRY").context("CLUSTER=current needs REGISTRY")?;
                 let base = std::env::var("BASE").unwrap_or_else(|_| "docker.io/library".into());
                 let host = std::env::var("HOST_ADDRESS").ok();
-                Ok(Self { own: false, registry, base, host, variables: BTreeMap::new() })
+                let settings = std::env::var("REGISTRIES").unwrap_or_else(|_| "{}".into());
+                let settings: serde_json::Value = serde_json::from_str(&settings).context("REGISTRIES")?;
+                let plain_http = settings[registry.split('/').next().unwrap_or_default()]["http"] == true;
+                Ok(Self { own: false, registry, plain_http, base, host, variables: BTreeMap::new() })
             }
             Ok("own" | "") | Err(_) => Self::own(),
             Ok(other) => bail!("CLUSTER={other}: it is either own or current"),
@@ -69,7 +74,7 @@ impl Cluster {
         let registry =
             variables.get("LAPSTRAKE_REGISTRY").context("`lapstrake-cluster env` names no registry")?.clone();
         let host = variables.get("LAPSTRAKE_HOST_ADDRESS").cloned();
-        Ok(Self { own: true, base: format!("{registry}/base"), registry, host, variables })
+        Ok(Self { own: true, base: format!("{registry}/base"), registry, plain_http: true, host, variables })
     }
 
     /// One of the variables that `lapstrake-cluster env` prints.

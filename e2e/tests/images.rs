@@ -19,10 +19,10 @@ fn skopeo(arguments: &[&str]) -> Result<String> {
 
 /// Copies an image into a folder, which checks every digest and size on the way.
 fn copy(test: &Test, image: &str, folder: &Path) -> Result<Value> {
-    let check = if test.cluster.own { "--src-tls-verify=false" } else { "--src-tls-verify=true" };
+    let check = format!("--src-tls-verify={}", !test.cluster.plain_http);
     let destination = format!("oci:{}:copied", folder.display());
     // Digests are kept, so that a manifest that skopeo would write otherwise fails the copy.
-    skopeo(&["copy", "--quiet", "--preserve-digests", check, &format!("docker://{image}"), &destination])?;
+    skopeo(&["copy", "--quiet", "--preserve-digests", &check, &format!("docker://{image}"), &destination])?;
     Ok(serde_json::from_str(&fs::read_to_string(folder.join("index.json"))?)?)
 }
 
@@ -85,7 +85,7 @@ CMD [\"done\"]
 
         for tag in ["1.0", "1"] {
             let reference = format!("docker://{}:{tag}", test.image("image"));
-            let verify = format!("--tls-verify={}", !test.cluster.own);
+            let verify = format!("--tls-verify={}", !test.cluster.plain_http);
             let found = skopeo(&["inspect", &verify, "--format", "{{.Digest}}", &reference])?;
             assert_eq!(found.trim(), digest, "{tag}");
         }

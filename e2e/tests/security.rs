@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use lapstrake_crds::{Sandbox, label};
-use lapstrake_e2e::{Test, run_in};
+use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, run_in};
 use serde_json::{Value, json};
 
 fn in_both(name: &str, test: impl AsyncFn(&Test, Sandbox) -> Result<()>) {
@@ -181,6 +181,38 @@ fn a_step_that_tries_to_get_out_gets_nowhere() {
         let kept = log.lines().filter(|line| line.contains(" kept in: ")).count();
         assert_eq!(kept, WAYS_OUT.len(), "each way was tried:\n{log}");
         assert!(kept >= 20);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_operator_may_not_read_secrets_nor_make_anything_but_builder_pods() {
+    run_in("rights", BTreeMap::new(), async |test| {
+        let who = format!("--as=system:serviceaccount:{SYSTEM_NAMESPACE}:lapstrake");
+        // `can-i` says no by its exit code.
+        let may = |verb: &str, what: &str| {
+            test.cluster.kubectl(&["auth", "can-i", verb, what, "-n", &test.namespace, &who]).is_ok()
+        };
+        assert!(may("create", "pods") && may("patch", "imagebuilds/status"), "what it lives by");
+        let too_much: Vec<_> = [
+            ("get", "secrets"),
+            ("list", "secrets"),
+            ("watch", "secrets"),
+            ("create", "secrets"),
+            ("create", "pods/exec"),
+            ("create", "serviceaccounts/token"),
+            ("create", "deployments.apps"),
+            ("create", "jobs.batch"),
+            ("create", "rolebindings.rbac.authorization.k8s.io"),
+            ("impersonate", "serviceaccounts"),
+            ("delete", "namespaces"),
+            ("update", "nodes"),
+            ("create", "persistentvolumes"),
+        ]
+        .into_iter()
+        .filter(|(verb, what)| may(verb, what))
+        .collect();
+        assert!(too_much.is_empty(), "{too_much:?}");
         Ok(())
     });
 }
