@@ -66,6 +66,8 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
     let mut lowering = stage::Lowering::new(plan, &stages, images);
     lowering.findings.extend(found);
     lowering.run();
+    let mut plan_warnings = plan.warnings.clone();
+    plan_warnings.extend(crate::plan::unused_args(&plan.declared, &stages, &plan.options));
     let stage::Lowering { mut findings, states, graph, context_paths, .. } = lowering;
     // What only follows from another finding is noise beside it.
     if findings.iter().any(|f| f.code != stage::BASE_FAILED) {
@@ -78,7 +80,7 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
             findings.push(Diagnostic::error("no-stage", crate::Span::default(), message));
         }
         let mut all = Diagnostics::of(plan.source.clone(), findings);
-        all.extend(plan.warnings.iter().cloned());
+        all.extend(plan_warnings);
         return Err(all.finish());
     };
     let config = finish_config(plan, state.image.clone());
@@ -86,7 +88,7 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
     let used = graph.uses_context(state.output);
     let context = context_operation(&plan.options, &context_use);
     let (definition, steps) = graph.finish(state.output, context, &plan.source);
-    let warnings = Diagnostics::of(plan.source.clone(), plan.warnings.clone()).finish();
+    let warnings = Diagnostics::of(plan.source.clone(), plan_warnings).finish();
     let context = used.then_some(context_use);
     let stages = stages.reachable.iter().filter(|r| **r).count();
     Ok(Lowered { definition, config, context, warnings, stages, steps })

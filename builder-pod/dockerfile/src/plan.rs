@@ -5,11 +5,11 @@ mod image;
 mod stages;
 mod triggers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lapstrake_oci::{Digest, ImageConfig, Platform, Reference};
 
-pub(crate) use args::{GlobalArgs, build_arg};
+pub(crate) use args::{GlobalArgs, build_arg, unused as unused_args};
 pub(crate) use stages::{Base, From, Stage, StageId, Stages, Step};
 pub(crate) use triggers::{note as trigger_note, resolve as with_triggers};
 
@@ -58,6 +58,8 @@ pub struct Plan {
     pub(crate) args: GlobalArgs,
     pub(crate) stages: Stages,
     pub(crate) warnings: Vec<Diagnostic>,
+    /// Names of `ARG` instructions.
+    pub(crate) declared: BTreeSet<String>,
     pub(crate) epoch: Option<i64>,
 }
 
@@ -75,14 +77,15 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     findings.extend(found);
     let (stages, found) = stages::collect(&parsed.ast, options, &args);
     findings.extend(found);
-    let mut warnings: Vec<_> = parsed.diagnostics.iter().cloned().collect();
-    warnings.extend(args::unused(&parsed.ast, options));
+    let warnings: Vec<_> = parsed.diagnostics.iter().cloned().collect();
+    let declared = args::declared(&parsed.ast);
     if findings.has_errors() {
         findings.extend(warnings);
+        findings.extend(args::unused(&declared, &stages, options));
         return Err(findings.finish());
     }
     let escape = parsed.ast.escape;
-    Ok(Plan { source, escape, options: with_special_args(options), args, stages, warnings, epoch })
+    Ok(Plan { source, escape, options: with_special_args(options), args, stages, warnings, declared, epoch })
 }
 
 impl Plan {

@@ -5,9 +5,8 @@ mod support;
 use std::collections::BTreeMap;
 
 use lapstrake_dockerfile::{
-    Capabilities,
-    ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, Network, NoCache, Options, ResolveMode,
-    Severity, Ulimit, parse, plan,
+    Capabilities, ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, Network, NoCache,
+    Options, ResolveMode, Severity, Ulimit, parse, plan,
 };
 use lapstrake_llb::{Graph, pb};
 

@@ -228,3 +228,80 @@ fn an_ignore_file_beside_the_dockerfile_wins() {
     let out = lab.files_of(lab.context("c", &files));
     assert!(out.join("a").exists() && !out.join("b").exists() && !out.join("Dockerfile").exists());
 }
+
+#[test]
+fn triggers_of_a_base_image_run_first_and_take_arguments() {
+    let lab = Lab::new();
+    let text = "FROM @base\nONBUILD ARG WHO=me\nONBUILD COPY greeting /\nONBUILD RUN echo $(cat /greeting) $WHO >/out\n";
+    lab.build(lab.dockerfile(text)).args(["--push", "-t", &lab.name("parent:1")]).ok();
+    let child = format!("FROM {}\nRUN cat /out >/seen\n", lab.name("parent:1"));
+    let child = lab.context("child", &[("Dockerfile", &child), ("greeting", "hello")]);
+    let out = lab.path("files");
+    let ran = lab.build(&child).args(["-o", out.to_str().unwrap(), "--build-arg", "WHO=you"]).ok();
+    assert_eq!(std::fs::read_to_string(out.join("seen")).unwrap(), "hello you\n");
+    assert!(!ran.stderr().contains("not consumed"), "{}", ran.stderr());
+}
+
+#[test]
+fn links_in_the_file_system_are_followed_inside_of_it() {
+    let lab = Lab::new();
+    let text = "FROM @base\nRUN mkdir /real && ln -s /real /link && ln -s ../../../../etc /up\n\
+                COPY Dockerfile /link/a\nCOPY Dockerfile /up/b\nWORKDIR /link/w\nRUN pwd -P >/pwd\n";
+    let out = lab.files_of(lab.dockerfile(text));
+    assert!(out.join("real/a").is_file() && out.join("etc/b").is_file() && out.join("real/w").is_dir());
+    assert_eq!(std::fs::read_to_string(out.join("pwd")).unwrap(), "/real/w\n");
+}
+
+#[test]
+fn proxies_reach_steps_without_a_trace_in_the_image_or_the_cache() {
+    let lab = Lab::new();
+    let dir = lab.dockerfile("FROM @base\nRUN echo \"[$http_proxy|$HTTP_PROXY]\"\n");
+    let name = lab.name("out:1");
+    lab.build(&dir)
+        .args(["--build-arg", "HTTP_PROXY=http://proxy:1", "--push", "-t", &name])
+        .ok()
+        .says(&["[http://proxy:1|http://proxy:1]"]);
+    let config = serde_json::to_string(&lab.image("out", "1").1).unwrap();
+    assert!(!config.contains("proxy:1"), "{config}");
+    assert!(lab.build(&dir).args(["--build-arg", "HTTP_PROXY=http://other:2"]).ok().ran().is_empty());
+}
+
+#[test]
+fn what_a_step_is_given_stays_out_of_its_layer() {
+    let lab = Lab::new();
+    // A root without /etc, /dev, /proc, /sys: their places are made for the step alone.
+    let dir = lab.context("c", &[("Dockerfile", "FROM scratch\nCOPY sh /bin/sh\nRUN : >/made && : </etc/hosts && : </proc/self/stat && : >/dev/null\n")]);
+    std::fs::copy(lapstrake_testkit::rootfs::busybox_program(), dir.join("sh")).unwrap();
+    lab.build(&dir).args(["--push", "-t", &lab.name("out:1")]).ok();
+    let layer = &lab.image("out", "1").0.layers[1];
+    let blob = lab.registry.storage().blob_path(&layer.digest);
+    assert_eq!(tool("tar", &["-tzf", blob.to_str().unwrap()]), "made\n");
+}
+
+#[test]
+fn processes_that_a_step_leaves_behind_do_not_hold_it() {
+    let lab = Lab::new();
+    let ran =
+        lab.build(lab.dockerfile("FROM @base\nRUN (trap '' TERM HUP; sleep 987.65) & echo started\n")).ok();
+    assert_eq!(ran.fate("987.65"), Fate::Done);
+}
+
+#[test]
+fn output_of_any_shape_is_passed_on() {
+    let lab = Lab::new();
+    let text = "FROM @base\nRUN printf 'bad \\377 byte\\nno end'; printf 'to stderr\\n' >&2; head -c 300000 /dev/zero | tr '\\0' x\n";
+    let ran = lab.build(lab.dockerfile(text)).ok();
+    ran.says(&["bad \u{fffd} byte", "no end", "to stderr", "xxxxx"]);
+}
+
+#[test]
+fn a_deep_chain_of_steps_builds_and_packs() {
+    let lab = Lab::new();
+    let steps: String = (0..140).map(|n| format!("COPY Dockerfile /f{n}\n")).collect();
+    let text = format!("FROM @base\n{steps}RUN ls /f* | wc -l >/count\n");
+    let dir = lab.dockerfile(&text);
+    // A shell's usual limit of open files is lower than what comparing a deep layer takes.
+    lab.build(&dir).args(["--push", "-t", &lab.name("deep:1")]).after("ulimit -Sn 100").ok();
+    assert_eq!(lab.image("deep", "1").0.layers.len(), 142);
+    assert_eq!(lab.file_of(&dir, "count"), "140\n");
+}

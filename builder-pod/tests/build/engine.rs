@@ -127,3 +127,30 @@ fn a_download_comes_twice_from_a_server_that_knows_no_validators() {
         assert!(!ran.stderr().contains("s3cret"), "{}", ran.stderr());
     }
 }
+
+#[test]
+fn a_kept_repository_that_a_power_cut_damaged_is_fetched_anew() {
+    let lab = Lab::new();
+    let repository = lab.context("repository", &[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "here")]);
+    let git = |args: &[&str]| {
+        let user = ["-c", "user.name=t", "-c", "user.email=t@t.example"];
+        let status = std::process::Command::new("git").args(user).args(args).current_dir(&repository).status();
+        assert!(status.unwrap().success(), "{args:?}");
+    };
+    git(&["init", "--quiet"]);
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "first"]);
+    let url = format!("file://{}", repository.display());
+    lab.build(&url).ok();
+    std::fs::remove_dir_all(lab.path("state/side/checkouts")).unwrap();
+    let mut find = std::process::Command::new("find");
+    find.arg(lab.path("state/side/git/repositories"));
+    let found = find.args(["-path", "*/objects/*", "-type", "f"]).output().unwrap().stdout;
+    let objects = String::from_utf8(found).unwrap();
+    assert!(objects.lines().count() >= 4, "{objects}");
+    for object in objects.lines() {
+        std::fs::remove_file(object).unwrap();
+        std::fs::write(object, "").unwrap();
+    }
+    assert_eq!(lab.file_of(&url, "f"), "here");
+}

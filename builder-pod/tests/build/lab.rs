@@ -151,6 +151,20 @@ impl Build {
         self
     }
 
+    /// The same after a shell command that changes what the process is given.
+    pub(crate) fn after(self, command: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{command}; exec \"$@\"")).arg("sh");
+        shell.arg(self.0.get_program()).args(self.0.get_args()).stdin(Stdio::null());
+        for (name, value) in self.0.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        Self(shell)
+    }
+
     /// Runs it to its end.
     pub(crate) fn run(self) -> Ran {
         self.start().wait()

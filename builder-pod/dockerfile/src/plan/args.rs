@@ -9,6 +9,7 @@ use crate::diagnostic::Diagnostic;
 use crate::expand::{Lexer, Lookup};
 use crate::limits::GLOBAL_BYTES_MAX;
 use crate::options::Options;
+use crate::plan::stages::Stages;
 use crate::source::Span;
 
 /// Arguments that no `ARG` needs to declare (1.7 of the language's reference).
@@ -131,15 +132,26 @@ pub(super) fn epoch(args: &GlobalArgs, options: &Options) -> (Option<i64>, Optio
     }
 }
 
-/// Build args that nothing in the file declares.
-pub(super) fn unused(ast: &Dockerfile, options: &Options) -> Option<Diagnostic> {
-    let mut declared: BTreeSet<&str> = PREDEFINED.into_iter().collect();
+/// The names that the file declares, in triggers too.
+pub(super) fn declared(ast: &Dockerfile) -> BTreeSet<String> {
+    let mut declared: BTreeSet<String> = PREDEFINED.into_iter().map(str::to_owned).collect();
     for instruction in &ast.instructions {
         let mut kind = &instruction.kind;
         if let Kind::Onbuild(onbuild) = kind {
             kind = &onbuild.trigger.kind;
         }
         if let Kind::Arg(list) = kind {
+            declared.extend(list.iter().map(|arg| arg.name.text.clone()));
+        }
+    }
+    declared
+}
+
+/// Build args that neither the file nor a trigger of a base image declares.
+pub(crate) fn unused(declared: &BTreeSet<String>, stages: &Stages, options: &Options) -> Option<Diagnostic> {
+    let mut declared: BTreeSet<&str> = declared.iter().map(String::as_str).collect();
+    for step in stages.list.iter().flat_map(|stage| &stage.steps).filter(|step| step.trigger) {
+        if let Kind::Arg(list) = &step.instruction.kind {
             declared.extend(list.iter().map(|arg| arg.name.text.as_str()));
         }
     }
