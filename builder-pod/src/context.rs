@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use lapstrake_fileop::Cancel;
 use lapstrake_oci::{Digest, Hasher};
 use lapstrake_source::{
-    CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, unpack_context,
-    write_inline,
+    CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, Resolved,
+    unpack_context, write_inline,
 };
 use lapstrake_store::{Store, Table};
 use serde::{Deserialize, Serialize};
@@ -51,8 +51,15 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
                 digest_of(&[url, &resolved.commit, &options.subdir, if *submodules { "s" } else { "" }]);
             let place = Place::new(store, "checkouts", name)?;
             if !place.ready() {
-                git.fetch(url, &resolved).await?;
-                let dir = git.checkout(url, &resolved.commit, &place.fresh()?, &options).await?;
+                let dir = match check_out(&git, url, &resolved, &place.fresh()?, &options).await {
+                    // What is kept of repositories is no truth: once more without it.
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!("a repository is fetched anew: {error}");
+                        git.forget()?;
+                        check_out(&git, url, &resolved, &place.fresh()?, &options).await?
+                    }
+                    dir => dir?,
+                };
                 place.finish(&dir)?;
             }
             Ok(Acquired { local: place.open()?, revision: Some(resolved.commit), only_dockerfile: None })
@@ -71,6 +78,17 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
             Ok(Acquired { local: place.open()?, revision: Some(key.to_string()), only_dockerfile: None })
         }
     }
+}
+
+async fn check_out(
+    git: &Git,
+    url: &str,
+    commit: &Resolved,
+    dir: &Path,
+    options: &CheckoutOptions,
+) -> Result<PathBuf, lapstrake_source::Error> {
+    git.fetch(url, commit).await?;
+    git.checkout(url, &commit.commit, dir, options).await
 }
 
 fn digest_of(parts: &[&str]) -> Digest {

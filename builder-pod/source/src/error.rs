@@ -71,7 +71,27 @@ pub enum Class {
     Unavailable,
 }
 
+/// What git says of objects that a power cut damaged.
+const DAMAGE: [&str; 8] = [
+    "is corrupt",
+    "object file",
+    "bad object",
+    "unable to read",
+    "missing blob",
+    "could not parse",
+    "invalid object",
+    "inflate:",
+];
+
 impl Error {
+    /// Whether what is kept of a repository is damaged: once it is gone, the same may work.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Git { reason, .. } => DAMAGE.iter().any(|words| reason.contains(words)),
+            _ => false,
+        }
+    }
+
     /// The class of this error.
     pub fn class(&self) -> Class {
         match self {

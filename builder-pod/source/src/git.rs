@@ -178,6 +178,21 @@ impl Git {
         checkout::checkout(self, url, commit, dest, options, 0).await
     }
 
+    /// Gives up what is kept of all repositories, after [`Error::is_damage`].
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget(&self) -> Result<(), Error> {
+        self.locks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        let dir = self.cache.join("repositories");
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", dir.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check_url(&self, url: &str) -> Result<(), Error> {
         let plain = !url.is_empty() && !url.starts_with('-') && !url.contains(|c: char| c.is_control());
         // "ext::", "fd::" and the like run programs.

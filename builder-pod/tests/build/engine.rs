@@ -134,7 +134,8 @@ fn a_kept_repository_that_a_power_cut_damaged_is_fetched_anew() {
     let repository = lab.context("repository", &[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "here")]);
     let git = |args: &[&str]| {
         let user = ["-c", "user.name=t", "-c", "user.email=t@t.example"];
-        let status = std::process::Command::new("git").args(user).args(args).current_dir(&repository).status();
+        let status =
+            std::process::Command::new("git").args(user).args(args).current_dir(&repository).status();
         assert!(status.unwrap().success(), "{args:?}");
     };
     git(&["init", "--quiet"]);
