@@ -99,7 +99,9 @@ reasons! {
     WaitingForNode: Waiting,
     /// A quota of the namespace has no room for the builder pod yet.
     WaitingForQuota: Waiting,
-    /// A Secret that the spec names does not exist yet.
+    /// The ServiceAccount that the spec names does not exist yet.
+    WaitingForServiceAccount: Waiting,
+    /// A Secret that the spec names does not exist yet, or is not of the type that it must be.
     WaitingForSecret: Waiting,
     /// The cache volume is not bound or mounted yet.
     WaitingForVolume: Waiting,
@@ -159,7 +161,7 @@ reasons! {
     NodeLost: Failure,
     /// The builder pod was deleted by somebody, and no attempt is left.
     PodDeleted: Failure,
-    /// The cluster does not admit the builder pod; the message repeats what it says.
+    /// The cluster does not admit the builder pod or its volume; the message repeats what it says.
     PodRejected: Failure,
     /// The builder pod could not be started; the message repeats what the node says.
     PodFailed: Failure,

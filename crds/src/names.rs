@@ -2,7 +2,8 @@
 
 /// Annotations on an `ImageBuild` that ask for a new run, and those that the operator sets.
 pub mod annotation {
-    /// Asks to look at the inputs again; a run follows when they resolved to something new.
+    /// Asks to look at the inputs again: a run follows, which takes everything from its cache if
+    /// nothing moved.
     ///
     /// The value is an opaque token: a change of it is the request. It is echoed to
     /// `status.lastHandledReconcileAt`.

@@ -112,9 +112,8 @@ pub struct ImageBuildSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub args: Vec<BuildArg>,
-    /// Platforms to build for, such as `linux/amd64` and `linux/arm64`, each on a node of its
-    /// architecture; with several, the image is an index over them. By default the platform of the
-    /// node that the build lands on.
+    /// Platforms to build for, such as `linux/arm64`, each on a node of its architecture. By default
+    /// the platform of the node that the build lands on. More than one at once is not supported yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

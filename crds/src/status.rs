@@ -135,6 +135,10 @@ pub struct RunStatus {
     pub generation: Option<i64>,
     /// Number of the attempt, from 1.
     pub attempt: u32,
+    /// How many of the attempts before this one broke before their builder started. They do not count
+    /// against `spec.retries`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncounted_attempts: Option<u32>,
     /// When the next attempt starts, after one that broke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Time>,

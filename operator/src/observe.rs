@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
-use lapstrake_crds::{ImageBuild, label};
+use lapstrake_crds::{ImageBuild, Reason, label};
 
 /// Name of the builder's container.
 pub const CONTAINER: &str = "builder";
@@ -60,11 +60,15 @@ impl PodSecurity {
     }
 }
 
-/// Why the API server did not take a pod.
+/// Why the API server did not take the pod, or what it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// A quota has no room; time helps.
     Quota(String),
+    /// Something else that the build waits for is not as it must be; the reason says what.
+    NotYet(Reason, String),
+    /// An older ImageBuild of the same name had the volume, which is still going.
+    Leaving(String),
     /// Pod Security forbids it.
     PodSecurity(String),
     /// Something else forbids it, or finds it invalid.
@@ -123,7 +127,7 @@ pub struct PodFacts {
     pub sidecar: bool,
     /// Name of a container that was killed for its memory.
     pub oom_killed: Option<String>,
-    /// The last warning that the node sent about it, from its Events.
+    /// What Events say of its trouble: the node's last warning, or why its cache volume is not there.
     pub hint: Option<Why>,
 }
 

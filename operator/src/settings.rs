@@ -120,7 +120,9 @@ pub mod limits {
     /// When to try again after a quota said no.
     pub const QUOTA_RECHECK: Duration = Duration::from_secs(15);
     /// When to look again at what the cluster, not the spec, stands in the way of.
-    pub const STALLED_RECHECK: Duration = Duration::from_secs(300);
+    pub const STALLED_RECHECK: Duration = Duration::from_secs(60);
+    /// When to look again for what an older ImageBuild of the same name leaves behind.
+    pub const LEAVING_RECHECK: Duration = Duration::from_secs(1);
     /// Time for the builder to clean up after SIGTERM.
     pub const TERMINATION_GRACE: Duration = Duration::from_secs(30);
     /// The kubelet ends the pod this much after the builder should have ended itself.

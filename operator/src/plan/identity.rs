@@ -1,9 +1,11 @@
 //! Names a run by what it is asked to do, so that the same request is the same run.
 //!
-//! The first half of the name covers what decides the image: source, Dockerfile, args, platforms,
-//! output, and the requests for a new run. The second half covers how it is built: pod, cache and
-//! timeout. A run that succeeded stands as long as the first half is the same; one that did not is
-//! run again when either half changes, since more memory may be just what it needed.
+//! The first half of the name covers what decides the image: the object itself, source, Dockerfile,
+//! args, platforms, output, and the requests for a new run. An ImageBuild that was deleted and made
+//! again is another object, so what is left of the old one never has the new one's names. The second
+//! half covers how it is built: pod, cache and timeout. A run that succeeded stands as long as the
+//! first half is the same; one that did not is run again when either half changes, since more memory
+//! may be just what it needed.
 //! `suspend`, `cancel`, `retries` and `history` never start a run.
 
 use lapstrake_crds::{ImageBuild, ImageBuildStatus, annotation};
@@ -72,6 +74,7 @@ impl Identity {
         let mut platforms = spec.platforms.clone();
         platforms.sort();
         let what = json!([
+            build.metadata.uid,
             spec.source,
             spec.dockerfile,
             spec.args,

@@ -15,9 +15,13 @@ mod status;
 mod waiting;
 
 #[cfg(test)]
+mod kstatus;
+#[cfg(test)]
 mod simulate;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble_tests;
 
 use std::time::Duration;
 

@@ -24,6 +24,8 @@ const CAPABILITIES: [&str; 9] =
     ["SYS_CHROOT", "SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE", "FOWNER", "MKNOD", "SETFCAP", "KILL"];
 /// The one more that lets it mount without nesting a further user namespace.
 const MOUNT_CAPABILITY: &str = "SYS_ADMIN";
+/// Name of the volume with the registry credentials.
+pub(crate) const CREDENTIALS: &str = "docker-config";
 /// Where programs of the builder keep what they need for a moment.
 const TMP: &str = "/tmp";
 
@@ -247,9 +249,9 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
                 optional: Some(false),
                 default_mode: Some(0o400),
             }),
-            ..named("docker-config")
+            ..named(CREDENTIALS)
         });
-        mounts.push(mount("docker-config", &docker_config_dir(), true));
+        mounts.push(mount(CREDENTIALS, &docker_config_dir(), true));
     }
     (volumes, mounts)
 }

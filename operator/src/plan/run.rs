@@ -104,6 +104,7 @@ impl<'a> Planner<'a> {
             }
         }
         status::observe_generation(&mut self.draft);
+        status::shorten_history(&mut self.draft, &self.seen.build);
     }
 
     /// Something else is wanted than what status speaks of.
@@ -147,7 +148,8 @@ impl<'a> Planner<'a> {
         }
         if spec.platforms.len() > 1 {
             let message = format!(
-                "an image index over several platforms ({}) is not supported yet: keep one of platforms",
+                "an image for several platforms at once ({}) is not supported yet: keep one of platforms, \
+                 and write an ImageBuild for each",
                 spec.platforms.join(", ")
             );
             return Some((Reason::NotSupported, message));
@@ -162,8 +164,8 @@ impl<'a> Planner<'a> {
         if self.seen.pod_security == Some(PodSecurity::Restricted) {
             return Some((
                 Reason::SandboxUnavailable,
-                "the namespace enforces Pod Security restricted, where no builder can run: \
-                 build in a namespace that enforces baseline or nothing"
+                "the namespace enforces Pod Security restricted, where no builder can run: build in a \
+                 namespace that enforces baseline or nothing (a change of the label is noticed within a minute)"
                     .to_owned(),
             ));
         }
@@ -288,15 +290,27 @@ impl<'a> Planner<'a> {
         if let Some(run) = &mut self.draft.run {
             run.retry_after = None;
         }
-        let doing = doing(&next, None, self.now);
+        let doing = doing(&next, None, None, self.now);
         self.say(doing.reason, doing.message);
     }
 
     fn refused(&mut self, refusal: Refusal) {
         match refusal {
-            Refusal::Quota(message) => {
+            Refusal::Quota(mut message) => {
                 self.plan.requeue = Some(limits::QUOTA_RECHECK);
+                // This quota has no room for any pod that says nothing about what it counts.
+                if message.contains("must specify") {
+                    message.push_str(": set it in pod.resources");
+                }
                 self.say(Reason::WaitingForQuota, message);
+            }
+            Refusal::NotYet(reason, message) => {
+                self.plan.requeue = Some(limits::QUOTA_RECHECK);
+                self.say(reason, message);
+            }
+            Refusal::Leaving(message) => {
+                self.plan.requeue = Some(limits::LEAVING_RECHECK);
+                self.say(Reason::Queued, message);
             }
             Refusal::PodSecurity(message) => {
                 let message = format!(
@@ -304,7 +318,15 @@ impl<'a> Planner<'a> {
                 );
                 self.broke(Broken::new(Reason::SandboxUnavailable, Retry::Never, message));
             }
-            Refusal::Rejected(message) => self.broke(Broken::new(Reason::PodRejected, Retry::Never, message)),
+            Refusal::Rejected(mut message) => {
+                // A LimitRange puts its own defaults beside the operator's.
+                if message.contains("resources.") || message.contains(" usage per ") {
+                    message.push_str(
+                        "; set pod.resources.requests and pod.resources.limits to what the namespace allows",
+                    );
+                }
+                self.broke(Broken::new(Reason::PodRejected, Retry::Never, message));
+            }
             Refusal::NameTaken(message) => {
                 self.broke(Broken::new(Reason::PodRejected, Retry::Never, message))
             }
@@ -325,7 +347,12 @@ impl<'a> Planner<'a> {
             .iter()
             .filter(|other| other.alive() && other.name != pod.name)
             .for_each(|other| self.delete(other));
-        let doing = doing(pod, self.seen.progress, self.now);
+        if let Some(refusal) = &self.seen.refusal {
+            return self.refused(refusal.clone());
+        }
+        self.restore_volume(pod);
+        let secret = self.build().spec.output.secret_ref.as_ref().map(|secret| secret.name.as_str());
+        let doing = doing(pod, self.seen.progress, secret, self.now);
         self.plan.requeue = doing.recheck;
         match doing.given_up {
             Some(broken) => {
@@ -333,6 +360,20 @@ impl<'a> Planner<'a> {
                 self.broke(broken);
             }
             None => self.say(doing.reason, doing.message),
+        }
+    }
+
+    /// Makes the cache volume again if somebody deleted it before the pod was placed: without it the
+    /// pod would wait for ever.
+    fn restore_volume(&mut self, pod: &PodFacts) {
+        let name = names::cache(&self.name(), self.platform());
+        let missing = format!("persistentvolumeclaim {name:?} not found");
+        let missing = pod.node.is_none()
+            && pod.unscheduled.as_ref().is_some_and(|why| why.message.contains(&missing))
+            && !self.seen.objects.contains(&Owned::Volume(name));
+        if missing && let CachePlace::Volume(volume) = cache_place(self.build(), self.settings) {
+            let claim = cache_claim(self.build(), self.platform(), &volume, self.settings);
+            self.plan.volume = Some(Box::new(claim));
         }
     }
 
@@ -365,17 +406,21 @@ impl<'a> Planner<'a> {
         let Some(run) = self.draft.run.clone() else {
             return self.fail(broken);
         };
-        let retries = self.build().spec.retries;
-        let allowed = match broken.retry {
-            Retry::Never => 0,
-            Retry::Counted => retries,
-            Retry::Free => retries + limits::FREE_ATTEMPTS_MAX,
+        let uncounted = run.uncounted_attempts.unwrap_or_default();
+        let another = match broken.retry {
+            Retry::Never => false,
+            // The attempts of this run after its first, without those that do not count.
+            Retry::Counted => run.attempt.saturating_sub(uncounted) <= self.build().spec.retries,
+            Retry::Free => uncounted < limits::FREE_ATTEMPTS_MAX,
         };
-        if run.attempt > allowed {
+        if !another {
             return self.fail(broken);
         }
         let wait = backoff(run.attempt);
         status::retry(&mut self.draft, &broken, run.attempt + 1, self.now, wait);
+        if let (Retry::Free, Some(run)) = (broken.retry, &mut self.draft.run) {
+            run.uncounted_attempts = Some(uncounted + 1);
+        }
         self.plan.requeue = Some(wait);
         let message = format!(
             "attempt {} broke, another follows in {} s: {}",
@@ -390,7 +435,7 @@ impl<'a> Planner<'a> {
     fn fail(&mut self, broken: Broken) {
         status::fail(&mut self.draft, &self.seen.build, &broken, self.now);
         let result = if broken.reason == Reason::Canceled { RunResult::Canceled } else { RunResult::Failed };
-        self.note(result == RunResult::Failed, "Build", broken.reason, broken.message);
+        self.note(result == RunResult::Failed, "Build", broken.reason, status::place(&broken));
         self.finished(result, broken.reason);
     }
 

@@ -8,6 +8,7 @@ use lapstrake_crds::ReasonKind;
 use lapstrake_handoff::{Failure, Outcome, Reason as Why, Success};
 use proptest::prelude::*;
 
+use super::kstatus::{Kstatus, kstatus_of, meant_by};
 use super::tests::{build, pod_of, settings};
 use super::*;
 use crate::observe::{Container, Ended, Observed, PodFacts, PodSecurity};
@@ -182,11 +183,15 @@ impl World {
             assert!(runs.insert(key), "a run is twice in the history: {:#?}", status.history);
         }
         check_kstatus(&status);
+        let reason: Reason = status.reason.as_deref().unwrap().parse().unwrap();
         check_no_empty_objects(&serde_json::to_value(&status).unwrap());
         if let Some(digest) = &status.digest {
             assert!(self.pushed.contains(digest), "a digest that nobody pushed");
         }
+        let observed = status.observed_generation == self.build.metadata.generation;
         self.build.status = Some(status);
+        let meant = if observed { meant_by(reason) } else { Kstatus::InProgress };
+        assert_eq!(kstatus_of(&self.build), meant, "{reason}");
         self.touch();
     }
 

@@ -73,6 +73,9 @@ pub(super) fn say(status: &mut ImageBuildStatus, reason: Reason, message: &str, 
         })
         .collect();
     status.reason = Some(reason.as_str().to_owned());
+    for entry in &mut status.platforms {
+        entry.reason = Some(reason.as_str().to_owned());
+    }
 }
 
 /// Says that the conditions hold for the present generation too.
@@ -98,8 +101,7 @@ pub(super) fn begin(
         id: id.to_owned(),
         generation: build.metadata.generation,
         attempt,
-        retry_after: None,
-        last_attempt_message: None,
+        ..RunStatus::default()
     });
     status.why = Some(why);
     status.sandbox = Some(sandbox);
@@ -208,7 +210,7 @@ pub(super) fn fail(status: &mut ImageBuildStatus, build: &ImageBuild, broken: &B
 }
 
 /// The message with its place in the Dockerfile in front, unless it is there already.
-fn place(broken: &Broken) -> String {
+pub(super) fn place(broken: &Broken) -> String {
     let place = broken.detail.as_ref().and_then(|detail| {
         let (file, line) = (detail.file.as_ref()?, detail.line?);
         Some(match detail.column {
@@ -291,6 +293,11 @@ pub(super) fn close(
             duration_milliseconds: status.duration_milliseconds,
         },
     );
+    shorten_history(status, build);
+}
+
+/// Forgets runs beyond the limit.
+pub(super) fn shorten_history(status: &mut ImageBuildStatus, build: &ImageBuild) {
     let limit = usize::try_from(build.spec.history.limit).unwrap_or(usize::MAX);
     status.history.truncate(limit);
 }

@@ -33,11 +33,11 @@ pub(super) fn pod_of(pods: &BTreeMap<String, PodFacts>) -> &PodFacts {
     pods.values().next().expect("a pod")
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
 }
 
-fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
+pub(super) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
     Observed {
         build,
         pods,
@@ -49,12 +49,12 @@ fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
     }
 }
 
-fn go(seen: &Observed) -> Plan {
+pub(super) fn go(seen: &Observed) -> Plan {
     super::plan(seen, &settings(), now())
 }
 
 /// Plans once, and gives what is seen afterwards: the pod, pending, and the status.
-fn begun() -> Observed {
+pub(super) fn begun() -> Observed {
     let mut seen = fresh(build(), Vec::new());
     let plan = go(&seen);
     let mut pod = PodFacts::of(plan.create.as_deref().expect("a pod"));
@@ -66,7 +66,7 @@ fn begun() -> Observed {
     seen
 }
 
-fn end(seen: &mut Observed, message: &str, exit_code: i32) {
+pub(super) fn end(seen: &mut Observed, message: &str, exit_code: i32) {
     let pod = &mut seen.pods[0];
     pod.phase = if exit_code == 0 { "Succeeded" } else { "Failed" }.into();
     pod.node = Some("n1".into());
@@ -79,15 +79,15 @@ fn end(seen: &mut Observed, message: &str, exit_code: i32) {
     });
 }
 
-fn status_of(plan: &Plan) -> &ImageBuildStatus {
+pub(super) fn status_of(plan: &Plan) -> &ImageBuildStatus {
     plan.status.as_deref().expect("a status")
 }
 
-fn reason_of(plan: &Plan) -> &str {
+pub(super) fn reason_of(plan: &Plan) -> &str {
     status_of(plan).reason.as_deref().expect("a reason")
 }
 
-fn failed(reason: handoff::Reason) -> String {
+pub(super) fn failed(reason: handoff::Reason) -> String {
     handoff::Outcome::Failure(handoff::Failure::new(reason, "told")).encode()
 }
 
@@ -369,13 +369,6 @@ fn a_pending_pod_says_what_it_waits_for() {
             }),
         ),
         ("Starting", Box::new(|pod| pod.node = Some("n1".into()))),
-        (
-            "WaitingForSecret",
-            Box::new(move |pod| {
-                pod.node = Some("n1".into());
-                pod.hint = Some(why("FailedMount", "MountVolume.SetUp failed: secret \"s\" not found"));
-            }),
-        ),
         (
             "WaitingForBuilderImage",
             Box::new(move |pod| {

@@ -7,6 +7,7 @@ use lapstrake_crds::Reason;
 
 use crate::observe::{Container, Phase, PodFacts, Why};
 use crate::plan::ending::{Broken, Retry, start_error};
+use crate::plan::pod::CREDENTIALS;
 use crate::settings::limits::{PENDING_RECHECK, PULL_GRACE, START_GRACE};
 
 /// What a living pod is doing.
@@ -39,16 +40,20 @@ impl Doing {
     }
 }
 
-/// What `pod`, which has not ended, is doing.
-pub(crate) fn doing(pod: &PodFacts, progress: Option<Phase>, now: Timestamp) -> Doing {
+/// What `pod`, which has not ended and mounts this Secret, is doing.
+pub(crate) fn doing(pod: &PodFacts, progress: Option<Phase>, secret: Option<&str>, now: Timestamp) -> Doing {
     if pod.deleting {
-        return Doing::working(Reason::Canceling, format!("pod {} is being stopped", pod.name));
+        let message = match &pod.node {
+            Some(node) => format!("pod {} was deleted, and is being stopped by node {node}", pod.name),
+            None => format!("pod {} was deleted, and is being stopped", pod.name),
+        };
+        return Doing::working(Reason::Canceling, message);
     }
     match &pod.container {
         Container::Running { .. } | Container::Ended(_) => running(pod, progress),
-        Container::Waiting(why) => not_started(pod, why, now),
+        Container::Waiting(why) => not_started(pod, why, secret, now),
         Container::Unseen if pod.node.is_none() => not_placed(pod),
-        Container::Unseen => not_started(pod, &Why::default(), now),
+        Container::Unseen => not_started(pod, &Why::default(), secret, now),
     }
 }
 
@@ -75,10 +80,7 @@ fn not_placed(pod: &PodFacts) -> Doing {
             if why.message.contains("unbound immediate PersistentVolumeClaim")
                 || why.message.contains("persistentvolumeclaim") =>
         {
-            Doing::waiting(
-                Reason::WaitingForVolume,
-                format!("the cache volume is not there yet: {}", why.message),
-            )
+            Doing::waiting(Reason::WaitingForVolume, no_volume(pod, why))
         }
         Some(why) => {
             Doing::waiting(Reason::WaitingForNode, format!("no node takes the builder pod: {}", why.message))
@@ -87,7 +89,19 @@ fn not_placed(pod: &PodFacts) -> Doing {
     }
 }
 
-fn not_started(pod: &PodFacts, why: &Why, now: Timestamp) -> Doing {
+/// The scheduler only says that the claim is not bound; its own Events say why.
+fn no_volume(pod: &PodFacts, why: &Why) -> String {
+    match &pod.hint {
+        Some(hint) => format!(
+            "the cache volume is not there yet: {}; cache.volume.storageClassName chooses another class, \
+             and cache.emptyDir does without a volume",
+            hint.message
+        ),
+        None => format!("the cache volume is not there yet: {}", why.message),
+    }
+}
+
+fn not_started(pod: &PodFacts, why: &Why, secret: Option<&str>, now: Timestamp) -> Doing {
     let since = pod.taken.or(pod.scheduled).or(pod.created).unwrap_or(now);
     let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     match why.reason.as_str() {
@@ -114,12 +128,12 @@ fn not_started(pod: &PodFacts, why: &Why, now: Timestamp) -> Doing {
             Doing::waiting(Reason::Starting, message)
                 .for_at_most(START_GRACE, waited, || start_error(&pod.name, &why.message))
         }
-        _ => creating(pod, waited),
+        _ => creating(pod, secret, waited),
     }
 }
 
 /// The pod is on a node, and its volumes and sandbox are being made.
-fn creating(pod: &PodFacts, waited: Duration) -> Doing {
+fn creating(pod: &PodFacts, secret: Option<&str>, waited: Duration) -> Doing {
     let node = pod.node.as_deref().unwrap_or("its node");
     let Some(hint) = &pod.hint else {
         return Doing {
@@ -127,10 +141,33 @@ fn creating(pod: &PodFacts, waited: Duration) -> Doing {
             ..Doing::working(Reason::Starting, format!("the builder starts on {node}"))
         };
     };
-    match hint.reason.as_str() {
-        "FailedMount" if hint.message.contains("secret") => {
-            Doing::waiting(Reason::WaitingForSecret, format!("a Secret is not there yet: {}", hint.message))
+    match (hint.reason.as_str(), secret) {
+        ("FailedMount", Some(secret)) if hint.message.contains(CREDENTIALS) => {
+            Doing::waiting(Reason::WaitingForSecret, no_secret(secret, &hint.message))
         }
+        _ => delayed(pod, node, hint, waited),
+    }
+}
+
+/// What is wrong with the Secret that `output.secretRef` names.
+fn no_secret(secret: &str, words: &str) -> String {
+    if words.contains("non-existent secret key") {
+        format!(
+            "the Secret {secret} has no key .dockerconfigjson: output.secretRef must name a Secret of type \
+             kubernetes.io/dockerconfigjson, as `kubectl create secret docker-registry` makes it"
+        )
+    } else if words.contains("not found") {
+        format!(
+            "the Secret {secret} that output.secretRef names does not exist: the build goes on within two \
+             minutes of its creation"
+        )
+    } else {
+        format!("the Secret {secret} that output.secretRef names cannot be mounted yet: {words}")
+    }
+}
+
+fn delayed(pod: &PodFacts, node: &str, hint: &Why, waited: Duration) -> Doing {
+    match hint.reason.as_str() {
         "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => Doing::waiting(
             Reason::WaitingForVolume,
             format!("a volume cannot be mounted yet: {}", hint.message),

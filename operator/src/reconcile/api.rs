@@ -1,10 +1,11 @@
 //! The calls to the API server.
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
-use lapstrake_crds::{ImageBuild, field_manager, label};
+use kube::{Api, Resource, ResourceExt};
+use lapstrake_crds::{ImageBuild, Reason, field_manager, label};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -126,7 +127,16 @@ pub(super) async fn add_hints(seen: &mut Observed, ctx: &Context) {
             Container::Waiting(why) => why.reason == "ContainerCreating" || why.reason.is_empty(),
             Container::Running { .. } | Container::Ended(_) => false,
         };
-        if pod.node.is_none() || pod.deleting || pod.ended() || !creating || pod.hint.is_some() {
+        if pod.deleting || pod.ended() || !creating || pod.hint.is_some() {
+            continue;
+        }
+        if pod.node.is_none() {
+            if pod.unscheduled.as_ref().is_some_and(|why| why.message.contains("PersistentVolumeClaim")) {
+                match volume_hint(&seen.build, ctx).await {
+                    Ok(hint) => pod.hint = hint,
+                    Err(error) => debug!(%error, "cannot read events"),
+                }
+            }
             continue;
         }
         // A pod that has just come to its node has no troubles yet.
@@ -142,11 +152,32 @@ pub(super) async fn add_hints(seen: &mut Observed, ctx: &Context) {
     }
 }
 
+/// Why the cache volume is not there.
+async fn volume_hint(build: &ImageBuild, ctx: &Context) -> Result<Option<Why>, kube::Error> {
+    let events: Api<Event> = Api::namespaced(ctx.client.clone(), &build.namespace().unwrap_or_default());
+    let claim = crate::names::cache(&build.name_any(), build.spec.platforms.first().map(String::as_str));
+    let about = ListParams::default()
+        .fields(&format!("involvedObject.kind=PersistentVolumeClaim,involvedObject.name={claim}"))
+        .limit(50);
+    let mut events = events.list(&about).await?.items;
+    // One of these is an ordinary Event, not a warning: that of a cluster without a default class.
+    events.retain(|event| {
+        matches!(event.reason.as_deref(), Some("ProvisioningFailed" | "FailedBinding" | "VolumeMismatch"))
+    });
+    events.sort_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
+    Ok(events.pop().map(|event| Why {
+        reason: event.reason.unwrap_or_default(),
+        message: event.message.unwrap_or_default(),
+    }))
+}
+
 /// The last warning about the pod.
 async fn hint(namespace: &str, uid: &str, ctx: &Context) -> Result<Option<Why>, kube::Error> {
     let events: Api<Event> = Api::namespaced(ctx.client.clone(), namespace);
     let about = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(50);
     let mut events = events.list(&about).await?.items;
+    // Not what keeps it from starting, and repeated with every try.
+    events.retain(|event| event.reason.as_deref() != Some("MissingClusterDNS"));
     events.sort_by_key(|event| event.last_timestamp.clone().map(|time| time.0));
     Ok(events.pop().map(|event| Why {
         reason: event.reason.unwrap_or_default(),
@@ -172,8 +203,11 @@ pub(super) async fn apply(seen: &Observed, plan: &Plan, ctx: &Context) -> Result
             }
         }
     }
-    if let Some(claim) = &plan.volume {
-        apply_claim(&Api::namespaced(ctx.client.clone(), &namespace), claim).await?;
+    if let Some(claim) = &plan.volume
+        && let Some(refusal) =
+            apply_claim(&Api::namespaced(ctx.client.clone(), &namespace), claim, seen).await?
+    {
+        return Ok(Applied::Refused(refusal));
     }
     if let Some(map) = &plan.request {
         let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
@@ -220,23 +254,57 @@ where
     api.patch(&object.name_any(), &params, &Patch::Apply(&body)).await.map(|_| ())
 }
 
+/// Makes the cache volume what it must be; says so if it cannot be had.
 async fn apply_claim(
     claims: &Api<PersistentVolumeClaim>,
     claim: &PersistentVolumeClaim,
-) -> Result<(), Error> {
+    seen: &Observed,
+) -> Result<Option<Refusal>, Error> {
+    let name = claim.name_any();
+    let found = claims.get_metadata_opt(&name).await.map_err(failed("get the cache volume"))?;
+    if let Some(refusal) = found.as_ref().and_then(|found| not_ours(&found.metadata, seen)) {
+        return Ok(Some(refusal));
+    }
     match server_side_apply(claims, claim).await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(None),
         // The volume is there, but cannot become what is asked for: build on it as it is.
-        Err(error) if is(&error, 422) || is(&error, 403) => {
-            let found =
-                claims.get_metadata_opt(&claim.name_any()).await.map_err(failed("get the cache volume"))?;
-            if found.is_none() {
-                return Err(failed("apply the cache volume")(error));
-            }
+        Err(error) if found.is_some() && (is(&error, 422) || is(&error, 403)) => {
             warn!(%error, "the cache volume stays as it is");
-            Ok(())
+            Ok(None)
         }
-        Err(error) => Err(failed("apply the cache volume")(error)),
+        Err(error) => refused(error, "apply the cache volume").map(Some),
+    }
+}
+
+/// Why a volume that has the name of ours cannot be taken for the cache, if it cannot: what is not
+/// ours is neither written to nor deleted with the ImageBuild.
+fn not_ours(found: &ObjectMeta, seen: &Observed) -> Option<Refusal> {
+    let name = found.name.as_deref().unwrap_or_default();
+    let (build, uid) = (seen.build.name_any(), seen.build.uid().unwrap_or_default());
+    if found.deletion_timestamp.is_some() {
+        return Some(Refusal::Leaving(format!(
+            "waits until the PersistentVolumeClaim {name}, which was deleted, is gone"
+        )));
+    }
+    let owner = found.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let has = |key: &str, value: &str| found.labels.iter().flatten().any(|(k, v)| k == key && v == value);
+    match owner {
+        Some(owner) if owner.uid == uid => None,
+        Some(owner) if owner.kind == ImageBuild::kind(&()) && owner.name == build => {
+            Some(Refusal::Leaving(format!(
+                "waits until the PersistentVolumeClaim {name} of the deleted ImageBuild of the same name is gone"
+            )))
+        }
+        // Orphaned on purpose, to keep the cache: the next ImageBuild of this name takes it over.
+        None if has(label::BUILD, &crate::names::label_value(&build))
+            && has("app.kubernetes.io/managed-by", field_manager()) =>
+        {
+            None
+        }
+        _ => Some(Refusal::NameTaken(format!(
+            "a PersistentVolumeClaim named {name} is there already and is not of this ImageBuild, whose cache \
+             would have that name: delete it, or set cache.emptyDir, or give the ImageBuild another name"
+        ))),
     }
 }
 
@@ -258,7 +326,7 @@ async fn create(pods: &Api<Pod>, pod: &Pod, seen: &Observed) -> Result<Option<Re
                     Err(Error::Conflict)
                 }
                 Some(_) => Ok(Some(Refusal::NameTaken(format!(
-                    "a pod named {} is there already and belongs to somebody else",
+                    "a pod named {} is there already and belongs to somebody else: delete it, then ask for a new run",
                     pod.name_any()
                 )))),
                 None => Err(Error::Conflict),
@@ -277,12 +345,25 @@ fn refused(error: kube::Error, doing: &'static str) -> Result<Refusal, Error> {
         403 if message.contains("violates PodSecurity") => Some(Refusal::PodSecurity(message.to_owned())),
         // The namespace is going: so is the ImageBuild.
         403 if message.contains("is being terminated") => None,
-        // Ours to be granted, not the user's to change.
-        403 if message.contains("cannot create resource") || message.contains("cannot patch resource") => {
-            None
+        // Ours to be granted, not the user's to change; but the user must learn of it.
+        403 if message.contains("cannot create resource")
+            || message.contains("cannot patch resource")
+            || message.contains("cannot set blockOwnerDeletion") =>
+        {
+            Some(Refusal::NotYet(
+                Reason::Queued,
+                format!("the operator lacks a right that its administrator must grant: {message}"),
+            ))
         }
-        // Created before its service account.
-        403 if message.contains("error looking up service account") => None,
+        403 if message.contains("error looking up service account") => Some(Refusal::NotYet(
+            Reason::WaitingForServiceAccount,
+            format!("create the ServiceAccount, or name another in pod.serviceAccountName: {message}"),
+        )),
+        // A webhook that is down may stay so for long.
+        500 if message.contains("failed calling webhook") => Some(Refusal::NotYet(
+            Reason::Queued,
+            format!("a webhook of the cluster does not answer: {message}"),
+        )),
         400 | 403 | 413 | 422 => Some(Refusal::Rejected(message.to_owned())),
         _ => None,
     });

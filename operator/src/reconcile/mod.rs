@@ -30,6 +30,8 @@ use crate::plan::{Plan, plan};
 use crate::progress::Followers;
 use crate::settings::Settings;
 
+/// Wait after a conflict, which is over as soon as the cache has caught up; doubles if it repeats.
+const CONFLICT_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait after an error that repeats.
 const ERROR_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Passes of observing and planning within one reconcile, before it is left to the next.
@@ -168,14 +170,16 @@ fn follows(pod: &PodFacts) -> bool {
 /// When to try again after an error.
 pub fn error_policy(build: Arc<ImageBuild>, error: &Error, ctx: Arc<Context>) -> Action {
     let key = ObjectRef::from_obj(&*build);
-    if matches!(error, Error::Conflict) {
-        debug!(namespace = key.namespace, imagebuild = key.name, "{error}");
-        return Action::requeue(Duration::from_millis(50));
-    }
     let mut errors = ctx.errors.lock().unwrap_or_else(PoisonError::into_inner);
     let count = errors.entry(key.clone()).or_default();
     *count = count.saturating_add(1);
-    let wait = Duration::from_secs(1).saturating_mul(1 << (*count - 1).min(6)).min(ERROR_BACKOFF_MAX);
+    let conflict = matches!(error, Error::Conflict);
+    let first = if conflict { CONFLICT_BACKOFF_MIN } else { Duration::from_secs(1) };
+    let wait = first.saturating_mul(1 << (*count - 1).min(6)).min(ERROR_BACKOFF_MAX);
+    if conflict {
+        debug!(namespace = key.namespace, imagebuild = key.name, "{error}");
+        return Action::requeue(wait);
+    }
     warn!(namespace = key.namespace, imagebuild = key.name, %error, retry_seconds = wait.as_secs(), "cannot reconcile");
     Action::requeue(wait)
 }

@@ -50,6 +50,7 @@ fn usual(method: &str, path: &str) -> (u16, Value) {
             200,
             json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": [] }),
         ),
+        ("GET", "web-cache") => refusal(404, "NotFound", "persistentvolumeclaims \"web-cache\" not found"),
         ("PATCH", _) if path.contains("/configmaps/") => {
             (200, json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "x" } }))
         }
@@ -204,4 +205,103 @@ async fn a_build_that_is_gone_is_left_alone() {
     let (result, log) = go(Answers::from([(("GET", "web"), refusal(404, "NotFound", "gone"))])).await;
     assert_eq!(result.unwrap(), Action::await_change());
     assert!(log.iter().all(|asked| asked.method == "GET"));
+}
+
+/// The last status that was written.
+fn told(log: &[Asked]) -> &Value {
+    &log.iter().rfind(|asked| asked.path.ends_with("/status")).expect("a status").body["status"]
+}
+
+#[tokio::test]
+async fn whatever_refuses_the_volume_is_said_on_status() {
+    let cases = [
+        (refusal(403, "Forbidden", "\"web-cache\" is forbidden: exceeded quota: q"), "WaitingForQuota"),
+        (refusal(422, "Invalid", "\"web-cache\" is invalid: spec.storageClassName"), "PodRejected"),
+    ];
+    for (answer, reason) in cases {
+        let (result, log) = go(Answers::from([(("PATCH", "web-cache"), answer)])).await;
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(told(&log)["reason"], reason);
+        assert!(!log.iter().any(|asked| asked.method == "POST" && asked.path.ends_with("/pods")));
+    }
+}
+
+#[tokio::test]
+async fn what_a_pod_lacks_is_a_wait_on_status() {
+    let cases = [
+        (
+            403,
+            "error looking up service account shop/ci: serviceaccount \"ci\" not found",
+            "WaitingForServiceAccount",
+        ),
+        (403, "User \"operator\" cannot create resource \"pods\" in API group", "Queued"),
+        (500, "Internal error occurred: failed calling webhook \"policy\"", "Queued"),
+    ];
+    for (code, words, reason) in cases {
+        let (result, log) = go(Answers::from([(("POST", "pods"), refusal(code, "Forbidden", words))])).await;
+        assert_eq!(result.unwrap(), Action::requeue(crate::settings::limits::QUOTA_RECHECK), "{words}");
+        assert_eq!(told(&log)["reason"], reason);
+        assert!(told(&log)["conditions"][0]["message"].as_str().unwrap().contains(words));
+    }
+}
+
+/// A claim with the name of the cache volume.
+fn claim(metadata: Value) -> Answers {
+    let mut metadata = metadata;
+    metadata["name"] = "web-cache".into();
+    let found =
+        json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata });
+    Answers::from([(("GET", "web-cache"), (200, found))])
+}
+
+fn owned_by(uid: &str, name: &str) -> Value {
+    json!({ "ownerReferences": [{
+        "apiVersion": "lapstrake.dev/v1alpha1", "kind": "ImageBuild", "name": name, "uid": uid, "controller": true,
+    }] })
+}
+
+#[tokio::test]
+async fn a_volume_of_somebody_else_is_not_touched() {
+    for metadata in
+        [json!({}), owned_by("u0", "other"), json!({ "labels": { "lapstrake.dev/build": "web" } })]
+    {
+        let (result, log) = go(claim(metadata.clone())).await;
+        assert_eq!(result.unwrap(), Action::await_change());
+        assert_eq!(told(&log)["reason"], "PodRejected", "{metadata}");
+        assert!(
+            log.iter().all(|asked| asked.method == "GET" || !asked.path.contains("/persistentvolumeclaims/"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_going_is_waited_for() {
+    for metadata in [owned_by("u0", "web"), json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" })] {
+        let (result, log) = go(claim(metadata.clone())).await;
+        assert_eq!(result.unwrap(), Action::requeue(crate::settings::limits::LEAVING_RECHECK));
+        assert_eq!(told(&log)["reason"], "Queued", "{metadata}");
+        assert!(!log.iter().any(|asked| asked.method == "POST" && asked.path.ends_with("/pods")));
+    }
+}
+
+#[tokio::test]
+async fn a_volume_of_ours_and_one_that_was_orphaned_are_built_on() {
+    let orphan = json!({ "labels": {
+        "lapstrake.dev/build": "web", "app.kubernetes.io/managed-by": "lapstrake-operator",
+    } });
+    for metadata in [owned_by("u1", "web"), orphan] {
+        let (result, log) = go(claim(metadata)).await;
+        assert!(result.is_ok());
+        assert!(log.iter().any(|asked| asked.method == "PATCH" && asked.path.ends_with("/web-cache")));
+        assert!(log.iter().any(|asked| asked.method == "POST" && asked.path.ends_with("/pods")));
+    }
+}
+
+#[tokio::test]
+async fn conflicts_that_repeat_are_no_storm() {
+    let (ctx, _) = context(Answers::new());
+    let build = Arc::new(build());
+    let waits: Vec<_> = (0..8).map(|_| error_policy(build.clone(), &Error::Conflict, ctx.clone())).collect();
+    assert_eq!(waits[0], Action::requeue(Duration::from_millis(50)));
+    assert_eq!(waits[7], Action::requeue(Duration::from_millis(3200)));
 }
