@@ -43,6 +43,15 @@ struct Run {
     /// Namespace to serve; may be given several times. All, if none is.
     #[arg(long, env = "LAPSTRAKE_NAMESPACES", value_name = "NAMESPACE", value_delimiter = ',')]
     namespace: Vec<String>,
+    /// Namespace to leave to another operator, when all are served; may be given several times.
+    #[arg(
+        long,
+        env = "LAPSTRAKE_EXCEPT_NAMESPACES",
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        conflicts_with = "namespace"
+    )]
+    except_namespace: Vec<String>,
     /// File with what the builder knows of registries, as JSON.
     #[arg(long, env = "LAPSTRAKE_REGISTRIES_CONFIG", value_name = "FILE")]
     registries_config: Option<PathBuf>,
@@ -215,6 +224,7 @@ async fn operate(args: Run) -> anyhow::Result<()> {
         .map(|namespace| Scope {
             client: client.clone(),
             namespace,
+            except: args.except_namespace.clone(),
             settings: settings.clone(),
             metrics: metrics.clone(),
             identity: identity.clone(),
@@ -328,6 +338,17 @@ mod tests {
         let Command::Run(run) = cli.unwrap().command else { panic!("run") };
         assert_eq!(run.namespace, ["a", "b"]);
         assert!(run.leader_election);
+    }
+
+    #[test]
+    fn namespaces_are_either_listed_or_left_out() {
+        let parse = |more: &[&str]| {
+            let start = ["lapstrake-operator", "run", "--builder-image=x"];
+            Cli::try_parse_from(start.iter().chain(more))
+        };
+        let Command::Run(run) = parse(&["--except-namespace=a,b"]).unwrap().command else { panic!("run") };
+        assert_eq!(run.except_namespace, ["a", "b"]);
+        assert!(parse(&["--except-namespace=a", "--namespace=b"]).is_err());
     }
 
     #[test]

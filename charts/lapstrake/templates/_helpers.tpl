@@ -57,17 +57,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "lapstrake.rules" -}}
 - apiGroups: [lapstrake.dev]
   resources: [imagebuilds]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch]
 - apiGroups: [lapstrake.dev]
   resources: [imagebuilds/status]
-  verbs: [patch, update]
+  verbs: [patch]
 # Needed for owner references that block deletion, where the cluster checks that permission.
 - apiGroups: [lapstrake.dev]
   resources: [imagebuilds/finalizers]
   verbs: [update]
 - apiGroups: [""]
-  resources: [pods, configmaps, persistentvolumeclaims]
-  verbs: [get, list, watch, create, patch, delete]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [configmaps, persistentvolumeclaims]
+  verbs: [get, list, create, patch, delete]
 # Progress and the last lines of a step that failed.
 - apiGroups: [""]
   resources: [pods/log]
@@ -78,5 +81,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, list]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}

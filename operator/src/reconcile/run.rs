@@ -35,6 +35,8 @@ pub struct Scope {
     pub client: kube::Client,
     /// Namespace; none: all.
     pub namespace: Option<String>,
+    /// Namespaces that are not served, if all others are.
+    pub except: Vec<String>,
     /// What the operator was told.
     pub settings: Arc<Settings>,
     /// Counters.
@@ -59,16 +61,12 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
     let (build_store, build_writer) = reflector::store();
     let (pod_store, pod_writer) = reflector::store();
     let (trigger, triggers) = mpsc::channel::<ObjectRef<ImageBuild>>(TRIGGERS_MAX);
-    let build_stream = reflect(
-        build_writer,
-        watcher(builds, watcher::Config::default().page_size(PAGE)).default_backoff().modify(strip_build),
-    );
-    let pod_stream = reflect(
-        pod_writer,
-        watcher(pods, watcher::Config::default().labels(PODS).page_size(PAGE))
-            .default_backoff()
-            .modify(strip_pod),
-    );
+    let watched = watcher::Config { field_selector: all_but(&scope.except), ..watcher::Config::default() }
+        .page_size(PAGE);
+    let build_stream =
+        reflect(build_writer, watcher(builds, watched.clone()).default_backoff().modify(strip_build));
+    let pod_stream =
+        reflect(pod_writer, watcher(pods, watched.labels(PODS)).default_backoff().modify(strip_pod));
     let from_builds = trigger_self(build_stream.touched_objects(), ());
     let from_pods = pod_stream
         .touched_objects()
@@ -109,6 +107,12 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
     .await;
 }
 
+/// Selects what is in none of these namespaces; nothing is left out if there are none.
+fn all_but(namespaces: &[String]) -> Option<String> {
+    let terms: Vec<_> = namespaces.iter().map(|name| format!("metadata.namespace!={name}")).collect();
+    (!terms.is_empty()).then(|| terms.join(","))
+}
+
 /// The ImageBuild that a pod belongs to.
 fn owner(pod: &Pod) -> Option<ObjectRef<ImageBuild>> {
     let namespace = pod.namespace()?;
@@ -116,4 +120,18 @@ fn owner(pod: &Pod) -> Option<ObjectRef<ImageBuild>> {
         .iter()
         .find(|owner| owner.controller == Some(true))
         .and_then(|owner| ObjectRef::from_owner_ref(Some(&namespace), owner, ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_of_others_are_not_watched() {
+        assert_eq!(all_but(&[]), None);
+        assert_eq!(
+            all_but(&["a".into(), "b".into()]).as_deref(),
+            Some("metadata.namespace!=a,metadata.namespace!=b")
+        );
+    }
 }
