@@ -155,3 +155,17 @@ fn a_kept_repository_that_a_power_cut_damaged_is_fetched_anew() {
     }
     assert_eq!(lab.file_of(&url, "f"), "here");
 }
+
+#[test]
+fn a_canceled_output_leaves_no_half_a_file() {
+    let lab = Lab::new();
+    // Large enough to be on its way when the signal comes; a sparse file takes no time to make.
+    let dir = lab.dockerfile("FROM @base\nRUN truncate -s 20G /large\n");
+    let out = lab.path("out.tar");
+    let mut running = lab.build(&dir).args(["-o", &format!("type=tar,dest={}", out.display())]).start();
+    running.until("exporting to client tarball");
+    running.signal("INT");
+    let ran = running.wait();
+    assert_eq!(ran.code, Some(16), "{}", ran.stderr());
+    assert!(!out.exists() && !lab.path("out.tar.partial").exists());
+}

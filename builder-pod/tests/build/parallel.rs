@@ -26,6 +26,23 @@ fn independent_stages_run_side_by_side_and_unused_ones_never() {
 }
 
 #[test]
+fn a_stage_that_is_copied_onto_runs_beside_the_one_that_is_copied_from() {
+    let lab = Lab::new();
+    let text = "FROM @base AS runtime\nRUN sleep 1; echo onto >/out\nFROM @base AS build\nRUN sleep 1; echo from >/out\n\
+                FROM runtime\nCOPY --from=build /out /build\nRUN cat /build\n";
+    let dir = lab.dockerfile(text);
+    for anew in [&[][..], &["--no-cache"]] {
+        let mut build = lab.build(&dir);
+        build.0.args(anew);
+        let ran = build.ok();
+        let (onto, from) = ("echo onto", "echo from");
+        let last_start = ran.position(onto, "started").max(ran.position(from, "started"));
+        let first_end = ran.position(onto, "done").min(ran.position(from, "done"));
+        assert!(last_start < first_end, "{anew:?}: {}", ran.stderr());
+    }
+}
+
+#[test]
 fn stages_see_each_other_alive_while_both_run() {
     // Both must be running at once, or each would wait for the other in vain.
     let lab = Lab::new();

@@ -62,7 +62,9 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         } else if ephemeral {
             self.set(id, State::AwaitContent(op, None));
         } else if id.ignore_cache {
+            // It will run whatever its key is: all that it needs may run meanwhile.
             self.set(id, State::AwaitContent(op, Some(fast)));
+            self.mark_slow(id);
         } else {
             entry.state = State::LookingFast(op, fast);
             entry.pending += 1;
