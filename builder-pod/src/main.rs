@@ -54,7 +54,10 @@ fn main() -> ExitCode {
 
 fn prepare(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_new(level).unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // No escape sequences in a pod's log.
+    let log =
+        tracing_subscriber::fmt().with_ansi(console::colors_enabled_stderr()).with_writer(std::io::stderr);
+    log.with_env_filter(filter).with_target(false).init();
     wiring::raise_open_files();
     // One provider for all of TLS; a second installation is refused, which is fine.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();

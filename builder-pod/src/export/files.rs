@@ -35,6 +35,22 @@ fn failed(error: lapstrake_image::Error) -> BuildError {
     }
 }
 
+/// Fails once the build is canceled, so that a long output ends and what was written of it goes.
+struct Cancelable<W>(W, CancellationToken);
+
+impl<W: Write> Write for Cancelable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.1.is_cancelled() {
+            true => Err(io::Error::other("the build was canceled")),
+            false => self.0.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// A file that appears whole or not at all, or standard output.
 struct Target {
     out: Box<dyn Write + Send>,
@@ -42,14 +58,18 @@ struct Target {
 }
 
 impl Target {
-    fn open(dest: &Destination) -> Result<Self, BuildError> {
+    fn open(dest: &Destination, cancel: &CancellationToken) -> Result<Self, BuildError> {
         let Destination::Path(path) = dest else {
-            return Ok(Self { out: Box::new(BufWriter::new(io::stdout())), rename: None });
+            return Ok(Self {
+                out: Box::new(BufWriter::new(Cancelable(io::stdout(), cancel.clone()))),
+                rename: None,
+            });
         };
         let mut partial = path.clone().into_os_string();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         let file = File::create(&partial).map_err(|e| cannot_write(&partial, &e))?;
+        let file = Cancelable(file, cancel.clone());
         Ok(Self {
             out: Box::new(BufWriter::with_capacity(1 << 20, file)),
             rename: Some((partial, path.clone())),
@@ -58,7 +78,10 @@ impl Target {
 
     fn finish(mut self, written: Result<(), BuildError>) -> Result<(), BuildError> {
         let flushed = written.and_then(|()| {
-            self.out.flush().map_err(|e| BuildError::internal(format!("writing the output: {e}")))
+            self.out.flush().map_err(|e| {
+                let reason = if is_no_space(&e) { Reason::DiskFull } else { Reason::Internal };
+                BuildError::new(reason, format!("writing the output: {e}"))
+            })
         });
         drop(self.out);
         match (flushed, self.rename) {
@@ -85,6 +108,7 @@ pub(super) async fn image(
     packed: &Arc<Packed>,
     output: &Output,
     progress: &Progress,
+    cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let name = match output {
         Output::Docker { .. } => "exporting to docker image format",
@@ -92,23 +116,25 @@ pub(super) async fn image(
     };
     let step = progress.step(name);
     let (blobs, packed, output) = (Blobs(engine.store().clone()), Arc::clone(packed), output.clone());
+    let stop = cancel.clone();
     let work = move || match &output {
         Output::Oci { image, dest: Destination::Path(path), tar: false } => {
             export::oci_layout_dir(path, &packed.documents, &image.names, &blobs).map_err(failed)
         }
         Output::Oci { image, dest, .. } => {
-            let mut target = Target::open(dest)?;
+            let mut target = Target::open(dest, &stop)?;
             let written = export::oci_layout_tar(&mut target.out, &packed.documents, &image.names, &blobs);
             target.finish(written.map_err(failed))
         }
         Output::Docker { image, dest } => {
-            let mut target = Target::open(dest)?;
+            let mut target = Target::open(dest, &stop)?;
             let written = export::docker_archive(&mut target.out, &packed.documents, &image.names, &blobs);
             target.finish(written.map_err(failed))
         }
         _ => Err(BuildError::internal("not an image output")),
     };
-    step.close(tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?)
+    let work = async { tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)? };
+    step.close(abortable(cancel, work).await)
 }
 
 /// Writes the file system itself.
@@ -125,7 +151,7 @@ pub(super) async fn rootfs(
     };
     let step = progress.step(name);
     let root = engine.mount(solved.snapshot)?;
-    let output = output.clone();
+    let (output, stop) = (output.clone(), cancel.clone());
     let work = async move {
         let work = move || match &output {
             Output::Local(dest) => {
@@ -133,7 +159,7 @@ pub(super) async fn rootfs(
                 export::rootfs_dir(root.as_fd(), dest).map_err(failed)
             }
             Output::Tar(dest) => {
-                let mut target = Target::open(dest)?;
+                let mut target = Target::open(dest, &stop)?;
                 let written = export::rootfs_tar(root.as_fd(), &mut target.out);
                 target.finish(written.map_err(failed))
             }

@@ -82,7 +82,7 @@ pub(crate) async fn export(
             }
             Output::Image(_) => {}
             _ => {
-                files::image(engine, &packed, output, progress).await?;
+                files::image(engine, &packed, output, progress, cancel).await?;
                 timings.export_ms += millis(began);
             }
         }
