@@ -89,7 +89,10 @@ impl Step {
         for bytes in bytes.chunks(OUTPUT_BYTES_MAX / 16) {
             // Of a step that nobody wants nobody reads on.
             let Some(room) = self.room_for(bytes.len()) else { return };
-            self.report(ProgressKind::Log(stream, Output(Arc::new(Piece { bytes: bytes.to_vec(), _room: room }))));
+            self.report(ProgressKind::Log(
+                stream,
+                Output(Arc::new(Piece { bytes: bytes.to_vec(), _room: room })),
+            ));
         }
     }
 

@@ -80,7 +80,10 @@ async fn work_that_panics_fails_its_job() {
     let solver = Solver::start(Arc::new(Plain::default()));
     for name in ["panics", "panics early"] {
         let outcome = solver.solve(job(name).0).await;
-        assert!(matches!(&outcome, Outcome::Failed(_, why) if why.contains("as asked")), "{name}: {outcome:?}");
+        assert!(
+            matches!(&outcome, Outcome::Failed(_, why) if why.contains("as asked")),
+            "{name}: {outcome:?}"
+        );
     }
 }
 
@@ -94,7 +97,8 @@ async fn a_step_that_prints_waits_for_those_who_show_it() {
     while let Some(event) = events.recv().await {
         if let ProgressKind::Log(_, bytes) = &event.kind {
             received += bytes.len();
-            ahead_max = ahead_max.max((world.printed.load(Ordering::SeqCst) * PIECE_BYTES).saturating_sub(received));
+            ahead_max =
+                ahead_max.max((world.printed.load(Ordering::SeqCst) * PIECE_BYTES).saturating_sub(received));
         }
     }
     assert_eq!(received, PIECES * PIECE_BYTES, "nothing is lost");

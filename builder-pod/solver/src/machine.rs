@@ -513,7 +513,9 @@ impl<R: Clone, E: Clone> Machine<R, E> {
 
     /// The jobs that wait for the run of a vertex without asking for the vertex itself.
     fn heirs(&self, id: VertexId) -> BTreeSet<JobId> {
-        let Some(State::Running(keys)) = self.entries.get(&id).map(|e| &e.state) else { return BTreeSet::new() };
+        let Some(State::Running(keys)) = self.entries.get(&id).map(|e| &e.state) else {
+            return BTreeSet::new();
+        };
         let followers = self.in_flight.get(&keys.key).map_or(&[][..], |(_, followers)| followers);
         followers.iter().flat_map(|follower| self.jobs_of(*follower)).collect()
     }

@@ -121,9 +121,7 @@ impl Sim {
                 }
                 Event::Ran(
                     id,
-                    Ok(vec![
-                        inputs.iter().fold(number(work), |a, b| a.wrapping_mul(31).wrapping_add(*b)),
-                    ]),
+                    Ok(vec![inputs.iter().fold(number(work), |a, b| a.wrapping_mul(31).wrapping_add(*b))]),
                 )
             }
             other => unreachable!("{other:?} has no answer"),
@@ -326,7 +324,8 @@ fn stages_that_are_copied_from_run_side_by_side() {
     sim.content.extend([digests[3], digests[4]]);
     sim.step(Event::JobAdded(1, graph));
     // Everything is answered but the two stages' own work.
-    let stage = |action: &Act| matches!(action, Action::Run(id, ..) if [digests[1], digests[2]].contains(&id.digest));
+    let stage =
+        |action: &Act| matches!(action, Action::Run(id, ..) if [digests[1], digests[2]].contains(&id.digest));
     while let Some(at) = sim.open.iter().position(|action| !stage(action)) {
         let action = sim.open.swap_remove(at);
         let event = sim.answer(action);

@@ -83,12 +83,12 @@ impl Mounts {
 
     fn read(&self, id: Option<SnapshotId>) -> Result<OwnedFd, BuildError> {
         let Some(id) = id else { return Ok(lapstrake_fileop::open_root(&self.nothing)?) };
-        let lowers = self.store.lowers_top_first(id)?;
+        let lowers = super::mountable(self.store.lowers_top_first(id)?)?;
         lapstrake_sys::overlay::mount_detached(&lowers, None, self.userxattr).map_err(BuildError::internal)
     }
 
     fn write(&self, active: &Active) -> Result<OwnedFd, BuildError> {
-        let lowers = active.lowers_top_first();
+        let lowers = super::mountable(active.lowers_top_first())?;
         if lowers.is_empty() {
             return Ok(lapstrake_fileop::open_root(&active.upper())?);
         }

@@ -110,7 +110,7 @@ impl Engine {
     fn lowers(&self, of: Option<SnapshotId>) -> Result<Vec<PathBuf>, BuildError> {
         match of {
             None => Ok(Vec::new()),
-            Some(id) => Ok(self.store.lowers_top_first(id)?),
+            Some(id) => mountable(self.store.lowers_top_first(id)?),
         }
     }
 
@@ -145,6 +145,19 @@ impl Engine {
         }
         Err(unsupported_source(&source.identifier))
     }
+}
+
+/// Layers that can be laid over each other: the kernel takes one more, which steps have for their mount points.
+const LAYERS_MAX: usize = 499;
+
+/// Refuses more layers than can be mounted, in words that help.
+fn mountable<T>(layers: Vec<T>) -> Result<Vec<T>, BuildError> {
+    if layers.len() > LAYERS_MAX {
+        let message =
+            format!("more than {LAYERS_MAX} layers can't be laid over each other; join some instructions");
+        return Err(BuildError::new(Reason::StepFailed, message));
+    }
+    Ok(layers)
 }
 
 fn unsupported_source(identifier: &str) -> BuildError {

@@ -169,3 +169,11 @@ fn a_canceled_output_leaves_no_half_a_file() {
     assert_eq!(ran.code, Some(16), "{}", ran.stderr());
     assert!(!out.exists() && !lab.path("out.tar.partial").exists());
 }
+
+#[test]
+fn more_layers_than_can_be_mounted_are_refused_with_the_way_out() {
+    let lab = Lab::new();
+    let text: String = (0..505).map(|n| format!("WORKDIR /d{n}\n")).collect();
+    let ran = lab.build(lab.dockerfile(&format!("FROM scratch\n{text}"))).fails(10);
+    ran.says(&["more than 499 layers", "join some instructions", "Dockerfile:50"]);
+}

@@ -156,6 +156,8 @@ impl<R: Clone, E: Clone> Machine<R, E> {
 
     fn waits_for_slow(&self, id: VertexId) -> bool {
         let slow = |(input, _): &(VertexId, u32)| self.entries.get(input).is_some_and(|e| e.slow);
-        self.entries.get(&id).is_some_and(|e| matches!(e.state, State::AwaitKeys(_)) && e.inputs.iter().any(slow))
+        self.entries
+            .get(&id)
+            .is_some_and(|e| matches!(e.state, State::AwaitKeys(_)) && e.inputs.iter().any(slow))
     }
 }
