@@ -134,6 +134,32 @@ fn kills_at_any_moment_leave_a_usable_state() {
 }
 
 #[test]
+fn interrupts_at_any_moment_leave_nothing() {
+    let lab = Lab::new();
+    let text = "FROM @base AS a\nRUN seq 1 20000 >/a && sleep 0.05321\nFROM @base\nRUN seq 1 30000 >/b && sleep 0.05321\n\
+                COPY --from=a /a /a\nRUN cat /a /b >/c\n";
+    let dir = lab.dockerfile(text);
+    let name = lab.name("interrupted:1");
+    let mut interrupted = 0;
+    for lines in 1..16 {
+        let mut running = lab.build(&dir).args(["--push", "-t", &name]).start();
+        for _ in 0..lines {
+            running.until("");
+        }
+        running.signal("INT");
+        let ran = running.wait();
+        interrupted += u32::from(ran.code == Some(16));
+        // The last ones may have ended before the signal came.
+        assert!(matches!(ran.code, Some(16 | 0)), "after {lines} lines: {:?} {}", ran.code, ran.stderr());
+        assert_eq!(processes("sleep 0.05321"), [0u32; 0], "after {lines} lines");
+        assert!(mounts_below(lab.dir.path()).is_empty(), "after {lines} lines");
+        assert_eq!(active(&lab.path("state")), 0, "after {lines} lines");
+    }
+    assert!(interrupted > 0);
+    lab.build(&dir).args(["--push", "-t", &name]).ok();
+}
+
+#[test]
 fn a_second_builder_on_the_same_state_says_who_holds_it() {
     let lab = Lab::new();
     let mut first = lab.build(waiting(&lab, "543.21")).start();
@@ -209,4 +235,28 @@ fn steps_do_not_see_the_builders_environment_or_credentials() {
         !seen.contains("s3cr3t-word") && !seen.contains("LAPSTRAKE") && !seen.contains("DOCKER_CONFIG"),
         "{seen}"
     );
+}
+
+#[test]
+fn whatever_room_is_left_a_full_disk_is_called_so() {
+    let lab = Lab::new();
+    let _disk = SmallDisk::new(&lab);
+    let text = "FROM @base\nRUN head -c 300000 /dev/urandom >/a\nCOPY context /b\nRUN cat /a /b >/c\n";
+    let dir = lab.context("c", &[("Dockerfile", text)]);
+    std::fs::write(dir.join("context"), vec![b'x'; 200_000]).unwrap();
+    let name = lab.name("full:1");
+    let build = || lab.build_in("small/state", &dir).args(["--push", "-t", &name]);
+    let disk_kib: usize = 24 << 10;
+    let mut codes = std::collections::BTreeSet::new();
+    for room_kib in [0, 8, 64, 200, 700, 1500, 3000, 4000, 4500, 5000, 5500] {
+        // What was made with less room is thrown away, or the next round would need none.
+        std::fs::remove_dir_all(lab.path("small/state")).ok();
+        std::fs::write(lab.path("small/filler"), vec![1; (disk_kib - room_kib) << 10]).ok();
+        let ran = build().run();
+        codes.insert(ran.code);
+        assert!(matches!(ran.code, Some(14 | 0)), "{room_kib} KiB: {:?} {}", ran.code, ran.stderr());
+        std::fs::remove_file(lab.path("small/filler")).unwrap();
+        build().ok();
+    }
+    assert_eq!(codes.len(), 2, "some had too little room, some enough: {codes:?}");
 }

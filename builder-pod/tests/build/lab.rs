@@ -219,11 +219,12 @@ impl Running {
         self.child.id()
     }
 
+    /// The next line; `None` at the end.
     fn next(&mut self) -> Option<String> {
         let mut line = Vec::new();
-        self.stderr.read_until(b'\n', &mut line).unwrap();
+        let read = self.stderr.read_until(b'\n', &mut line).unwrap();
         let line = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
-        (!line.is_empty()).then(|| {
+        (read > 0).then(|| {
             self.lines.push(line.clone());
             line
         })

@@ -13,5 +13,6 @@ mod images;
 mod lab;
 mod outputs;
 mod parallel;
+mod pod;
 mod registry;
 mod sources;
