@@ -108,8 +108,9 @@ impl Drop for Peer {
         // It leaves these. Version 2 has one hierarchy, version 1 has one in each folder.
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        for hierarchy in hierarchies.chain([root.to_owned()]) {
-            fs::remove_dir(hierarchy.join(CGROUP)).ok(); // Most have none.
+        for group in hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(CGROUP)) {
+            fs::remove_dir(group.join("buildkit")).ok(); // Most hierarchies have none.
+            fs::remove_dir(group).ok();
         }
     }
 }
