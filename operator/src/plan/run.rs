@@ -367,9 +367,11 @@ impl<'a> Planner<'a> {
     /// pod would wait for ever.
     fn restore_volume(&mut self, pod: &PodFacts) {
         let name = names::cache(&self.name(), self.platform());
-        let missing = format!("persistentvolumeclaim {name:?} not found");
+        // The scheduler does not look again once the claim is gone.
+        let words =
+            ["not found", "is being deleted"].map(|state| format!("persistentvolumeclaim {name:?} {state}"));
         let missing = pod.node.is_none()
-            && pod.unscheduled.as_ref().is_some_and(|why| why.message.contains(&missing))
+            && pod.unscheduled.as_ref().is_some_and(|why| words.iter().any(|one| why.message.contains(one)))
             && !self.seen.objects.contains(&Owned::Volume(name));
         if missing && let CachePlace::Volume(volume) = cache_place(self.build(), self.settings) {
             let claim = cache_claim(self.build(), self.platform(), &volume, self.settings);

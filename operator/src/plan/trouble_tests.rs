@@ -150,6 +150,9 @@ fn a_volume_that_is_not_there_says_why() {
 #[test]
 fn a_volume_that_was_deleted_under_a_waiting_pod_is_made_again() {
     let mut seen = begun();
+    let going = "0/1 nodes are available: persistentvolumeclaim \"web-cache\" is being deleted. not found";
+    seen.pods[0].unscheduled = Some(why("Unschedulable", going));
+    assert!(go(&seen).volume.is_some(), "the scheduler's words are old");
     seen.pods[0].unscheduled =
         Some(why("Unschedulable", "0/1 nodes are available: persistentvolumeclaim \"web-cache\" not found."));
     let plan = go(&seen);

@@ -93,8 +93,8 @@ fn not_placed(pod: &PodFacts) -> Doing {
 fn no_volume(pod: &PodFacts, why: &Why) -> String {
     match &pod.hint {
         Some(hint) => format!(
-            "the cache volume is not there yet: {}; cache.volume.storageClassName chooses another class, \
-             and cache.emptyDir does without a volume",
+            "the cache volume is not there yet: {}; if that stays so, set cache.emptyDir, or make the \
+             ImageBuild anew with another cache.volume.storageClassName",
             hint.message
         ),
         None => format!("the cache volume is not there yet: {}", why.message),
