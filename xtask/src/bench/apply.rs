@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::timeline::{Mark, Seen, Timeline};
-use super::{Bench, Times};
+use super::{Bench, Times, load};
 use crate::process::{feed, output, run};
 
 /// Everything that is made here lies in it.
@@ -28,26 +28,34 @@ COPY --from=one /result /one
 COPY --from=two /result /two
 ";
 
-/// A trivial build: each time a new ImageBuild, in both sandboxes, with the cache on a volume and without.
+/// A trivial build: a new ImageBuild in both sandboxes, one without a volume, and one built again.
 pub(super) fn apply(bench: &Bench<'_>) -> Result<()> {
     in_namespace(bench, |timeline| {
-        for (name, sandbox, cache) in [
-            ("user-namespace", "UserNamespace", json!({})),
-            ("baseline", "Baseline", json!({})),
-            ("no-volume", "UserNamespace", json!({ "emptyDir": {} })),
+        for (name, pod, cache) in [
+            ("user-namespace", json!({ "sandbox": "UserNamespace" }), json!({})),
+            ("baseline", json!({ "sandbox": "Baseline" }), json!({})),
+            ("no-volume", json!({}), json!({ "emptyDir": {} })),
+            ("again", json!({}), json!({})),
         ] {
-            println!("\n-- {name}");
             let mut split = Split::default();
             // The first one warms the cluster, and is not counted.
             for number in 0..=RUNS {
-                let mut build = manifest(bench, &format!("{name}-{number}"), TRIVIAL);
-                build["spec"]["pod"] = json!({ "sandbox": sandbox });
+                let again = name == "again";
+                let unique = if again { name.to_owned() } else { format!("{name}-{number}") };
+                let mut build = manifest(bench, &unique, TRIVIAL);
+                build["spec"]["pod"] = pod.clone();
                 build["spec"]["cache"] = cache.clone();
+                if again && number > 0 {
+                    let asked = number.to_string();
+                    timeline.again(name, &asked);
+                    build["metadata"]["annotations"] = json!({ "lapstrake.dev/rebuild": asked });
+                }
                 let one = one(bench, timeline, &build)?;
                 if number > 0 {
                     split.add(one);
                 }
             }
+            println!("\n-- {name} (load {})", load());
             split.print();
         }
         Ok(())

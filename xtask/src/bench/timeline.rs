@@ -36,6 +36,10 @@ pub(super) struct Seen {
     pub(super) status: Value,
     /// Name of its pod.
     pub(super) pod: String,
+    /// Value of the annotation that asks for the run that is watched; empty for the first.
+    asked: String,
+    /// Pods of runs before.
+    old: Vec<String>,
 }
 
 /// Two running watches.
@@ -57,6 +61,13 @@ impl Timeline {
         Ok(Self { watches, events, builds: BTreeMap::new() })
     }
 
+    /// What happens from now on is another run, asked for by the annotation `lapstrake.dev/rebuild`.
+    pub(super) fn again(&mut self, name: &str, asked: &str) {
+        let Seen { pod, mut old, .. } = self.builds.remove(name).unwrap_or_default();
+        old.push(pod);
+        self.builds.insert(name.to_owned(), Seen { asked: asked.to_owned(), old, ..Seen::default() });
+    }
+
     /// Waits until the ImageBuild and its pod have ended well.
     pub(super) fn ready(&mut self, name: &str) -> Result<Seen> {
         loop {
@@ -73,31 +84,31 @@ impl Timeline {
 
     fn note(&mut self, at: Timestamp, object: &Value) -> Result<()> {
         let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let mut marks = Vec::new();
-        let name = match text("/kind").as_str() {
-            "ImageBuild" => {
-                marks.push((Mark::Created, true));
-                marks.push((Mark::Ready, condition(object, "Ready") == "True"));
-                if condition(object, "Stalled") == "True" {
-                    bail!("{} failed: {}", text("/metadata/name"), object["status"]);
-                }
-                text("/metadata/name")
-            }
-            _ => {
-                marks.push((Mark::Pod, true));
-                marks.push((Mark::Scheduled, condition(object, "PodScheduled") == "True"));
-                let state = object.pointer("/status/containerStatuses/0/state/terminated");
-                marks.push((Mark::Ended, state.is_some()));
-                text("/metadata/labels/lapstrake.dev~1build")
-            }
-        };
+        let build = text("/kind") == "ImageBuild";
+        let name = text(if build { "/metadata/name" } else { "/metadata/labels/lapstrake.dev~1build" });
         let seen = self.builds.entry(name).or_default();
+        let marks = if build {
+            if text("/metadata/annotations/lapstrake.dev~1rebuild") != seen.asked {
+                return Ok(());
+            }
+            if condition(object, "Stalled") == "True" {
+                bail!("{} failed: {}", text("/metadata/name"), object["status"]);
+            }
+            seen.status = object["status"].clone();
+            let handled = text("/status/lastHandledRebuild") == seen.asked;
+            vec![(Mark::Created, true), (Mark::Ready, handled && condition(object, "Ready") == "True")]
+        } else {
+            let pod = text("/metadata/name");
+            if seen.old.contains(&pod) {
+                return Ok(());
+            }
+            seen.pod = pod;
+            let ended = object.pointer("/status/containerStatuses/0/state/terminated").is_some();
+            let scheduled = condition(object, "PodScheduled") == "True";
+            vec![(Mark::Pod, true), (Mark::Scheduled, scheduled), (Mark::Ended, ended)]
+        };
         for (mark, _) in marks.into_iter().filter(|(_, holds)| *holds) {
             seen.marks.entry(mark).or_insert(at);
-        }
-        match text("/kind").as_str() {
-            "ImageBuild" => seen.status = object["status"].clone(),
-            _ => seen.pod = text("/metadata/name"),
         }
         Ok(())
     }
