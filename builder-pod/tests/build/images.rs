@@ -8,6 +8,7 @@ use lapstrake_oci::{Digest, ImageConfig};
 use lapstrake_testkit::registry::Options;
 
 use crate::lab::{Lab, tool};
+use crate::userns::{Mode, PodPlace};
 
 fn created_by(config: &ImageConfig) -> Vec<(String, bool)> {
     let text = |h: &lapstrake_oci::History| (h.created_by.clone().unwrap_or_default(), h.empty_layer);
@@ -282,4 +283,20 @@ fn a_base_images_history_and_layers_stay_as_they_came() {
     assert_eq!(up_config.history[..low_config.history.len()], low_config.history[..]);
     assert_eq!(up.layers.len(), low.layers.len() + 1);
     assert_eq!(up_config.config.cmd, None, "ENTRYPOINT clears an inherited CMD");
+}
+
+#[test]
+fn the_image_is_the_same_whatever_sandbox_its_steps_ran_in() {
+    let lab = Lab::new();
+    // Owners that a pod's user namespace has.
+    let text = TRICKY.replace("77777:1", "7777:1").replace("4294967294:1", "65000:1");
+    let place = PodPlace::new(&lab, &text);
+    let digest = |mode: Option<Mode>| {
+        let ran = place.build(&lab, mode).ok();
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let root = digest(None);
+    assert!(root.starts_with("sha256:"), "{root}");
+    assert_eq!(digest(Some(Mode::UserNamespace)), root);
+    assert_eq!(digest(Some(Mode::Baseline)), root);
 }

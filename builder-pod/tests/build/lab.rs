@@ -219,6 +219,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Its standard input, where that is a pipe.
+    pub(crate) fn stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// The next line; `None` at the end.
     fn next(&mut self) -> Option<String> {
         let mut line = Vec::new();

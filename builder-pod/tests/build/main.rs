@@ -16,3 +16,4 @@ mod parallel;
 mod pod;
 mod registry;
 mod sources;
+mod userns;
