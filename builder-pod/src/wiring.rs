@@ -1,9 +1,11 @@
 //! Puts the parts together.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use lapstrake_registry::Client;
 use lapstrake_run::Executor;
 use lapstrake_run::sandbox::Sandbox;
@@ -23,7 +25,10 @@ const LEAVE: Duration = Duration::from_millis(200);
 pub(crate) fn block_on<T>(build: impl Future<Output = Result<T, BuildError>>) -> Result<T, BuildError> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(BuildError::internal)?;
-    let result = runtime.block_on(build);
+    // Whoever asked for the build is told of a mistake of ours too.
+    let result = runtime.block_on(AssertUnwindSafe(build).catch_unwind());
+    let result = result
+        .unwrap_or_else(|_| Err(BuildError::internal("a mistake of the builder's own; its log tells more")));
     runtime.shutdown_timeout(LEAVE);
     result
 }
@@ -119,5 +124,11 @@ mod tests {
         });
         assert_eq!(result.ok(), Some(1));
         drop(stuck);
+    }
+
+    #[test]
+    fn a_mistake_of_ours_is_an_error_like_another() {
+        let error = block_on::<()>(async { panic!("as asked") }).expect_err("it panicked");
+        assert_eq!(error.failure().reason, lapstrake_handoff::Reason::Internal);
     }
 }

@@ -97,22 +97,9 @@ impl Engine {
     ) -> Result<(), BuildError> {
         let output = usize::try_from(mount.output).ok();
         let is_root = mount.dest == "/";
-        match pb::MountType::try_from(mount.mount_type) {
-            Ok(pb::MountType::Bind) => {}
-            Ok(pb::MountType::Tmpfs) => {
-                let size_bytes =
-                    mount.tmpfs_opt.as_ref().and_then(|t| u64::try_from(t.size).ok()).filter(|s| *s > 0);
-                prepared.mounts.push(step_mount(mount, MountSource::Tmpfs { size_bytes }));
-                return Ok(());
-            }
-            Ok(kind) => {
-                let kind = kind.as_str_name().to_lowercase();
-                return Err(BuildError::new(
-                    Reason::NotSupported,
-                    format!("mounts of type {kind} are not supported yet"),
-                ));
-            }
-            Err(_) => return Err(BuildError::internal("an exec operation has a mount of an unknown type")),
+        if let Some(source) = without_input(mount)? {
+            prepared.mounts.push(step_mount(mount, source));
+            return Ok(());
         }
         let input = match usize::try_from(mount.input) {
             Ok(at) => {
@@ -196,6 +183,22 @@ fn step_spec(exec: &pb::ExecOp, meta: &pb::Meta, prepared: &mut Prepared) -> Res
         rlimits: meta.ulimit.iter().map(rlimit).collect(),
         shm_bytes: None,
     })
+}
+
+/// What a mount shows that shows no input; `None` where it does.
+fn without_input(mount: &pb::Mount) -> Result<Option<MountSource>, BuildError> {
+    match pb::MountType::try_from(mount.mount_type) {
+        Ok(pb::MountType::Bind) => Ok(None),
+        Ok(pb::MountType::Tmpfs) => {
+            let size = mount.tmpfs_opt.as_ref().and_then(|t| u64::try_from(t.size).ok());
+            Ok(Some(MountSource::Tmpfs { size_bytes: size.filter(|size| *size > 0) }))
+        }
+        Ok(kind) => {
+            let kind = kind.as_str_name().to_lowercase();
+            Err(BuildError::new(Reason::NotSupported, format!("mounts of type {kind} are not supported yet")))
+        }
+        Err(_) => Err(BuildError::internal("an exec operation has a mount of an unknown type")),
+    }
 }
 
 fn step_mount(mount: &pb::Mount, source: MountSource) -> StepMount {

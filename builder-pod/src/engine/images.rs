@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -179,7 +180,7 @@ impl Images {
             while let Some(layer) = layers.try_next().await? {
                 fetched.send(layer).await.ok(); // who unpacks has failed, and says so
             }
-            Ok(())
+            Ok::<_, BuildError>(())
         };
         let unpack = async {
             while let Some(layer) = unpackable.recv().await {
@@ -192,7 +193,18 @@ impl Images {
             }
             Ok(())
         };
-        tokio::try_join!(fetch, unpack)?;
+        // Once unpacking failed nothing more is fetched; once fetching failed what is being unpacked is
+        // waited for, so that nothing goes on when this returns.
+        {
+            let (mut fetch, mut unpack) = (pin!(fetch), pin!(unpack));
+            tokio::select! {
+                unpacked = &mut unpack => unpacked?,
+                fetched = &mut fetch => {
+                    let unpacked = unpack.await;
+                    fetched.and(unpacked)?;
+                }
+            }
+        }
         Ok(parent)
     }
 

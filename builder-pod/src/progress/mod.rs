@@ -12,9 +12,11 @@ use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lapstrake_handoff::{StepEvent, StepId};
+use lapstrake_handoff::{Reason, StepEvent, StepId};
 use lapstrake_llb::{Graph, Vertex, VertexDigest, pb};
 use lapstrake_solver::ProgressKind;
+
+use crate::error::BuildError;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -288,9 +290,10 @@ impl Step {
     }
 
     /// Ends it as the result says.
-    pub(crate) fn close<T, E: std::fmt::Display>(self, result: Result<T, E>) -> Result<T, E> {
+    pub(crate) fn close<T>(self, result: Result<T, BuildError>) -> Result<T, BuildError> {
         match &result {
             Ok(_) => self.done(),
+            Err(error) if error.failure().reason == Reason::Canceled => drop(self),
             Err(error) => self.failed(&error.to_string()),
         }
         result
