@@ -144,12 +144,15 @@ impl Elector {
         }
         let old = lease.spec.take();
         let holder = old.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
-        if holder != self.me.identity && !holder.is_empty() && !self.expired(old.as_ref()) {
+        let mine = holder == self.me.identity;
+        if !mine && !holder.is_empty() && !self.expired(old.as_ref()) {
             return Ok(false);
         }
         lease.spec = Some(self.spec(now, old));
         // Carries the version that was read: whoever wrote in between wins.
-        won(self.leases.replace(&self.me.lease, &params, &lease).await)
+        let written = self.leases.replace(&self.me.lease, &params, &lease).await;
+        // Whoever wrote over ours need not have taken it, say to annotate it: the next try will show.
+        if mine { written.map(|_| true) } else { won(written) }
     }
 
     /// Whether the Lease did not change for its whole length.

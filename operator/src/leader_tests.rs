@@ -103,6 +103,21 @@ async fn a_write_in_between_wins() {
 }
 
 #[tokio::test]
+async fn a_write_over_ours_that_takes_nothing_ends_no_leadership() {
+    let (client, _asked) = api(vec![
+        (200, lease("me", 15, "7")),
+        (200, lease("me", 15, "7")),
+        (200, lease("me", 15, "7")),
+        refusal(409, "Conflict"),
+        (200, lease("me", 15, "9")),
+    ]);
+    let mut elector = Elector::new(client, me());
+    assert!(elector.try_once().await.unwrap());
+    assert!(elector.try_once().await.is_err(), "not renewed, and not lost either");
+    assert!(elector.try_once().await.unwrap());
+}
+
+#[tokio::test]
 async fn a_renewal_keeps_the_time_of_its_taking() {
     let mut mine = lease("me", 15, "7");
     mine["spec"]["acquireTime"] = json!("2020-01-01T00:00:00.000000Z");

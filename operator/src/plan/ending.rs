@@ -148,14 +148,12 @@ fn out_of_memory(pod: &PodFacts, failure: Option<&handoff::Failure>) -> Option<B
     if let Some(failure) = failure.filter(|failure| failure.reason == handoff::Reason::OutOfMemory) {
         return Some(told(pod, failure.clone()));
     }
-    Some(Broken::new(
-        Reason::OutOfMemory,
-        Retry::Never,
-        format!(
-            "container {container} was killed since its memory was used up: \
-             raise pod.resources.limits.memory, or let steps use less"
-        ),
-    ))
+    let message = format!(
+        "container {container} was killed since its memory was used up: \
+         raise pod.resources.limits.memory, or let steps use less"
+    );
+    // If it told what became of the step all the same, that is where to look.
+    Some(Broken { detail: failure.cloned(), ..Broken::new(Reason::OutOfMemory, Retry::Never, message) })
 }
 
 fn past_deadline(pod: &PodFacts, failure: Option<&handoff::Failure>) -> Option<Broken> {
@@ -197,7 +195,10 @@ fn untold(pod: &PodFacts, ended: &Ended) -> Broken {
         ("", _) => Broken::new(
             Reason::PodFailed,
             counted_if_started(pod),
-            sentence(&format!("pod {} failed ({})", pod.name, pod.reason), &pod.message),
+            match pod.reason.as_str() {
+                "" => sentence(&format!("pod {} failed before its builder ran", pod.name), &pod.message),
+                reason => sentence(&format!("pod {} failed ({reason})", pod.name), &pod.message),
+            },
         ),
         // Killed, but not seen to be for memory; a signal of a shutdown looks the same.
         (_, 137 | 143) => Broken::new(

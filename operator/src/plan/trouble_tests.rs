@@ -186,3 +186,15 @@ fn a_platform_says_what_it_is_doing() {
     seen.pods[0].container = crate::observe::Container::Running { since: Some(now()) };
     assert_eq!(status_of(&go(&seen)).platforms[0].reason.as_deref(), Some("Building"));
 }
+
+#[test]
+fn a_step_that_was_killed_for_its_memory_is_named_if_the_builder_could_tell() {
+    let mut failure = lapstrake_handoff::Failure::new(lapstrake_handoff::Reason::StepFailed, "exit code 137");
+    (failure.file, failure.line) = (Some("Dockerfile".into()), Some(7));
+    let mut seen = begun();
+    super::tests::end(&mut seen, &lapstrake_handoff::Outcome::Failure(failure).encode(), 10);
+    seen.pods[0].oom_killed = Some("builder".into());
+    let plan = go(&seen);
+    assert_eq!(reason_of(&plan), "OutOfMemory");
+    assert!(message(&plan).starts_with("Dockerfile:7: "), "{}", message(&plan));
+}
