@@ -269,6 +269,16 @@ fn is_full(state: &std::path::Path) -> bool {
     })
 }
 
+/// A message names a command, but is not as long as a script may be.
+const COMMAND_CHARS_MAX: usize = 300;
+
+fn shortened(command: &str) -> String {
+    match command.char_indices().nth(COMMAND_CHARS_MAX) {
+        Some((at, _)) => format!("{}…", &command[..at]),
+        None => command.to_owned(),
+    }
+}
+
 /// What the way that a step ended means.
 fn judge(
     exit: Result<StepExit, RunError>,
@@ -297,7 +307,7 @@ fn judge(
     if valid && !exit.oom_killed {
         return Ok(());
     }
-    let command = meta.args.join(" ");
+    let command = shortened(&meta.args.join(" "));
     let (reason, message) = if exit.oom_killed {
         let hint =
             "the step was killed for using more memory than the builder may have; raise its memory limit";

@@ -98,7 +98,15 @@ impl Target {
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> BuildError {
-    let reason = if is_no_space(error) { Reason::DiskFull } else { Reason::Internal };
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let reason = match error.kind() {
+        _ if is_no_space(error) => Reason::DiskFull,
+        // The place is the user's choice.
+        NotFound | PermissionDenied | NotADirectory | IsADirectory | ReadOnlyFilesystem => {
+            Reason::RequestInvalid
+        }
+        _ => Reason::Internal,
+    };
     BuildError::new(reason, format!("can't write the output {}: {error}", path.display()))
 }
 

@@ -305,3 +305,46 @@ fn a_deep_chain_of_steps_builds_and_packs() {
     assert_eq!(lab.image("deep", "1").0.layers.len(), 142);
     assert_eq!(lab.file_of(&dir, "count"), "140\n");
 }
+
+#[test]
+fn odd_names_and_odd_files_of_a_context_are_taken() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let lab = Lab::new();
+    let text = "FROM @base\nCOPY odd /odd\nCOPY [\"sp ace\", \"/to here/\"]\nCOPY [[]x]/ /glob/\n";
+    let dir = lab.context(
+        "c",
+        &[("Dockerfile", text), ("sp ace", "s"), ("[x]/f*", "g"), ("odd/new\nline", "n"), ("odd/h1", "h")],
+    );
+    let bytes = OsStr::from_bytes(b"not\xffutf8");
+    std::fs::write(dir.join("odd").join(bytes), "b").unwrap();
+    std::fs::hard_link(dir.join("odd/h1"), dir.join("odd/h2")).unwrap();
+    std::os::unix::fs::symlink("loop", dir.join("odd/loop")).unwrap();
+    tool("mkfifo", &[dir.join("odd/fifo").to_str().unwrap()]);
+    let _socket = std::os::unix::net::UnixListener::bind(dir.join("odd/sock")).unwrap();
+    lab.build(&dir).args(["--push", "-t", &lab.name("odd:1")]).ok();
+    // Through the registry and back, so that the layer's names are read too.
+    let again = lab.context("again", &[("Dockerfile", &format!("FROM {}\n", lab.name("odd:1")))]);
+    let out = lab.path("after");
+    lab.build_in("fresh", &again).args(["-o", out.to_str().unwrap()]).ok();
+    assert_eq!(std::fs::read_to_string(out.join("odd").join(bytes)).unwrap(), "b");
+    for there in ["odd/new\nline", "odd/h2", "odd/loop", "odd/fifo", "to here/sp ace", "glob/f*"] {
+        assert!(out.join(there).symlink_metadata().is_ok(), "{there}");
+    }
+    assert_eq!(std::fs::metadata(out.join("odd/h1")).unwrap().nlink(), 2);
+}
+
+#[test]
+fn the_builders_umask_is_not_the_images() {
+    let lab = Lab::new();
+    let text = "FROM @base\nWORKDIR /w/x\nCOPY d /d/e/\nCOPY <<EOF /h/here\nx\nEOF\nRUN echo x >/r; mkdir /rd; umask >>/r\n";
+    let dir = lab.context("c", &[("Dockerfile", text), ("d/f", "x")]);
+    let push = |state: &str, umask: &str| {
+        let name = lab.name(&format!("{state}:1"));
+        let build =
+            lab.build_in(state, &dir).args(["--push", "-t", &name, "--build-arg", "SOURCE_DATE_EPOCH=1"]);
+        build.after(umask).ok();
+        lab.registry.storage().manifest(state, "1").unwrap().2
+    };
+    assert_eq!(push("strict", "umask 077"), push("open", "umask 000"));
+}

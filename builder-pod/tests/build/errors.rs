@@ -212,3 +212,26 @@ fn an_error_in_json_progress_ends_the_step_as_failed() {
     let ran = lab.build(lab.dockerfile("FROM @base\nRUN exit 9\n")).fails(10);
     assert_eq!(ran.fate("RUN exit 9"), Fate::Failed);
 }
+
+#[test]
+fn a_long_script_does_not_flood_the_message() {
+    let lab = Lab::new();
+    let script = "echo line >/dev/null\n".repeat(2000);
+    let (code, text) =
+        plain(&lab, &lab.dockerfile(&format!("FROM @base\nRUN <<EOF\n{script}exit 4\nEOF\n")), &[]);
+    assert_eq!(code, Some(10), "{text}");
+    let end = &text[text.find("error:").unwrap()..];
+    assert!(end.contains("exit code 4") && end.lines().count() < 40 && end.len() < 3000, "{end}");
+    let script = format!("echo {}\n", "x".repeat(60_000)).repeat(4);
+    let (code, text) = plain(&lab, &lab.dockerfile(&format!("FROM @base\nRUN <<EOF\n{script}EOF\n")), &[]);
+    assert_eq!(code, Some(10), "the kernel's limit for an argument is the user's to keep to");
+    says(&text, &["Argument list too long", "Dockerfile:2"]);
+}
+
+#[test]
+fn a_step_for_another_platform_says_that_it_can_not_run() {
+    let lab = Lab::new();
+    let (code, text) = plain(&lab, &lab.dockerfile("FROM @base\nRUN true\n"), &["--platform", "linux/arm64"]);
+    assert_eq!(code, Some(10), "{text}");
+    says(&text, &["linux/arm64", "linux/amd64", "not supported yet", "Dockerfile:2"]);
+}

@@ -134,7 +134,7 @@ fn an_output_that_can_not_be_written_names_its_place_and_leaves_no_half() {
     let dest = lab.path("no/such/dir/image.tar");
     lab.build(&dir)
         .args(["-o", &format!("type=oci,dest={}", dest.display())])
-        .fails(1)
+        .fails(2)
         .says(&["no/such/dir/image.tar"]);
     assert!(!dest.exists());
 }

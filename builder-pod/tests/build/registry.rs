@@ -122,3 +122,14 @@ fn a_base_image_with_the_same_layers_under_a_new_digest_rebuilds_nothing() {
     let again = lab.build(&dir).ok();
     assert!(again.ran().is_empty(), "{}", again.stderr());
 }
+
+#[test]
+fn an_image_with_zstd_layers_is_a_base_like_any_other() {
+    let lab = Lab::new();
+    let out = format!("type=registry,name={},compression=zstd", lab.name("zstd:1"));
+    lab.build(lab.dockerfile("FROM @base\nRUN echo z >/z\n")).args(["-o", &out]).ok();
+    let text = format!("FROM {}\nRUN cp /z /copy\n", lab.name("zstd:1"));
+    let child = lab.context("child", &[("Dockerfile", &text)]);
+    lab.build_in("fresh", &child).args(["-o", lab.path("files").to_str().unwrap()]).ok();
+    assert_eq!(std::fs::read_to_string(lab.path("files/copy")).unwrap(), "z\n");
+}
