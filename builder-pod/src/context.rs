@@ -119,24 +119,30 @@ struct Remembered {
     only_dockerfile: Option<String>,
 }
 
+/// Under what a download is remembered: an address may hold a secret, which is not for the disk.
+fn remembered_key(url: &str) -> Digest {
+    digest_of(&[url])
+}
+
 async fn http(
     store: &Store,
     url: &str,
     sha256: Option<&str>,
     path: Option<&str>,
 ) -> Result<Acquired, BuildError> {
-    let checksum =
-        match sha256 {
-            None => None,
-            Some(hex) => {
-                let text = format!("sha256:{}", hex.strip_prefix("sha256:").unwrap_or(hex));
-                Some(text.parse::<Digest>().map_err(|e| {
-                    BuildError::new(lapstrake_handoff::Reason::ChecksumMismatch, e.to_string())
-                })?)
-            }
-        };
-    let known: Option<Remembered> =
-        store.get(Table::HTTP, url.as_bytes()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let checksum = match sha256 {
+        None => None,
+        Some(hex) => {
+            let text = format!("sha256:{}", hex.strip_prefix("sha256:").unwrap_or(hex));
+            Some(
+                text.parse::<Digest>()
+                    .map_err(|e| BuildError::new(lapstrake_handoff::Reason::RequestInvalid, e.to_string()))?,
+            )
+        }
+    };
+    let known: Option<Remembered> = store
+        .get(Table::HTTP, remembered_key(url).as_bytes())
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let known = known.filter(|k| Place::new(store, "http", k.place).is_ok_and(|place| place.ready()));
     let found = match known {
         // What has the checksum that is asked for needs no look at the server.
@@ -193,7 +199,7 @@ async fn unpacked(
     };
     let remembered = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
     if let Ok(value) = serde_json::to_vec(&remembered) {
-        store.put(Table::HTTP, url.as_bytes(), &value).ok(); // a cache: it is downloaded again
+        store.put(Table::HTTP, remembered_key(url).as_bytes(), &value).ok(); // a cache: it is downloaded again
     }
     Ok(remembered)
 }

@@ -195,8 +195,10 @@ impl Git {
 
     fn check_url(&self, url: &str) -> Result<(), Error> {
         let plain = !url.is_empty() && !url.starts_with('-') && !url.contains(|c: char| c.is_control());
-        // "ext::", "fd::" and the like run programs.
-        if !plain || url.contains("::") {
+        // "ext::", "fd::" and the like run programs; other colons belong to an address.
+        let word = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        let runs = url.trim_start_matches(word).starts_with("::");
+        if !plain || runs {
             return Err(Error::Invalid(format!("\"{}\" is not a git URL", shown_url(url))));
         }
         let known = ["https://", "http://", "ssh://", "git://"].iter().any(|scheme| url.starts_with(scheme));

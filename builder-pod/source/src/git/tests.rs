@@ -246,6 +246,7 @@ async fn options_in_disguise_are_refused() {
         let result = world.git.resolve(url, &GitRef::Default).await;
         assert!(matches!(result, Err(Error::Invalid(_))), "{url}: {result:?}");
     }
+    assert!(world.git.check_url("https://[2001:db8::1]:8443/a.git").is_ok(), "an address is no program");
     for name in ["-x", "--upload-pack=x", "", "a b", "a..b", "*", "a:b", "a^", "x.lock", "@{1}", "/a", "a/"] {
         for want in
             [GitRef::Branch(name.to_owned()), GitRef::Tag(name.to_owned()), GitRef::Any(name.to_owned())]
