@@ -310,7 +310,8 @@ impl Transport {
         for path in &tls.ca {
             // Where settings come as one document, such as a Helm value, the certificates stand in it.
             let inline = path.to_str().filter(|text| text.trim_start().starts_with("-----BEGIN"));
-            let shown = if inline.is_some() { "the PEM text of `ca`".to_owned() } else { path.display().to_string() };
+            let shown =
+                if inline.is_some() { "the PEM text of `ca`".to_owned() } else { path.display().to_string() };
             let bad = |what: &str| Error::config(registry, format!("{shown} {what}"));
             let pem = inline.map_or_else(|| read(path), |text| Ok(text.as_bytes().to_vec()))?;
             let certificates = reqwest::Certificate::from_pem_bundle(&pem)
