@@ -1,10 +1,10 @@
 //! Ways out of a step, each of which must lead nowhere, under each sandbox.
 
-mod common;
+mod stage;
 
 use std::os::unix::net::UnixListener;
 
-use common::{Bench, SETTINGS, Setting};
+use stage::{Bench, SETTINGS, Setting};
 
 /// System calls that a step must be refused.
 const CALLS: &[&str] = &[

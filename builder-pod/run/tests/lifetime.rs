@@ -1,11 +1,11 @@
 //! How steps end: of themselves, canceled, or with the builder killed. Nothing is left.
 
-mod common;
+mod stage;
 
 use std::io::Read;
 
-use common::{Bench, SETTINGS, eventually, processes_with, tree};
 use rustix::process::{Pid, Signal};
+use stage::{Bench, SETTINGS, eventually, processes_with, tree};
 
 /// A tree of processes that cannot be asked to leave.
 fn stubborn(mark: &str) -> String {

@@ -1,12 +1,12 @@
 //! What a step sees, leaves behind and tells; the same under each sandbox.
 
-mod common;
+mod stage;
 
 use std::io::Write;
 use std::process::Stdio;
 
-use common::{Bench, SETTINGS, Setting, tree};
 use lapstrake_run::{Changes, ExtraHost, MountSource, Network, Rlimit, StepMount};
+use stage::{Bench, SETTINGS, Setting, tree};
 
 fn mount(target: &str, source: MountSource) -> StepMount {
     StepMount::new(target, source)

@@ -212,7 +212,7 @@ fn probe() -> &'static Path {
     let (_, path) = PROBE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("probe");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/probe.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stage/probe.c");
         let compiled = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&path).arg(source).status();
         assert!(compiled.is_ok_and(|status| status.success()), "these tests need a C compiler");
         (dir, path)
