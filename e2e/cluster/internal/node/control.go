@@ -41,14 +41,13 @@ func (c *Cluster) Start(ctx context.Context, names ...string) error {
 		return fmt.Errorf("cluster %s is not there: %w", c.Name, err)
 	}
 	programs := c.programs(record.Programs)
+	// One after the other: a kubelet that finds no containerd ends.
 	for _, name := range names {
 		if c.running(name)(ctx) != nil {
 			if err := c.launch(record.Programs, programs[name]); err != nil {
 				return err
 			}
 		}
-	}
-	for _, name := range names {
 		if err := c.await(ctx, programs[name]); err != nil {
 			return err
 		}
