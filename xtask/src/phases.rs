@@ -56,8 +56,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 /// Runs one; gives whether it passed, and what it wrote from its last `test result` on.
 fn phase(root: &Path, name: &str) -> Result<(bool, Vec<String>)> {
-    let mut child = Command::new("make")
-        .args(["--no-print-directory", name])
+    // Both streams in one pipe, so that their lines stay in order.
+    let mut child = Command::new("sh")
+        .args(["-c", r#"exec make --no-print-directory "$0" 2>&1"#, name])
         .current_dir(root)
         .stdout(Stdio::piped())
         .spawn()
