@@ -8,7 +8,6 @@
 //!
 //! `CLUSTER=current` runs the same tests on the kubeconfig's cluster; those that need to stop programs
 //! of the node are skipped there, and say so. `LAPSTRAKE_KEEP=1` leaves a failed test's namespace.
-#![expect(clippy::print_stdout, reason = "what a test saw is printed")]
 
 mod cluster;
 mod manifest;
