@@ -177,7 +177,7 @@ impl Why {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
-    /// The commit (as in `main@sha1:…`), or the digest of the download or of the inline files.
+    /// The id of the commit, or the digest of the download or of the inline files.
     #[schemars(length(max = 1024))]
     pub revision: String,
 }
