@@ -112,8 +112,10 @@ fn deny(root: &Path) -> Result<()> {
     )
 }
 
-/// The repository's root, which is the folder above this crate's.
+/// The repository's root, which is the folder above this crate's: the one that cargo runs now, since
+/// several checkouts may share a target folder, and with it this program.
 fn root() -> Result<PathBuf> {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let here = PathBuf::from(here);
     here.parent().map(PathBuf::from).context("the crate lies in the repository")
 }
