@@ -9,11 +9,13 @@
 
 mod error;
 pub mod outcome;
+pub mod platforms;
 pub mod progress;
 pub mod request;
 
 pub use error::Error;
 pub use outcome::{BaseImage, Class, Failure, Outcome, Reason, Success, Timings};
+pub use platforms::{PLATFORMS_MAX, PlatformManifest, PlatformResult, SourceFacts};
 pub use progress::{ProgressLine, StepEvent, StepId, Tracker, Writer};
 pub use request::{
     BuildRef, Compression, Dockerfile, GitRef, GitSource, HttpSource, InlineFile, Output, ProgressFormat,

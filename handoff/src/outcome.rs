@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::limits::OUTCOME_BYTES_MAX;
+use crate::platforms::{PlatformResult, SourceFacts};
 
 /// How a run ended.
 ///
@@ -36,9 +37,21 @@ pub struct Success {
     /// Bytes of the manifest itself, as an index must state them.
     #[serde(default)]
     pub manifest_bytes: u64,
-    /// Platform that was built, `os/arch[/variant]`.
+    /// Platform that was built, `os/arch[/variant]`; of several the first.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub platform: String,
+    /// Each platform of the image; with several, `digest` names the index over them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<PlatformResult>,
+    /// Full names with their placeholders filled in: pushed, unless the request said `push_by_digest`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Names of the request that were left out, since a placeholder had no value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names_left_out: Vec<String>,
+    /// What is known of the source's revision; goes into an index request as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<SourceFacts>,
     /// What the source was resolved to: commit id, or digest of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
@@ -114,6 +127,9 @@ pub struct Failure {
     /// The step's last lines of output.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub excerpt: String,
+    /// The platform that failed, where several were built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
     /// Steps that were started before the failure.
     #[serde(default)]
     pub steps: u32,
@@ -319,8 +335,8 @@ impl Outcome {
 
     /// Compact JSON of at most [`OUTCOME_BYTES_MAX`] bytes.
     ///
-    /// Too long a success loses base images from the end, then the revision;
-    /// never a digest. Too long a failure loses its excerpt's oldest lines, then
+    /// Too long a success loses base images from the end, then names that were left out, then names, then
+    /// the revision; never a digest. Too long a failure loses its excerpt's oldest lines, then
     /// the ends of message, step and file; never reason, place or exit code.
     pub fn encode(&self) -> String {
         let mut kept = self.clone();
@@ -353,7 +369,10 @@ impl Outcome {
     fn shorten(&mut self, excess: usize) -> bool {
         match self {
             Self::Success(success) => {
-                if success.base_images.pop().is_some() {
+                if success.base_images.pop().is_some()
+                    || success.names_left_out.pop().is_some()
+                    || success.names.pop().is_some()
+                {
                     return true;
                 }
                 for text in [&mut success.media_type, &mut success.platform] {
@@ -383,7 +402,9 @@ impl Outcome {
                     failure.message.clear();
                     return true;
                 }
-                failure.step.take().is_some() || failure.file.take().is_some()
+                failure.step.take().is_some()
+                    || failure.file.take().is_some()
+                    || failure.platform.take().is_some()
             }
         }
     }
@@ -452,6 +473,8 @@ mod tests {
         let outcome = Outcome::Success(Success {
             digest: digest.clone(),
             base_images: vec![base; 200],
+            platforms: vec![PlatformResult { digest: digest.clone(), ..PlatformResult::default() }; 12],
+            names: vec!["registry.example/a/b:c".to_owned(); 100],
             steps: 40,
             ..Success::default()
         });
@@ -462,7 +485,8 @@ mod tests {
         };
         assert_eq!(read.digest, digest);
         assert_eq!(read.steps, 40);
-        assert!(!read.base_images.is_empty(), "as many as fit are kept");
+        assert_eq!(read.platforms.len(), 12);
+        assert!(!read.names.is_empty(), "as many as fit are kept");
     }
 
     #[test]

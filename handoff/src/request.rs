@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::platforms::{PLATFORMS_MAX, PlatformManifest, SourceFacts};
 
 /// Version of the request's shape. An operator and a builder that disagree say so.
 pub const REQUEST_VERSION: &str = "handoff.lapstrake.dev/v1";
@@ -23,9 +24,18 @@ pub struct Request {
     pub build: BuildRef,
     /// The run's identity; goes into logs, never into the image.
     pub run: String,
-    /// Platforms to build, `os/arch[/variant]`; empty: the builder's own.
+    /// Platforms to build, `os/arch[/variant]`; empty: the builder's own. Several become one index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
+    /// When not empty, nothing is built and no source is fetched: these manifests, which are in the
+    /// repositories of `output.names` already (or in the first one, from where they are copied), become
+    /// one index, which is pushed under its digest and then under all names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub index: Vec<PlatformManifest>,
+    /// What the source was resolved to by those who built the manifests of `index`: for names with
+    /// placeholders and for annotations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<SourceFacts>,
     /// Where the context comes from.
     pub source: Source,
     /// Which Dockerfile.
@@ -39,6 +49,10 @@ pub struct Request {
     /// `SOURCE_DATE_EPOCH`: seconds since 1970; unset: the builder's rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_date_epoch: Option<i64>,
+    /// True: where neither `source_date_epoch` nor an argument of that name says otherwise, the commit's
+    /// time is `SOURCE_DATE_EPOCH`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub source_date_epoch_from_source: bool,
     /// True: nothing is taken from the cache (results still go into it).
     #[serde(default, skip_serializing_if = "is_false")]
     pub no_cache: bool,
@@ -160,18 +174,27 @@ pub struct Dockerfile {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Output {
-    /// Full references with tags, `registry.example/shop/web:1.2`; when
-    /// `push_by_digest` is set, repositories without a tag.
+    /// Full references with tags, `registry.example/shop/web:1.2`. A tag may have the placeholders
+    /// `{commit}`, `{shortCommit}`, `{date}`, `{time}`, `{branch}`, `{tag}`, `{semver}`, `{major}`,
+    /// `{minor}` and `{patch}`; a name whose placeholder has no value is left out.
     pub names: Vec<String>,
-    /// True: pushed under its digest only; tags are set by somebody else.
+    /// True: pushed under its digest only; tags are set by somebody else, and those of `names` are
+    /// only reported with their placeholders filled in.
     #[serde(default, skip_serializing_if = "is_false")]
     pub push_by_digest: bool,
     /// Labels added to the image's config.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations added to the manifest.
+    /// Annotations added to each manifest, and to the index where there is one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// True: OCI's standard annotations (`org.opencontainers.image.source`, `.revision`, `.version`,
+    /// `.created`) are filled from the source where `annotations` has none.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub annotations_from_source: bool,
+    /// True: the same as labels, where `labels` has none.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub labels_from_source: bool,
     /// How layers are compressed.
     #[serde(default)]
     pub compression: Compression,
@@ -262,6 +285,13 @@ impl Request {
         if self.timeout_seconds == Some(0) {
             return field("timeoutSeconds", "is zero");
         }
+        if self.platforms.len().max(self.index.len()) > PLATFORMS_MAX {
+            let at = if self.index.is_empty() { "platforms" } else { "index" };
+            return field(at, &format!("has more than {PLATFORMS_MAX} entries"));
+        }
+        if !self.index.is_empty() && !self.platforms.is_empty() {
+            return field("index", "joins what is built already: platforms must be empty");
+        }
         match &self.source {
             Source::Git(git) if git.url.is_empty() => field("source.git.url", "is empty"),
             Source::Http(http) if http.url.is_empty() => field("source.http.url", "is empty"),
@@ -286,6 +316,8 @@ mod tests {
             build: BuildRef { name: "web".to_owned(), namespace: "shop".to_owned(), uid: "1-2-3".to_owned() },
             run: "a1b2c3".to_owned(),
             platforms: vec!["linux/amd64".to_owned()],
+            index: Vec::new(),
+            facts: None,
             source: Source::Git(GitSource {
                 url: "https://git.example/shop/web.git".to_owned(),
                 reference: Some(GitRef::Branch("main".to_owned())),
@@ -299,6 +331,7 @@ mod tests {
                 ..Output::default()
             },
             source_date_epoch: None,
+            source_date_epoch_from_source: false,
             no_cache: false,
             state_dir: "/var/lib/lapstrake".to_owned(),
             registries_config: None,
@@ -343,6 +376,23 @@ mod tests {
         json["squash"] = true.into();
         let error = Request::parse(json.to_string().as_bytes()).unwrap_err();
         assert!(error.to_string().contains("squash"), "{error}");
+    }
+
+    #[test]
+    fn an_index_is_joined_from_what_is_built_and_from_nothing_else() {
+        let mut request = sample();
+        request.platforms.clear();
+        request.index = vec![PlatformManifest {
+            platform: "linux/arm64".to_owned(),
+            digest: format!("sha256:{}", "a".repeat(64)),
+            manifest_bytes: 500,
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        }];
+        request.facts = Some(SourceFacts { commit: Some("c".repeat(40)), ..SourceFacts::default() });
+        assert_eq!(Request::parse(request.encode().as_bytes()).unwrap(), request);
+        request.platforms.push("linux/amd64".to_owned());
+        let error = Request::parse(request.encode().as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("platforms must be empty"), "{error}");
     }
 
     #[test]

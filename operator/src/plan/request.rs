@@ -31,6 +31,8 @@ pub(crate) fn request(
         },
         run: run.to_owned(),
         platforms: platform.map(str::to_owned).into_iter().collect(),
+        index: Vec::new(),
+        facts: None,
         source: source(build)?,
         dockerfile: handoff::Dockerfile {
             path: spec.dockerfile.path.clone(),
@@ -50,6 +52,7 @@ pub(crate) fn request(
             ..handoff::Output::default()
         },
         source_date_epoch: None,
+        source_date_epoch_from_source: false,
         no_cache: false,
         state_dir: paths::STATE_DIR.to_owned(),
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
