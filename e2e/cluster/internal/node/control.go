@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"lapstrake.dev/e2e/cluster/internal/build"
 	"lapstrake.dev/e2e/cluster/internal/host"
 )
 
@@ -43,12 +44,7 @@ func (c *Cluster) Start(ctx context.Context, names ...string) error {
 	programs := c.programs(record.Programs)
 	// One after the other: a kubelet that finds no containerd ends.
 	for _, name := range names {
-		if c.running(name)(ctx) != nil {
-			if err := c.launch(record.Programs, programs[name]); err != nil {
-				return err
-			}
-		}
-		if err := c.await(ctx, programs[name]); err != nil {
+		if err := c.serve(ctx, record.Programs, programs[name]); err != nil {
 			return err
 		}
 		if name == "kubelet" {
@@ -58,6 +54,23 @@ func (c *Cluster) Start(ctx context.Context, names ...string) error {
 		}
 	}
 	return nil
+}
+
+// serve starts a program unless it runs, and waits until it serves.
+func (c *Cluster) serve(ctx context.Context, built build.Built, p program) error {
+	for attempt := 1; ; attempt++ {
+		if c.running(p.name)(ctx) != nil {
+			if err := c.launch(built, p); err != nil {
+				return err
+			}
+		}
+		err := c.await(ctx, p)
+		// A killed process is gone before the last of its threads, which may hold its
+		// sockets for a moment longer.
+		if err == nil || attempt == 5 || !strings.Contains(err.Error(), "address already in use") {
+			return err
+		}
+	}
 }
 
 // Restart stops programs, the last named first, and starts them again.
