@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use lapstrake_oci::Digest;
 
+use crate::cache_dir::{self, CacheDirs};
 use crate::index::{Changes, Index};
 use crate::lock::Lock;
 use crate::paths::{Paths, remove_all};
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     index: Index,
     verified: Mutex<HashSet<Digest>>,
     chains: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
+    pub(crate) cache_dirs: CacheDirs,
     root_dir: File,
     _lock: Lock,
 }
@@ -71,6 +73,8 @@ impl Shared {
         if recovered.index_rebuilt.is_some() {
             state.pending = loaded.records.into_iter().map(|r| ((r.table, r.key), Some(r.value))).collect();
         }
+        let (cache_dirs, removed) = cache_dir::load(&paths)?;
+        recovered.cache_dirs_removed = removed;
         let root_dir = File::open(paths.root()).map_err(|e| Error::io("open", paths.root(), e))?;
         Ok(Self {
             paths,
@@ -81,6 +85,7 @@ impl Shared {
             index,
             verified: Mutex::default(),
             chains: Mutex::default(),
+            cache_dirs,
             root_dir,
             _lock: lock,
         })

@@ -8,6 +8,7 @@
 //! ROOT/snapshots/<id>/fs      overlay layer (an "upper" directory); `work` beside it while active
 //! ROOT/snapshots/<id>/meta    written last: parent, layer facts, records. No `meta`, no snapshot
 //! ROOT/snapshots/<id>/layer   layer facts that were learnt after the commit
+//! ROOT/mounts/<id>/fs         directory of a cache mount; `meta` beside it says which one it is
 //! ROOT/trash/                 removed things on their way out
 //! ROOT/index.redb             key-value records; may be lost, is rebuilt from the `meta` files
 //! ```
@@ -21,6 +22,7 @@
 //! All calls block; asynchronous callers move them off their executor.
 
 mod blob;
+mod cache_dir;
 mod error;
 mod flush;
 pub mod index;
@@ -34,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blob::{BlobWriter, Durability};
+pub use cache_dir::{CacheDir, CacheDirInfo, CacheDirKey, Sharing};
 pub use error::{Error, Result};
 pub use index::Table;
 pub use layer::{LayerFacts, chain_id, chain_of};
@@ -58,6 +61,8 @@ pub struct Recovered {
     pub ingests_removed: u64,
     /// Snapshots that were never committed, or not yet on the disk.
     pub snapshots_removed: u64,
+    /// Directories of cache mounts that were still being filled.
+    pub cache_dirs_removed: u64,
 }
 
 impl Recovered {

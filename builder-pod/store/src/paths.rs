@@ -27,7 +27,7 @@ impl Paths {
     }
 
     pub(crate) fn make_dirs(&self) -> Result<()> {
-        for dir in [self.blobs(), self.ingest(), self.snapshots(), self.trash()] {
+        for dir in [self.blobs(), self.ingest(), self.snapshots(), self.mounts(), self.trash()] {
             std::fs::create_dir_all(&dir).map_err(|e| Error::io("make", &dir, e))?;
         }
         let file = self.root.join("layout");
@@ -83,6 +83,14 @@ impl Paths {
 
     pub(crate) fn fs(&self, id: SnapshotId) -> PathBuf {
         self.snapshot(id).join("fs")
+    }
+
+    pub(crate) fn mounts(&self) -> PathBuf {
+        self.root.join("mounts")
+    }
+
+    pub(crate) fn mount(&self, id: SnapshotId) -> PathBuf {
+        self.mounts().join(id.to_string())
     }
 
     pub(crate) fn trash(&self) -> PathBuf {

@@ -22,7 +22,7 @@ const ID_ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const ID_LEN: usize = 10;
 
 impl SnapshotId {
-    fn random() -> Result<Self> {
+    pub(crate) fn random() -> Result<Self> {
         let mut bytes = [0; 8];
         let path = Path::new("/dev/urandom");
         File::open(path)
@@ -484,7 +484,7 @@ fn table_of(name: String) -> Table {
     Table::named(name)
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let bytes = serde_json::to_vec(value).map_err(|e| Error::io("encode", path, e.into()))?;
     std::fs::write(path, bytes).map_err(|e| {
         std::fs::remove_file(path).ok(); // the first error is the one to tell
@@ -493,12 +493,12 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// A small JSON file; `None` where it is not there or damaged.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     let file = File::open(path).ok()?;
     serde_json::from_reader(io::BufReader::new(file.take(limits::META_BYTES_MAX))).ok()
 }
 
-fn set_mode(path: &Path, mode: u32) -> Result<()> {
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(|e| Error::io("set the mode of", path, e))
