@@ -135,6 +135,8 @@ reasons! {
     DockerfileInvalid: Failure,
     /// The Dockerfile uses something that this version cannot do yet; the message has the line and the column.
     NotSupported: Failure,
+    /// A step requires a secret or an SSH agent that the spec does not give it; the message names it.
+    SecretNotFound: Failure,
     /// A base image does not exist, or not for this platform.
     ImageNotFound: Failure,
     /// The registry refused to hand out a base image with the credentials given.

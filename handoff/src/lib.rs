@@ -8,12 +8,14 @@
 //! Never: kube, async, a clock, a file.
 
 mod error;
+pub mod inputs;
 pub mod outcome;
 pub mod platforms;
 pub mod progress;
 pub mod request;
 
 pub use error::Error;
+pub use inputs::{Allow, Certificates, Proxy, SecretInput, SshInput, StepNetwork};
 pub use outcome::{BaseImage, Class, Failure, Outcome, Reason, Success, Timings};
 pub use platforms::{PLATFORMS_MAX, PlatformManifest, PlatformResult, SourceFacts};
 pub use progress::{ProgressLine, StepEvent, StepId, Tracker, Writer};
@@ -46,6 +48,12 @@ pub mod paths {
     pub const REGISTRIES_FILE: &str = "/etc/lapstrake/registries.json";
     /// Folder under which docker configs are mounted, one folder per Secret.
     pub const DOCKER_CONFIGS_DIR: &str = "/run/lapstrake/docker";
+    /// Folder under which build secrets are mounted, one folder per Secret.
+    pub const SECRETS_DIR: &str = "/run/lapstrake/secrets";
+    /// Folder under which SSH keys and their `known_hosts` are mounted, one folder per agent.
+    pub const SSH_DIR: &str = "/run/lapstrake/ssh";
+    /// Folder under which certificates of authorities are mounted, one folder per ConfigMap or Secret.
+    pub const CERTIFICATES_DIR: &str = "/run/lapstrake/certificates";
     /// Where the outcome is written for the kubelet to pick up.
     pub const TERMINATION_MESSAGE: &str = "/dev/termination-log";
 }

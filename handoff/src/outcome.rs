@@ -155,6 +155,8 @@ pub enum Reason {
     ChecksumMismatch,
     /// The source's server did not answer.
     SourceUnavailable,
+    /// A step requires a secret or an SSH agent that the build was not given.
+    SecretNotFound,
     /// A base image does not exist, or not for this platform.
     ImageNotFound,
     /// The registry refused a pull.
@@ -241,7 +243,7 @@ impl Class {
 
 impl Reason {
     /// All reasons, for tables and docs.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::DockerfileInvalid,
         Self::NotSupported,
         Self::StepFailed,
@@ -249,6 +251,7 @@ impl Reason {
         Self::SourceDenied,
         Self::ChecksumMismatch,
         Self::SourceUnavailable,
+        Self::SecretNotFound,
         Self::ImageNotFound,
         Self::PullDenied,
         Self::PushDenied,
@@ -269,7 +272,7 @@ impl Reason {
             Self::DockerfileInvalid | Self::NotSupported | Self::StepFailed | Self::ChecksumMismatch => {
                 Class::User
             }
-            Self::SourceNotFound | Self::ImageNotFound => Class::NotFound,
+            Self::SourceNotFound | Self::SecretNotFound | Self::ImageNotFound => Class::NotFound,
             Self::SourceDenied | Self::PullDenied | Self::PushDenied => Class::Denied,
             Self::SourceUnavailable | Self::RegistryUnavailable | Self::StateBusy => Class::Unavailable,
             Self::DiskFull | Self::OutOfMemory => Class::Resources,
@@ -295,6 +298,7 @@ impl Reason {
             Self::SourceDenied => "SourceDenied",
             Self::ChecksumMismatch => "ChecksumMismatch",
             Self::SourceUnavailable => "SourceUnavailable",
+            Self::SecretNotFound => "SecretNotFound",
             Self::ImageNotFound => "ImageNotFound",
             Self::PullDenied => "PullDenied",
             Self::PushDenied => "PushDenied",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::inputs::{Allow, Certificates, Proxy, SecretInput, SshInput, StepNetwork, is_default};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::platforms::{PLATFORMS_MAX, PlatformManifest, SourceFacts};
 
@@ -56,6 +57,24 @@ pub struct Request {
     /// True: nothing is taken from the cache (results still go into it).
     #[serde(default, skip_serializing_if = "is_false")]
     pub no_cache: bool,
+    /// Secrets for `RUN --mount=type=secret`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretInput>,
+    /// Agents for `RUN --mount=type=ssh`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh: Vec<SshInput>,
+    /// Authorities that are trusted beside the usual ones.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub certificates: Certificates,
+    /// Proxies of the builder, and by choice of its steps.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub proxy: Proxy,
+    /// The network of steps that ask for none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub network: StepNetwork,
+    /// What the Dockerfile may ask for beyond the usual.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Allow>,
     /// State folder; holds blobs, snapshots and index.
     pub state_dir: String,
     /// Registries' configuration (mirrors, plain http, CAs), when there is one.
@@ -317,6 +336,12 @@ mod tests {
             run: "a1b2c3".to_owned(),
             platforms: vec!["linux/amd64".to_owned()],
             index: Vec::new(),
+            secrets: Vec::new(),
+            ssh: Vec::new(),
+            certificates: Certificates::default(),
+            proxy: Proxy::default(),
+            network: StepNetwork::default(),
+            allow: Vec::new(),
             facts: None,
             source: Source::Git(GitSource {
                 url: "https://git.example/shop/web.git".to_owned(),
