@@ -119,6 +119,9 @@ mod tests {
             serde_json::from_str(r#"{"id":"npm","path":"/run/lapstrake/secrets/0/token"}"#).expect("reads");
         assert_eq!(secret.id.as_deref(), Some("npm"));
         assert_eq!(serde_json::to_string(&Allow::NetworkHost).expect("writes"), "\"network.host\"");
-        assert!(serde_json::from_str::<SshInput>(r#"{"id":"default","key":"x"}"#).is_err(), "an unknown field");
+        assert!(
+            serde_json::from_str::<SshInput>(r#"{"id":"default","key":"x"}"#).is_err(),
+            "an unknown field"
+        );
     }
 }

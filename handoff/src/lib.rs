@@ -7,6 +7,7 @@
 //! line that was written reads back as the same line (`progress`).
 //! Never: kube, async, a clock, a file.
 
+pub mod cache;
 mod error;
 pub mod inputs;
 pub mod outcome;
@@ -14,6 +15,7 @@ pub mod platforms;
 pub mod progress;
 pub mod request;
 
+pub use cache::{CacheExport, CacheImport, CacheMode, CacheTarget};
 pub use error::Error;
 pub use inputs::{Allow, Certificates, Proxy, SecretInput, SshInput, StepNetwork};
 pub use outcome::{BaseImage, Class, Failure, Outcome, Reason, Success, Timings};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::cache::{CacheExport, CacheImport};
 use crate::inputs::{Allow, Certificates, Proxy, SecretInput, SshInput, StepNetwork, is_default};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::platforms::{PLATFORMS_MAX, PlatformManifest, SourceFacts};
@@ -75,6 +76,12 @@ pub struct Request {
     /// What the Dockerfile may ask for beyond the usual.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Allow>,
+    /// Caches of other builds that are looked into, the first that knows a step wins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cache_from: Vec<CacheImport>,
+    /// Caches that are written after the build succeeded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cache_to: Vec<CacheExport>,
     /// State folder; holds blobs, snapshots and index.
     pub state_dir: String,
     /// Registries' configuration (mirrors, plain http, CAs), when there is one.
@@ -321,7 +328,7 @@ impl Request {
 
 /// For serde: a flag that is off is not written.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it by reference")]
-fn is_false(flag: &bool) -> bool {
+pub(crate) fn is_false(flag: &bool) -> bool {
     !flag
 }
 
@@ -358,6 +365,8 @@ mod tests {
             source_date_epoch: None,
             source_date_epoch_from_source: false,
             no_cache: false,
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             state_dir: "/var/lib/lapstrake".to_owned(),
             registries_config: None,
             docker_configs: Vec::new(),

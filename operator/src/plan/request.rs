@@ -60,6 +60,8 @@ pub(crate) fn request(
         proxy: handoff::Proxy::default(),
         network: handoff::StepNetwork::default(),
         allow: Vec::new(),
+        cache_from: Vec::new(),
+        cache_to: Vec::new(),
         state_dir: paths::STATE_DIR.to_owned(),
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
         docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
