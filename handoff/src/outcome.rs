@@ -67,6 +67,9 @@ pub struct Success {
     /// Where the time went.
     #[serde(default)]
     pub timings: Timings,
+    /// Bytes on the disk that the state folder takes when the builder ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
 }
 
 /// A base image and what its name meant at the time.
@@ -136,6 +139,9 @@ pub struct Failure {
     /// How many of them came from the cache.
     #[serde(default)]
     pub cached_steps: u32,
+    /// Bytes on the disk that the state folder takes when the builder ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
 }
 
 /// Why a build failed, as one word that a person understands.

@@ -84,6 +84,10 @@ pub struct Request {
     pub cache_to: Vec<CacheExport>,
     /// State folder; holds blobs, snapshots and index.
     pub state_dir: String,
+    /// Bytes that the state folder may take; what is needed least goes when it is more. Unset: a share
+    /// of the file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_max_bytes: Option<u64>,
     /// Registries' configuration (mirrors, plain http, CAs), when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries_config: Option<String>,
@@ -368,6 +372,7 @@ mod tests {
             cache_from: Vec::new(),
             cache_to: Vec::new(),
             state_dir: "/var/lib/lapstrake".to_owned(),
+            cache_max_bytes: None,
             registries_config: None,
             docker_configs: Vec::new(),
             timeout_seconds: Some(3600),

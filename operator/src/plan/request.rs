@@ -63,6 +63,7 @@ pub(crate) fn request(
         cache_from: Vec::new(),
         cache_to: Vec::new(),
         state_dir: paths::STATE_DIR.to_owned(),
+        cache_max_bytes: None,
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
         docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
         timeout_seconds: Some(spec.timeout().as_secs_f64().ceil().max(1.0) as u64),
