@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("builder-pod/registry", &["oci"]),
     ("builder-pod/image", &["oci", "sys", "store"]),
     ("builder-pod/fileop", &["sys", "oci"]),
+    ("builder-pod/ssh", &[]),
     ("builder-pod/source", &["oci", "registry", "sys", "fileop"]),
     ("xtask", &["crds", "handoff"]),
 ];
