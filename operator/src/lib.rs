@@ -15,5 +15,6 @@ pub mod observe;
 pub mod plan;
 pub mod progress;
 pub mod reconcile;
+pub mod schedule;
 pub mod server;
 pub mod settings;

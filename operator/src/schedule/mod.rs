@@ -1,0 +1,8 @@
+//! Who may build, and who waits: limits for the cluster, its namespaces and groups.
+//!
+//! `queue` decides (pure), `admissions` remembers what the caches do not show yet.
+
+pub mod admissions;
+pub mod queue;
+#[cfg(test)]
+mod queue_tests;
