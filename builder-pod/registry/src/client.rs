@@ -12,7 +12,7 @@ use crate::hosts::{Endpoint, HostsConfig};
 use crate::limits::Limits;
 use crate::token::Scopes;
 use crate::transport::{Call, Transport};
-use crate::{Class, Credentials, Error};
+use crate::{Class, Credentials, Error, Proxy};
 
 /// What a client is made of.
 #[derive(Debug, Clone)]
@@ -21,6 +21,10 @@ pub struct Config {
     pub hosts: HostsConfig,
     /// What may be shown to registries.
     pub credentials: Credentials,
+    /// PEM text of authorities that are trusted for all registries, beside the machine's and a host's own.
+    pub authorities: String,
+    /// Proxies; those of the environment where there is none.
+    pub proxy: Option<Proxy>,
     /// `User-Agent` of all requests.
     pub user_agent: String,
     /// Bounds of waits, retries and parallel requests.
@@ -32,6 +36,8 @@ impl Default for Config {
         Self {
             hosts: HostsConfig::default(),
             credentials: Credentials::none(),
+            authorities: String::new(),
+            proxy: None,
             user_agent: concat!("lapstrake/", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: Limits::default(),
         }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use crate::hosts::is_docker_hub;
+use crate::watched::Watched;
 use crate::{Error, Redacted, helper};
 
 /// How long an answer of a credential helper is used before it is asked again.
@@ -24,6 +25,8 @@ const HELPER_CACHE: Duration = Duration::from_secs(300);
 pub struct Credentials {
     /// Sorted by key, last first: of keys with a common start the longer one comes first.
     entries: Vec<Arc<Credential>>,
+    /// Documents that are read anew when they changed.
+    files: Vec<Arc<Watched>>,
     helpers: Vec<Helpers>,
     helper_dir: Option<PathBuf>,
     answers: Arc<Mutex<HelperAnswers>>,
@@ -44,6 +47,17 @@ pub(crate) struct Credential {
     /// The key in the document, `host[:port][/path]`.
     pub(crate) key: String,
     pub(crate) secret: Secret,
+}
+
+impl Credential {
+    /// The user that it names.
+    #[cfg(test)]
+    pub(crate) fn user(&self) -> Option<&str> {
+        match &self.secret {
+            Secret::Basic { username, .. } => Some(username),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -97,6 +111,19 @@ impl Credentials {
         // The old format is the map of auths alone; its keys look like hosts.
         let old = !object.is_empty()
             && object.iter().all(|(key, value)| key.contains(['.', ':']) && value.is_object());
+        Self::of(value, old, origin)
+    }
+
+    /// Reads an old `.dockercfg`, which is the map of auths alone.
+    pub(crate) fn parse_legacy(bytes: &[u8], origin: &str) -> Result<Self, Error> {
+        let bad = |error: serde_json::Error| {
+            let why = format!("not a docker config: line {} column {}", error.line(), error.column());
+            Error::config(origin, why)
+        };
+        Self::of(serde_json::from_slice(bytes).map_err(bad)?, true, origin)
+    }
+
+    fn of(value: serde_json::Value, old: bool, origin: &str) -> Result<Self, Error> {
         let shape = |_| Error::config(origin, "not a docker config: a field has an unexpected type");
         let document = if old {
             let auths = serde_json::from_value(value).map_err(shape)?;
@@ -150,6 +177,18 @@ impl Credentials {
         self
     }
 
+    /// Adds a document, or a folder with the keys of a Secret, that is read anew when it changed. One that
+    /// is `optional` may be absent, or malformed, which is logged; another one must be right at the start.
+    ///
+    /// # Errors
+    /// When it can't be read and is not optional.
+    pub fn with_file(mut self, path: &Path, optional: bool) -> Result<Self, Error> {
+        let file = Watched::new(path.to_owned(), optional);
+        file.read()?;
+        self.files.push(Arc::new(file));
+        Ok(self)
+    }
+
     /// Takes credential helpers from a folder instead of the search path.
     pub fn with_helper_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.helper_dir = Some(dir.into());
@@ -161,6 +200,7 @@ impl Credentials {
         for credential in other.entries {
             self.insert(credential);
         }
+        self.files.extend(other.files);
         self.helpers.extend(other.helpers);
         self.helper_dir = self.helper_dir.or(other.helper_dir);
         self
@@ -168,7 +208,12 @@ impl Credentials {
 
     /// Whether nothing could ever be found here.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.helpers.is_empty()
+        self.entries.is_empty() && self.files.is_empty() && self.helpers.is_empty()
+    }
+
+    /// What a document holds.
+    pub(crate) fn into_entries(self) -> Vec<Arc<Credential>> {
+        self.entries
     }
 
     fn add(&mut self, key: &str, secret: Secret) {
@@ -201,7 +246,15 @@ impl Credentials {
                 .any(|alias| key_matches(key, alias, repository)),
             false => key_matches(key, registry, repository),
         };
-        self.entries.iter().filter(|credential| matches(&credential.key)).cloned().collect()
+        let mut found: Vec<_> =
+            self.entries.iter().filter(|credential| matches(&credential.key)).cloned().collect();
+        for entry in self.files.iter().flat_map(|file| file.entries()) {
+            if matches(&entry.key) && !found.contains(&entry) {
+                found.push(entry);
+            }
+        }
+        found.sort_by(|a, b| b.key.cmp(&a.key));
+        found
     }
 
     /// Asks a helper, or remembers what it said; a broken helper counts as knowing nothing.

@@ -306,7 +306,7 @@ impl Transport {
             let why = |error| format!("cannot read {}: {error}", path.display());
             std::fs::read(path).map_err(|error| Error::config(registry, why(error)))
         };
-        let mut roots = Vec::new();
+        let mut roots = crate::net::certificates(&self.config.authorities)?;
         for path in &tls.ca {
             // Where settings come as one document, such as a Helm value, the certificates stand in it.
             let inline = path.to_str().filter(|text| text.trim_start().starts_with("-----BEGIN"));
@@ -340,18 +340,20 @@ impl Transport {
             if tls.direct {
                 // Loopback means this machine, whatever proxy is set.
                 builder = builder.no_proxy();
+            } else if let Some(proxy) = &self.config.proxy {
+                builder = proxy.apply(builder)?;
             }
             if let Some(identity) = &identity {
                 builder = builder.identity(identity.clone());
             }
-            builder
+            Ok::<_, Error>(builder)
         };
         // A machine without any CA certificates can still reach what it needs none of the platform's for.
-        let client = match builder().tls_certs_merge(roots.clone()).build() {
+        let client = match builder()?.tls_certs_merge(roots.clone()).build() {
             Ok(client) => Ok(client),
             Err(error) => {
                 tracing::debug!("without the platform's CA certificates: {}", chain(error));
-                builder().tls_certs_only(roots).build()
+                builder()?.tls_certs_only(roots).build()
             }
         };
         client.map_err(|error| Error::config(registry, format!("cannot set up TLS: {}", chain(error))))
