@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 
 pub use checkout::{CheckoutOptions, FileTime};
 
+use crate::auth::{Access, SourceAuth};
 use crate::error::{Class, Error, shown_url};
 use command::{Failure, Runner};
 
@@ -48,6 +49,7 @@ pub struct Resolved {
 pub struct Git {
     cache: PathBuf,
     runner: Runner,
+    auth: Vec<SourceAuth>,
     /// One at a time per repository.
     locks: std::sync::Mutex<HashMap<PathBuf, Arc<Mutex<bool>>>>,
 }
@@ -56,13 +58,37 @@ impl Git {
     /// Keeps repositories below `cache`, which is made when it is used.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         let cache = cache.into();
-        Self { runner: Runner::new(cache.join("home")), cache, locks: std::sync::Mutex::default() }
+        Self { runner: Runner::new(cache.join("home")), cache, auth: Vec::new(), locks: std::sync::Mutex::default() }
     }
 
     /// Also takes `file://` URLs and paths: for tests, and for a build on one's own machine.
     pub fn allow_local(mut self) -> Self {
         self.runner.local = true;
         self
+    }
+
+    /// Adds credentials; each is for its own host.
+    pub fn with_auth(mut self, auth: Option<SourceAuth>) -> Self {
+        self.auth.extend(auth);
+        self
+    }
+
+    /// Adds what git finds in its environment: proxies (`https_proxy` and so on, which then take the place of those
+    /// of this process), `GIT_SSL_CAINFO`.
+    pub fn with_environment<V: Into<std::ffi::OsString>>(
+        mut self,
+        environment: impl IntoIterator<Item = (String, V)>,
+    ) -> Self {
+        self.runner.outside.extend(environment.into_iter().map(|(name, value)| (name, value.into())));
+        self
+    }
+
+    /// What lets a call in at `url`.
+    fn access(&self, url: &str) -> Result<Access, Error> {
+        match self.auth.iter().find(|auth| auth.is_for(url)) {
+            Some(auth) => auth.access(url),
+            None => Ok(Access::default()),
+        }
     }
 
     /// Asks the repository which commit `want` is. A commit is believed without asking.
@@ -98,7 +124,9 @@ impl Git {
             // The commit that an annotated tag stands for.
             args.push(format!("{name}^{{}}"));
         }
-        let output = self.runner.run(None, &args).await.map_err(|failure| error(url, shown, failure))?;
+        let access = self.access(url)?;
+        let output =
+            self.runner.remote(None, &args, &access).await.map_err(|failure| error(url, shown, failure))?;
         let listed: HashMap<&str, &str> =
             output.lines().filter_map(|line| line.split_once('\t').map(|(id, name)| (name, id))).collect();
         let peeled =
@@ -132,6 +160,7 @@ impl Git {
             return Ok(());
         }
         let shown = wanted.reference.as_deref().unwrap_or(&wanted.commit);
+        let access = self.access(url)?;
         let mut last = None;
         for attempt in fetches(wanted) {
             let mut args = vec!["fetch", "--no-tags", "--no-write-fetch-head", "--force", "--quiet"];
@@ -143,7 +172,7 @@ impl Git {
             }
             args.extend(["--", url]);
             args.extend(attempt.refs.iter().map(String::as_str));
-            match self.runner.run(Some(&dir), &args).await {
+            match self.runner.remote(Some(&dir), &args, &access).await {
                 Ok(_) if self.has(&dir, &wanted.commit).await => {
                     let keep = format!("refs/lapstrake/{}", wanted.commit);
                     let args = ["update-ref", &keep, &wanted.commit];

@@ -9,6 +9,7 @@ use reqwest::header::{self, HeaderMap};
 use reqwest::{Client, Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 
+use crate::auth::SourceAuth;
 use crate::error::{Class, Error, shown_url};
 
 /// How often a download is tried.
@@ -91,12 +92,19 @@ pub enum HttpContext {
 #[derive(Debug, Clone)]
 pub struct Http {
     client: Client,
+    auth: Option<SourceAuth>,
 }
 
 impl Http {
     /// Uses `client`, with its proxies and certificates. It should follow redirects.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, auth: None }
+    }
+
+    /// Shows these credentials to the host that they are for. A redirect to another host leaves them behind.
+    pub fn with_auth(mut self, auth: Option<SourceAuth>) -> Self {
+        self.auth = auth;
+        self
     }
 
     /// Downloads into a new file in `dir`. Connection and server errors are tried again for a while.
@@ -135,6 +143,11 @@ impl Http {
         dir: &Path,
     ) -> Result<Fetched, Attempt> {
         let mut get = self.client.get(url.clone());
+        if let Some(auth) = self.auth.as_ref().filter(|auth| auth.is_for(url.as_str()))
+            && let Some(value) = auth.header().map_err(Attempt::Final)?
+        {
+            get = get.header(header::AUTHORIZATION, value);
+        }
         // A body with a checksum is wanted itself: "not modified" would speak of whatever the caller has instead.
         let validated = request.checksum.is_none();
         // Two validators for one body: servers that know both prefer the first.

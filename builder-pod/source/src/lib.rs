@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod auth;
 mod error;
 mod git;
 mod git_url;
@@ -16,6 +17,7 @@ mod ignore;
 mod inline;
 mod local;
 
+pub use auth::{SourceAuth, askpass};
 pub use error::{Class, Error, shown_url};
 pub use git::{CheckoutOptions, FileTime, Git, GitRef, Resolved};
 pub use git_url::{GitUrl, parse_git_url};

@@ -1,6 +1,7 @@
 //! Runs `git` so that nothing of the machine's own configuration, and nothing that a repository says, makes it run
 //! something else.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
+use crate::auth::Access;
 use crate::error::Class;
 
 /// How much of git's output is kept.
@@ -49,6 +51,8 @@ pub(crate) struct Runner {
     home: PathBuf,
     /// Whether `file://` and paths are taken.
     pub(crate) local: bool,
+    /// What each call finds in its environment: proxies, authorities.
+    pub(crate) outside: Vec<(String, OsString)>,
 }
 
 /// Why a call failed.
@@ -62,7 +66,7 @@ pub(crate) enum Failure {
 
 impl Runner {
     pub(crate) fn new(home: PathBuf) -> Self {
-        Self { home, local: false }
+        Self { home, local: false, outside: Vec::new() }
     }
 
     /// Makes the empty home directory.
@@ -74,6 +78,25 @@ impl Runner {
     pub(crate) async fn run<S: AsRef<str>>(&self, dir: Option<&Path>, args: &[S]) -> Result<String, Failure> {
         let bytes = self.bytes(dir, args, &[], None).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The same for a call that speaks to a server, with what lets it in.
+    pub(crate) async fn remote<S: AsRef<str>>(
+        &self,
+        dir: Option<&Path>,
+        args: &[S],
+        access: &Access,
+    ) -> Result<String, Failure> {
+        let env: Vec<(&str, &Path)> = access
+            .env
+            .iter()
+            .filter_map(|(name, value)| Some((name.to_str()?, Path::new(value.as_os_str()))))
+            .collect();
+        match self.bytes(dir, args, &env, None).await {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(Failure::Git(messages)) => Err(Failure::Git(access.scrubbed(messages))),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The same with more environment and an open file as input, for output that is no text.
@@ -114,7 +137,12 @@ impl Runner {
         let mut command = Command::new("git");
         // Away from whatever repository the builder was started in, whose settings would hold.
         command.env_clear().current_dir(&self.home).env("GIT_CEILING_DIRECTORIES", &self.home);
+        let is_proxy = |name: &str| name.to_ascii_lowercase().ends_with("_proxy");
+        let own_proxy = self.outside.iter().any(|(name, _)| is_proxy(name));
         for name in PASSED_ON {
+            if own_proxy && is_proxy(name) {
+                continue;
+            }
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
@@ -132,7 +160,8 @@ impl Runner {
             .env("GIT_NO_REPLACE_OBJECTS", "1")
             .env("GIT_LFS_SKIP_SMUDGE", "1")
             .env("GIT_OPTIONAL_LOCKS", "0")
-            .env("LC_ALL", "C");
+            .env("LC_ALL", "C")
+            .envs(self.outside.iter().map(|(name, value)| (name, value)));
         if let Some(dir) = dir {
             command.env("GIT_DIR", dir);
         }
@@ -217,7 +246,11 @@ impl Failure {
             Self::Program(error) => error.to_string(),
             Self::Git(messages) => {
                 let lines = || messages.lines().map(str::trim).filter(|line| !line.is_empty());
-                let telling = lines().find(|line| line.starts_with("fatal: ") || line.starts_with("ERROR: "));
+                // What ssh says tells more than git's "could not read from remote repository".
+                let ssh = ["Permission denied", "Host key verification failed", "Load key", "ssh: "];
+                let of_ssh = || lines().find(|line| ssh.iter().any(|words| line.contains(words)));
+                let of_git = || lines().find(|line| line.starts_with("fatal: ") || line.starts_with("ERROR: "));
+                let telling = of_ssh().or_else(of_git);
                 let line = telling.or_else(|| lines().next_back()).unwrap_or("git failed without a message");
                 line.strip_prefix("fatal: ").unwrap_or(line).chars().take(500).collect()
             }
