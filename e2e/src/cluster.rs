@@ -110,6 +110,15 @@ impl Cluster {
         output(Command::new("kubectl").args(arguments))
     }
 
+    /// Runs `helm` and gives what it printed. Blocks.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        if self.own {
+            return self.tool(&[&["helm"], arguments].concat());
+        }
+        let pinned = output(&mut tool_command(&["which", "helm"]))?;
+        output(Command::new(pinned.trim()).args(arguments))
+    }
+
     /// Address at which pods reach this process.
     pub fn host(&self) -> Result<&str> {
         self.host.as_deref().context("CLUSTER=current: say by HOST_ADDRESS where pods reach this machine")

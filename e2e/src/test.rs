@@ -105,6 +105,17 @@ impl Test {
         })
     }
 
+    /// Another namespace for the same test, which has to [`close`](Self::close) it.
+    pub async fn beside(&self, name: &str) -> Result<Self> {
+        Self::new(name, BTreeMap::new()).await
+    }
+
+    /// Takes the namespace away, once nothing of Lapstrake's is left in it.
+    pub async fn close(&self) -> Result<()> {
+        self.nothing_is_left().await?;
+        self.delete_namespace().await
+    }
+
     /// Where this test pushes an image of this name.
     pub fn image(&self, name: &str) -> String {
         format!("{}/e2e/{}/{name}", self.cluster.registry, self.namespace)

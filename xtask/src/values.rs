@@ -34,7 +34,8 @@ pub(crate) fn readme(root: &Path) -> Result<String> {
          Builder pods run in the namespaces of their ImageBuilds and need nodes that support pods with user namespaces.\n\n\
          ## A release for some namespaces\n\n\
          ```sh\n\
-         helm install lapstrake charts/lapstrake --namespace shop --set watch.mode=namespaces --set crds.install=false\n\
+         helm install lapstrake charts/lapstrake --namespace shop --set watch.mode=namespaces \
+         --set crds.install=false --set rbac.aggregate=false\n\
          ```\n\n\
          It serves its own namespace, or those in `watch.namespaces`, and may read and write nothing outside of them. The definition\n\
          must be there (`crds.install=false` leaves it to the release that brought it).\n\n\

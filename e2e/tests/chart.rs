@@ -1,0 +1,149 @@
+//! The chart in its two modes beside each other: one release for all namespaces but one, which has an
+//! operator of its own.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::ListParams;
+use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, repository_root, run};
+use serde_json::{Value, json};
+
+/// The release that all tests use.
+const EVERYWHERE: &str = "lapstrake";
+/// The release of this test.
+const ONLY_HERE: &str = "apart";
+/// Kinds that the chart may make, beside those that lie in a namespace.
+const CLUSTER_WIDE: &str = "clusterroles,clusterrolebindings,customresourcedefinitions";
+
+fn helm(test: &Test, arguments: &[&str]) -> Result<String> {
+    test.cluster.helm(arguments)
+}
+
+/// The values of the release that all tests use, as its user gave them.
+fn values(test: &Test) -> Result<Value> {
+    let text = helm(test, &["get", "values", EVERYWHERE, "-n", SYSTEM_NAMESPACE, "-o", "json"])?;
+    serde_json::from_str(&text).with_context(|| text.clone())
+}
+
+/// Installs or upgrades a release with these values and waits until its operator is ready.
+fn install(test: &Test, release: &str, namespace: &str, values: &Value) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.json");
+    std::fs::write(&file, values.to_string())?;
+    let chart = repository_root().join("charts/lapstrake");
+    let paths = [chart.display().to_string(), file.display().to_string()];
+    let wait = ["--wait", "--timeout", "3m"];
+    let start = ["upgrade", "--install", release, &paths[0], "--namespace", namespace, "--values", &paths[1]];
+    helm(test, &[&start[..], &wait].concat()).map(drop)
+}
+
+/// Puts the release that all tests use back to how it was, also when the test fails.
+struct AsItWas<'a> {
+    test: &'a Test,
+    values: Value,
+}
+
+impl Drop for AsItWas<'_> {
+    fn drop(&mut self) {
+        helm(
+            self.test,
+            &["uninstall", ONLY_HERE, "-n", &self.test.namespace, "--wait", "--ignore-not-found"],
+        )
+        .ok(); // The namespace goes with the test.
+        install(self.test, EVERYWHERE, SYSTEM_NAMESPACE, &self.values).expect("the release as it was");
+    }
+}
+
+/// Objects of a release, as `kind/name`.
+fn objects(test: &Test, release: &str, kinds: &str, place: &[&str]) -> Result<Vec<String>> {
+    let selector = format!("--selector=app.kubernetes.io/instance={release}");
+    let arguments = [&["get", kinds, "-o", "name", &selector], place].concat();
+    Ok(test.cluster.kubectl(&arguments)?.lines().map(str::to_owned).collect())
+}
+
+/// Operators that reported something on the ImageBuilds of a namespace.
+async fn reporters(test: &Test, namespace: &str) -> Result<Vec<String>> {
+    let events: Api<Event> = Api::namespaced(test.client.clone(), namespace);
+    let about = ListParams::default().fields("regarding.kind=ImageBuild");
+    let mut names: Vec<String> =
+        events.list(&about).await?.items.into_iter().filter_map(|event| event.reporting_instance).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn may(test: &Test, verb: &str, resource: &str, namespace: &str) -> Result<bool> {
+    // `kubectl auth can-i` ends with 1 when it says no, so the review itself is asked for.
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {
+            "user": format!("system:serviceaccount:{}:{ONLY_HERE}-lapstrake", test.namespace),
+            "groups": ["system:serviceaccounts", "system:authenticated"],
+            "resourceAttributes": {
+                "verb": verb, "namespace": namespace,
+                "group": if resource == "imagebuilds" { "lapstrake.dev" } else { "" }, "resource": resource,
+            },
+        },
+    });
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("review.json");
+    std::fs::write(&file, review.to_string())?;
+    let path = file.display().to_string();
+    let answer = test.cluster.kubectl(&["create", "-f", &path, "-o", "jsonpath={.status.allowed}"])?;
+    Ok(answer.trim() == "true")
+}
+
+async fn beside_each_other(test: &Test) -> Result<()> {
+    let before = values(test)?;
+    let mut without = before.clone();
+    without["watch"] = json!({ "except": [test.namespace] });
+    let mut apart = before.clone();
+    apart["watch"] = json!({ "mode": "namespaces" });
+    apart["crds"] = json!({ "install": false });
+    apart["rbac"] = json!({ "aggregate": false });
+    let _restored = AsItWas { test, values: before };
+    install(test, EVERYWHERE, SYSTEM_NAMESPACE, &without)?;
+    install(test, ONLY_HERE, &test.namespace, &apart)?;
+
+    assert_eq!(objects(test, ONLY_HERE, CLUSTER_WIDE, &[])?, [""; 0], "nothing is cluster-wide");
+    let roles = objects(test, ONLY_HERE, "roles,rolebindings", &["--all-namespaces"])?;
+    assert_eq!(roles.len(), 4, "for builds and for its Lease, both in its namespace: {roles:?}");
+    for (verb, resource) in [("create", "pods"), ("list", "imagebuilds"), ("get", "namespaces")] {
+        assert!(may(test, verb, resource, &test.namespace)?, "{verb} {resource} here");
+        assert!(!may(test, verb, resource, SYSTEM_NAMESPACE)?, "{verb} {resource} elsewhere");
+    }
+    assert!(!may(test, "get", "secrets", &test.namespace)?, "no operator reads Secrets");
+
+    let elsewhere = test.beside("elsewhere").await?;
+    let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN true\n";
+    test.build(&test.manifest("here", dockerfile)).await?;
+    elsewhere.build(&elsewhere.manifest("there", dockerfile)).await?;
+    for place in [test, &elsewhere] {
+        let name = if place.namespace == test.namespace { "here" } else { "there" };
+        place.until_event(name, "Succeeded").await?;
+    }
+    let here = reporters(test, &test.namespace).await?;
+    let there = reporters(test, &elsewhere.namespace).await?;
+    ensure!(here.iter().all(|name| name.starts_with(ONLY_HERE)), "{here:?} reported on the namespace apart");
+    ensure!(
+        !there.is_empty() && there.iter().all(|name| !name.starts_with(ONLY_HERE)),
+        "{there:?} reported on the namespace of all others"
+    );
+    elsewhere.close().await?;
+
+    test.nothing_is_left().await?;
+    helm(test, &["uninstall", ONLY_HERE, "-n", &test.namespace, "--wait"])?;
+    let kinds = "all,roles,rolebindings,configmaps,serviceaccounts,poddisruptionbudgets";
+    assert_eq!(objects(test, ONLY_HERE, kinds, &["--all-namespaces"])?, [""; 0], "nothing is left");
+    let place = ["get", "leases,roles,rolebindings,deployments", "-n", &test.namespace, "-o", "name"];
+    let left = test.cluster.kubectl(&place)?;
+    // The operator's own, not the chart's: it goes with the namespace.
+    assert_eq!(left.trim(), format!("lease.coordination.k8s.io/{ONLY_HERE}-lapstrake"));
+    test.cluster.kubectl(&["get", "crd", "imagebuilds.lapstrake.dev"]).context("the definition stays")?;
+    Ok(())
+}
+
+#[test]
+fn a_namespace_has_an_operator_of_its_own_with_nothing_but_roles() {
+    run("chart", async |test| beside_each_other(test).await);
+}
