@@ -69,11 +69,13 @@ impl Store {
 
     /// Whether the blob is there. Its bytes are checked only when it is opened.
     pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.shared.touch_blob(digest);
         self.shared.paths.blob(digest).is_file()
     }
 
     /// Size of a blob, if it is there.
     pub fn blob_size_bytes(&self, digest: &Digest) -> Option<u64> {
+        self.shared.touch_blob(digest);
         let meta = self.shared.paths.blob(digest).symlink_metadata().ok()?;
         meta.is_file().then_some(meta.len())
     }
@@ -83,6 +85,7 @@ impl Store {
     /// # Errors
     /// [`Error::BlobMissing`], [`Error::BlobCorrupt`] (it is gone then) or I/O.
     pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        self.shared.touch_blob(digest);
         let path = self.shared.paths.blob(digest);
         let open = || match File::open(&path) {
             Ok(file) => Ok(file),
@@ -185,6 +188,8 @@ impl BlobWriter {
         if let Some(expected) = expected.filter(|e| *e != actual) {
             return Err(Error::DigestMismatch { expected, actual });
         }
+        // From here on it stays, if it is there.
+        self.shared.touch_blob(&actual);
         let target = self.shared.paths.blob(&actual);
         let file = self.file.take().expect("a writer has its file until it is committed");
         // One that is there but unverified may be damaged: the bytes at hand are better.

@@ -51,6 +51,43 @@ pub struct CacheDir {
     sharing: Sharing,
 }
 
+impl CacheDirs {
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<CacheDirInfo> {
+        let state = locked(&self.state);
+        let info = |(id, e): (&SnapshotId, &Entry)| CacheDirInfo {
+            id: *id,
+            key: e.key.clone(),
+            in_use: e.hold != Hold::Free,
+            last_used: e.last_used,
+            uses: e.uses,
+            bytes: e.bytes,
+        };
+        state.map.iter().map(info).collect()
+    }
+
+    /// Tells the size that was measured after that many uses; whether it still holds.
+    pub(crate) fn set_bytes(&self, id: SnapshotId, uses: u64, bytes: u64) -> bool {
+        match locked(&self.state).map.get_mut(&id) {
+            Some(entry) if entry.hold == Hold::Free && entry.uses == uses => {
+                entry.bytes = Some(bytes);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets a directory unless somebody has it; whether it is free to be removed.
+    pub(crate) fn take_free(&self, id: SnapshotId) -> bool {
+        let mut state = locked(&self.state);
+        let free = state.map.get(&id).is_some_and(|entry| entry.hold == Hold::Free);
+        if free {
+            state.map.remove(&id);
+        }
+        free
+    }
+}
+
 /// How a directory is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hold {
@@ -182,7 +219,11 @@ impl Store {
                     };
                     entry.uses += 1;
                     entry.last_used = SystemTime::now();
+                    entry.bytes = None;
                 }
+                drop(state);
+                // A size that was noted before this use no longer holds, also after a kill.
+                touch(&self.shared.paths.mount(id));
                 Poll::Ready(Ok(dir(id, false)))
             }
             Choice::Make => {
@@ -209,16 +250,7 @@ impl Store {
 
     /// All directories of cache mounts, by id.
     pub fn cache_dirs(&self) -> Vec<CacheDirInfo> {
-        let state = locked(&self.shared.cache_dirs.state);
-        let info = |(id, e): (&SnapshotId, &Entry)| CacheDirInfo {
-            id: *id,
-            key: e.key.clone(),
-            in_use: e.hold != Hold::Free,
-            last_used: e.last_used,
-            uses: e.uses,
-            bytes: e.bytes,
-        };
-        let mut all: Vec<_> = state.map.iter().map(info).collect();
+        let mut all = self.shared.cache_dirs.all();
         all.sort_unstable_by_key(|dir| dir.id);
         all
     }

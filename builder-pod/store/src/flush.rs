@@ -7,10 +7,13 @@ use std::thread::JoinHandle;
 use lapstrake_oci::Digest;
 
 use crate::cache_dir::{self, CacheDirs};
+use crate::collect;
 use crate::index::{Changes, Index};
+use crate::keeper::Orders;
 use crate::lock::Lock;
 use crate::paths::{Paths, remove_all};
-use crate::snapshot::{Snapshots, load_snapshots};
+use crate::pins::Pins;
+use crate::snapshot::{Snapshots, load_snapshots, table_of};
 use crate::{Error, Recovered, Result, Table, limits};
 
 /// What all clones of a store share.
@@ -25,6 +28,10 @@ pub(crate) struct Shared {
     verified: Mutex<HashSet<Digest>>,
     chains: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
     pub(crate) cache_dirs: CacheDirs,
+    pub(crate) pins: Pins,
+    pub(crate) keeper: Orders,
+    /// One collection at a time.
+    pub(crate) collecting: Mutex<()>,
     root_dir: File,
     _lock: Lock,
 }
@@ -62,10 +69,13 @@ impl Shared {
         paths.make_dirs()?;
         let ingests_removed = empty_dir(&paths.ingest())?;
         let mut recovered = Recovered { ingests_removed, ..Recovered::default() };
-        // What cannot be deleted now (files of another user's namespace) is tried again next time.
-        empty_dir(&paths.trash()).ok();
         let first = !paths.index().exists() && is_empty(&paths.snapshots())?;
-        let (index, rebuilt) = Index::open(&paths.index())?;
+        let (index, rebuilt) = match Index::open(&paths.index()) {
+            Err(error) if error.is_no_space() && collect::make_room_unopened(&paths) => {
+                Index::open(&paths.index())
+            }
+            opened => opened,
+        }?;
         recovered.index_rebuilt = rebuilt.filter(|_| !first);
         let loaded = load_snapshots(&paths)?;
         recovered.snapshots_removed = loaded.removed;
@@ -86,6 +96,9 @@ impl Shared {
             verified: Mutex::default(),
             chains: Mutex::default(),
             cache_dirs,
+            pins: Pins::default(),
+            keeper: Orders::default(),
+            collecting: Mutex::default(),
             root_dir,
             _lock: lock,
         })
@@ -131,6 +144,17 @@ impl Shared {
         self.wake.notify_all();
     }
 
+    /// Deletes a record that was read with that value, unless another was put since.
+    pub(crate) fn forget(&self, table: Table, key: &[u8], value: &[u8]) {
+        let mut state = self.state();
+        let at = (table, key.to_vec());
+        let put = state.pending.get(&at).or_else(|| state.flushing.get(&at));
+        if put.is_none_or(|put| put.as_deref() == Some(value)) {
+            state.pending.insert(at, None);
+            self.wake.notify_all();
+        }
+    }
+
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
         let state = self.state();
         let at = (table, key.to_vec());
@@ -160,6 +184,18 @@ impl Shared {
             }
         }
         rows.into_iter().collect()
+    }
+
+    /// All tables that have or had records, but the schema's.
+    pub(crate) fn tables(&self) -> Vec<Table> {
+        let mut tables: Vec<Table> = self.index.tables().into_iter().map(table_of).collect();
+        let state = self.state();
+        tables.extend(state.pending.keys().chain(state.flushing.keys()).map(|(table, _)| *table));
+        drop(state);
+        tables.sort_unstable();
+        tables.dedup();
+        tables.retain(|table| *table != crate::index::SCHEMA_TABLE);
+        tables
     }
 
     /// The batch's way to the disk; the ordering is told at [`crate::Store::flush`].

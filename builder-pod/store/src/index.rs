@@ -12,7 +12,7 @@ use crate::{Error, Result, Store, limits};
 
 /// Version of what stands in the tables; another one in the file empties it.
 const SCHEMA: &[u8] = b"1";
-const SCHEMA_TABLE: Table = Table::named("schema");
+pub(crate) const SCHEMA_TABLE: Table = Table::named("schema");
 
 /// A table of records. Records are a cache: any may be missing at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,6 +104,16 @@ impl Index {
                 Err(e) => Err(e.into()),
             }
         })
+    }
+
+    /// The tables of the file.
+    pub(crate) fn tables(&self) -> Vec<String> {
+        let Some(database) = locked(&self.database).clone() else { return Vec::new() };
+        let names = attempt(&self.path, || {
+            let read = database.begin_read()?;
+            Ok(read.list_tables()?.map(|t| redb::TableHandle::name(&t).to_owned()).collect())
+        });
+        names.unwrap_or_default() // as `get`
     }
 
     /// Writes `changes` in one durable transaction. After a failure the file is closed and opened again.

@@ -23,31 +23,42 @@
 
 mod blob;
 mod cache_dir;
+mod collect;
 mod error;
 mod flush;
+mod gc;
 pub mod index;
+mod keeper;
 mod layer;
 pub mod limits;
 mod lock;
 mod paths;
+mod pins;
 mod snapshot;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blob::{BlobWriter, Durability};
 pub use cache_dir::{CacheDir, CacheDirInfo, CacheDirKey, Sharing};
+pub use collect::{Collected, Disk};
 pub use error::{Error, Result};
+pub use gc::{Limits, Rule, UNUSED_MAX};
 pub use index::Table;
 pub use layer::{LayerFacts, chain_id, chain_of};
+pub use pins::{Job, SideUse};
 pub use snapshot::{Active, CommitOptions, Record, SnapshotId, SnapshotInfo};
+pub use usage::{ItemId, Kind, Usage, UsageItem, measure};
 
 use flush::{Flusher, Shared};
+use keeper::Keeper;
 
 /// An open store. Clones share it; the last one to go flushes and gives the lock back.
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+    _keeper: Arc<Keeper>,
     // Declared after `shared` for reading only: its drop ends the flushing thread, whichever goes first.
     _flusher: Arc<Flusher>,
 }
@@ -81,7 +92,8 @@ impl Store {
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let shared = Arc::new(Shared::open(root.as_ref())?);
         let flusher = Arc::new(Flusher::start(Arc::clone(&shared))?);
-        Ok(Self { shared, _flusher: flusher })
+        let keeper = Arc::new(Keeper::start(Arc::clone(&shared))?);
+        Ok(Self { shared, _keeper: keeper, _flusher: flusher })
     }
 
     /// A store in a fresh temporary directory, for tests; needs no privileges.

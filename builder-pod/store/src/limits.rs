@@ -14,3 +14,9 @@ pub const KEY_BYTES_MAX: usize = 64 << 10;
 pub const META_BYTES_MAX: u64 = 64 << 20;
 /// Deepest chain of snapshots; a longer one in the `meta` files is damage.
 pub const CHAIN_MAX: usize = 4096;
+/// How often the disk is looked at while a job runs.
+pub const KEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// After measuring and removing, this many times as long passes until the next time.
+pub const KEEP_REST: u32 = 20;
+/// Room that an opening makes for the index on a full disk.
+pub const OPEN_FREE_BYTES: u64 = 4 << 20;

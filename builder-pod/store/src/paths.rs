@@ -133,12 +133,17 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 /// Moves `path` out of the way in one step, then deletes it; what a kill leaves in `trash` goes at the
 /// next open. A path that is not there is fine.
 pub(crate) fn discard(paths: &Paths, path: &Path) -> Result<()> {
+    to_trash(paths, path)?.map_or(Ok(()), |trash| remove_all(&trash))
+}
+
+/// Moves `path` out of the way in one step; its new place, if it was there.
+pub(crate) fn to_trash(paths: &Paths, path: &Path) -> Result<Option<PathBuf>> {
     let name = path.file_name().unwrap_or_default();
     let mut target = paths.trash().join(name);
     for attempt in 0u32.. {
         match std::fs::rename(path, &target) {
             Ok(()) => break,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             // Left over from an earlier discard that failed halfway.
             Err(e) if attempt < 64 && target.symlink_metadata().is_ok() => {
                 drop(e);
@@ -147,7 +152,7 @@ pub(crate) fn discard(paths: &Paths, path: &Path) -> Result<()> {
             Err(e) => return Err(Error::io("discard", path, e)),
         }
     }
-    remove_all(&target)
+    Ok(Some(target))
 }
 
 /// Removes a file or a tree without following symlinks.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use lapstrake_oci::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::flush::locked;
 use crate::index::check_size;
 use crate::paths::{Paths, discard, remove_all};
+use crate::pins::Pins;
 use crate::{Error, LayerFacts, Result, Store, Table, limits};
 
 /// Names a snapshot. Ten characters, so that the paths of a long chain stay short; drawn at random and
@@ -172,6 +174,26 @@ struct Entry {
     layer: Option<LayerFacts>,
     /// Snapshots and active ones on top of it.
     users: usize,
+    /// Committed ones among them.
+    children: usize,
+    /// Mark of the last use (see `pins.rs`); 0: none in this process.
+    touched: u64,
+    last_used: SystemTime,
+    /// Bytes of its files on the disk, once measured.
+    fs_bytes: Option<u64>,
+}
+
+/// A snapshot as its use and size are reckoned.
+pub(crate) struct Account {
+    pub(crate) id: SnapshotId,
+    pub(crate) parent: Option<SnapshotId>,
+    pub(crate) diff_id: Option<Digest>,
+    /// Something is being made on it.
+    pub(crate) in_use: bool,
+    pub(crate) children: usize,
+    pub(crate) touched: u64,
+    pub(crate) last_used: SystemTime,
+    pub(crate) fs_bytes: Option<u64>,
 }
 
 impl Snapshots {
@@ -189,14 +211,76 @@ impl Snapshots {
         Some(chain)
     }
 
-    fn insert(&mut self, id: SnapshotId, parent: Option<SnapshotId>, layer: Option<LayerFacts>) {
+    /// Notes a use; `None` where it is not there, else whether it is the first with this mark.
+    pub(crate) fn touch(&mut self, id: SnapshotId, mark: u64) -> Option<bool> {
+        let entry = self.map.get_mut(&id)?;
+        let first = entry.touched != mark;
+        if first {
+            entry.touched = mark;
+            entry.last_used = SystemTime::now();
+        }
+        Some(first)
+    }
+
+    /// Forgets a snapshot unless something needs it; whether it is free to be removed.
+    pub(crate) fn take_free(&mut self, id: SnapshotId, pins: &Pins) -> bool {
+        let free = self.map.get(&id).is_some_and(|e| e.users == 0 && !pins.holds(e.touched));
+        if free {
+            self.remove(id);
+        }
+        free
+    }
+
+    fn remove(&mut self, id: SnapshotId) {
+        let Some(entry) = self.map.remove(&id) else { return };
+        if let Some(parent) = entry.parent.and_then(|p| self.map.get_mut(&p)) {
+            parent.users -= 1;
+            parent.children -= 1;
+        }
+        if let Some(chain) = entry.layer.map(|layer| layer.chain_id)
+            && self.by_chain.get(&chain) == Some(&id)
+        {
+            self.by_chain.remove(&chain);
+        }
+    }
+
+    pub(crate) fn all(&self) -> Vec<Account> {
+        let account = |(id, e): (&SnapshotId, &Entry)| Account {
+            id: *id,
+            parent: e.parent,
+            diff_id: e.layer.as_ref().map(|layer| layer.diff_id),
+            in_use: e.users > e.children,
+            children: e.children,
+            touched: e.touched,
+            last_used: e.last_used,
+            fs_bytes: e.fs_bytes,
+        };
+        self.map.iter().map(account).collect()
+    }
+
+    pub(crate) fn set_fs_bytes(&mut self, id: SnapshotId, bytes: u64) {
+        if let Some(entry) = self.map.get_mut(&id) {
+            entry.fs_bytes = Some(bytes);
+        }
+    }
+
+    fn insert(
+        &mut self,
+        id: SnapshotId,
+        parent: Option<SnapshotId>,
+        layer: Option<LayerFacts>,
+        touched: u64,
+        last_used: SystemTime,
+    ) {
         if let Some(layer) = &layer {
             self.by_chain.entry(layer.chain_id).or_insert(id);
         }
         if let Some(entry) = parent.and_then(|p| self.map.get_mut(&p)) {
             entry.users += 1;
+            entry.children += 1;
         }
-        self.map.insert(id, Entry { parent, layer, users: 0 });
+        let entry = Entry { parent, layer, users: 0, children: 0, touched, last_used, fs_bytes: None };
+        self.map.insert(id, entry);
     }
 }
 
@@ -221,6 +305,7 @@ impl Store {
         let lowers = match parent {
             None => Vec::new(),
             Some(id) => {
+                self.shared.touch_snapshot(id);
                 let mut state = self.shared.state();
                 let chain = state.snapshots.chain(id).ok_or(Error::SnapshotMissing(id))?;
                 if let Some(entry) = state.snapshots.map.get_mut(&id) {
@@ -268,10 +353,12 @@ impl Store {
         let chain = options.layer.as_ref().map(|l| l.chain_id);
         if let Some(there) = chain.and_then(|c| state.snapshots.by_chain.get(&c).copied()) {
             drop(state); // `active` takes the lock when it goes
+            self.shared.touch_snapshot(there);
             return Ok(there);
         }
         active.done = true;
-        state.snapshots.insert(active.id, active.parent, options.layer);
+        let now = self.shared.pins.now();
+        state.snapshots.insert(active.id, active.parent, options.layer, now, SystemTime::now());
         drop(state);
         self.shared.rename_when_synced(dir.join("meta.new"), dir.join("meta"));
         for record in options.records {
@@ -303,7 +390,7 @@ impl Store {
 
     /// Whether the snapshot is there.
     pub fn has_snapshot(&self, id: SnapshotId) -> bool {
-        self.shared.state().snapshots.map.contains_key(&id)
+        self.shared.touch_snapshot(id)
     }
 
     /// What the store knows of a snapshot.
@@ -315,7 +402,9 @@ impl Store {
 
     /// The snapshot that holds an image chain.
     pub fn snapshot_of_chain(&self, chain: &Digest) -> Option<SnapshotId> {
-        self.shared.state().snapshots.by_chain.get(chain).copied()
+        let id = self.shared.state().snapshots.by_chain.get(chain).copied()?;
+        // It may have gone in between.
+        self.shared.touch_snapshot(id).then_some(id)
     }
 
     /// The directories of a snapshot and all below it, topmost first, as overlay wants its lowers.
@@ -323,6 +412,7 @@ impl Store {
     /// # Errors
     /// [`Error::SnapshotMissing`].
     pub fn lowers_top_first(&self, id: SnapshotId) -> Result<Vec<PathBuf>> {
+        self.shared.touch_snapshot(id);
         let chain = self.shared.state().snapshots.chain(id).ok_or(Error::SnapshotMissing(id))?;
         Ok(chain.into_iter().map(|id| self.shared.paths.fs(id)).collect())
     }
@@ -332,6 +422,7 @@ impl Store {
     /// # Errors
     /// [`Error::SnapshotMissing`].
     pub fn chain_bottom_first(&self, id: SnapshotId) -> Result<Vec<SnapshotInfo>> {
+        self.shared.touch_snapshot(id);
         let chain = self.shared.state().snapshots.chain(id).ok_or(Error::SnapshotMissing(id))?;
         chain.into_iter().rev().map(|id| self.snapshot(id).ok_or(Error::SnapshotMissing(id))).collect()
     }
@@ -400,17 +491,11 @@ impl Store {
     /// [`Error::SnapshotInUse`], [`Error::SnapshotMissing`], I/O.
     pub fn remove_snapshot(&self, id: SnapshotId) -> Result<()> {
         let mut state = self.shared.state();
-        let snapshots = &mut state.snapshots;
-        match snapshots.map.get(&id) {
+        match state.snapshots.map.get(&id) {
             None => return Err(Error::SnapshotMissing(id)),
             Some(entry) if entry.users > 0 => return Err(Error::SnapshotInUse(id)),
-            Some(_) => {}
+            Some(_) => state.snapshots.remove(id),
         }
-        let parent = snapshots.map.remove(&id).and_then(|entry| entry.parent);
-        if let Some(parent) = parent.and_then(|p| snapshots.map.get_mut(&p)) {
-            parent.users -= 1;
-        }
-        snapshots.by_chain.retain(|_, at| *at != id);
         drop(state);
         discard(&self.shared.paths, &self.shared.paths.snapshot(id))
     }
@@ -439,31 +524,28 @@ pub(crate) fn load_snapshots(paths: &Paths) -> Result<Loaded> {
             }
         }
     }
-    // Parents first, so that what lies on a missing one is never inserted.
+    // Parents first, so that what lies on a missing one (or on itself, by damage) is never inserted.
     let mut loaded = Loaded { snapshots: Snapshots::default(), records: Vec::new(), removed };
-    while !metas.is_empty() {
-        let ready: Vec<_> = metas
-            .iter()
-            .filter(|(_, m)| m.parent.is_none_or(|p| loaded.snapshots.map.contains_key(&p)))
-            .map(|(id, _)| *id)
-            .collect();
-        if ready.is_empty() {
-            break;
+    let mut above: HashMap<Option<SnapshotId>, Vec<SnapshotId>> = HashMap::new();
+    for (id, meta) in &metas {
+        above.entry(meta.parent).or_default().push(*id);
+    }
+    let mut ready = above.remove(&None).unwrap_or_default();
+    while let Some(id) = ready.pop() {
+        ready.extend(above.remove(&Some(id)).unwrap_or_default());
+        let Some(meta) = metas.remove(&id) else { continue };
+        let dir = paths.snapshot(id);
+        let last_used = dir.symlink_metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        for rest in ["meta.new", "layer.new", "work"] {
+            remove_all(&dir.join(rest))?;
         }
-        for id in ready {
-            let Some(meta) = metas.remove(&id) else { continue };
-            let dir = paths.snapshot(id);
-            for rest in ["meta.new", "layer.new", "work"] {
-                remove_all(&dir.join(rest))?;
-            }
-            let layer = read_json(&dir.join("layer")).or(meta.layer);
-            loaded.snapshots.insert(id, meta.parent, layer);
-            loaded.records.extend(meta.records.into_iter().map(|(t, key, value)| Record {
-                table: table_of(t),
-                key,
-                value,
-            }));
-        }
+        let layer = read_json(&dir.join("layer")).or(meta.layer);
+        loaded.snapshots.insert(id, meta.parent, layer, 0, last_used);
+        loaded.records.extend(meta.records.into_iter().map(|(t, key, value)| Record {
+            table: table_of(t),
+            key,
+            value,
+        }));
     }
     for id in metas.into_keys() {
         discard(paths, &paths.snapshot(id))?;
@@ -473,7 +555,7 @@ pub(crate) fn load_snapshots(paths: &Paths) -> Result<Loaded> {
 }
 
 /// The table of a name that was read. Few names exist, so a leaked one is no leak to speak of.
-fn table_of(name: String) -> Table {
+pub(crate) fn table_of(name: String) -> Table {
     static NAMES: std::sync::Mutex<Vec<&'static str>> = std::sync::Mutex::new(Vec::new());
     let mut names = locked(&NAMES);
     let name = names.iter().copied().find(|n| *n == name).unwrap_or_else(|| {
