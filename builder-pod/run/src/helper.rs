@@ -121,7 +121,8 @@ fn conclude(request: &Request, reports: &[u8]) -> Report {
             Report::Stubs(stubs) => Some(stubs),
             _ => None,
         });
-        stubs.for_each(|stubs: &Stubs| stubs.remove(upper));
+        let block = init::block(&request.spec);
+        stubs.for_each(|stubs: &Stubs| stubs.remove(upper, &block));
     }
     let told = reports.into_iter().find(|report| !matches!(report, Report::Stubs(_)));
     // Killed before it could tell: by us, by somebody outside, or for want of memory.

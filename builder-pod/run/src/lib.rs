@@ -10,7 +10,7 @@
 //! Holds: when [`Executor::run`] returns, no process of the step is left and nothing of it is
 //! mounted (the namespaces die with process 1, which dies with the helper, which kills it when the
 //! builder is gone); a mount point that the image lacks leaves no trace in the layer; a step never
-//! sees the builder's processes, files or descriptors.
+//! sees the builder's processes, files or descriptors; a secret is in memory only, and goes with the step.
 //!
 //! Never: forks a threaded process; weakens isolation silently (what cannot be set up is an error);
 //! makes cgroups; decides what is run.
@@ -32,5 +32,6 @@ pub use helper::helper_main;
 pub use protocol::Stage;
 pub use spec::{
     Changes, ExtraHost, HOSTNAME_DEFAULT, MountSource, Network, PATH_DEFAULT, Rlimit, Rootfs,
-    SHM_BYTES_DEFAULT, StepExit, StepMount, StepSpec, Stream,
+    SHM_BYTES_DEFAULT, SecretBytes, SecretVar, StepCertificates, StepExit, StepFile, StepMount, StepSpec,
+    Stream,
 };

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 /// The host name of a step that asks for none.
@@ -22,6 +24,9 @@ pub struct StepSpec {
     /// `NAME=value`; `PATH` and `HOME` get defaults when missing.
     #[serde(default)]
     pub env: Vec<String>,
+    /// Variables whose values are shown nowhere; they win over `env`.
+    #[serde(default)]
+    pub secret_env: Vec<SecretVar>,
     /// Working directory in the root file system; created when missing. Empty is `/`.
     #[serde(default)]
     pub cwd: String,
@@ -48,6 +53,9 @@ pub struct StepSpec {
     /// Size of `/dev/shm` in bytes; [`SHM_BYTES_DEFAULT`] when none.
     #[serde(default)]
     pub shm_bytes: Option<u64>,
+    /// Authorities that it trusts beside those of the image.
+    #[serde(default)]
+    pub certificates: Option<StepCertificates>,
 }
 
 impl StepSpec {
@@ -56,6 +64,7 @@ impl StepSpec {
         Self {
             args,
             env: Vec::new(),
+            secret_env: Vec::new(),
             cwd: String::new(),
             user: String::new(),
             rootfs,
@@ -65,6 +74,7 @@ impl StepSpec {
             extra_hosts: Vec::new(),
             rlimits: Vec::new(),
             shm_bytes: None,
+            certificates: None,
         }
     }
 }
@@ -129,11 +139,86 @@ pub enum MountSource {
         /// What happens to changes.
         changes: Changes,
     },
+    /// A file that is in memory only, gone with the step.
+    File(StepFile),
     /// An empty file system in memory, gone with the step.
     Tmpfs {
         /// Bytes that fit in; unbounded (half of the memory) when `None`.
         size_bytes: Option<u64>,
     },
+}
+
+/// A file that a step is shown, without being on any disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepFile {
+    /// What is in it.
+    pub contents: SecretBytes,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// What the image has at that place comes first.
+    #[serde(default)]
+    pub after_own: bool,
+}
+
+/// A variable with a secret value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretVar {
+    /// Its name.
+    pub name: String,
+    /// Its value; a zero byte can't be in it.
+    pub value: SecretBytes,
+}
+
+/// Bytes that no error, log or debug output shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretBytes(Vec<u8>);
+
+impl SecretBytes {
+    /// Wraps them.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes themselves: only for whom they are meant for.
+    pub fn reveal(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// To the step's helper, which has no other way to learn them.
+impl Serialize for SecretBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Serde's own messages would repeat the value.
+        let bytes = String::deserialize(deserializer).ok().and_then(|text| STANDARD.decode(text).ok());
+        bytes.map(Self).ok_or_else(|| serde::de::Error::custom("a secret is not in base64"))
+    }
+}
+
+/// Authorities that a step trusts beside those of the image. Nothing of it is left in the layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepCertificates {
+    /// Certificates in PEM form.
+    pub extra: String,
+    /// The usual authorities in PEM form, for the variables of programs where the image has none; empty:
+    /// then those variables that replace the usual ones are left alone.
+    #[serde(default)]
+    pub usual: String,
 }
 
 /// What happens to changes in mounted layers.
@@ -207,5 +292,23 @@ impl StepExit {
     /// It ended by itself with code 0.
     pub fn success(&self) -> bool {
         self.code == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_reach_the_helper_whole_and_nobody_else() {
+        let secret = SecretBytes::new([0, 0xff, b'h', b'i']);
+        let text = serde_json::to_string(&secret).expect("plain data");
+        assert_eq!(serde_json::from_str::<SecretBytes>(&text).expect("reads back"), secret);
+        let mut spec = StepSpec::new(vec!["true".to_owned()], Rootfs::default());
+        spec.secret_env = vec![SecretVar { name: "TOKEN".to_owned(), value: SecretBytes::new("hunter2") }];
+        let shown = format!("{spec:?}");
+        assert!(shown.contains("TOKEN") && !shown.contains("hunter2"), "{shown}");
+        let error = serde_json::from_str::<SecretBytes>("\"hunter2!\"").expect_err("no base64").to_string();
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }

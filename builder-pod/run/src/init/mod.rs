@@ -3,6 +3,7 @@
 //! It runs as a copy of the single-threaded helper in fresh namespaces. When the program ends, so
 //! does it, and the kernel kills whatever else is left in the namespace.
 
+mod certificates;
 mod devices;
 mod limits;
 mod program;
@@ -24,10 +25,11 @@ use lapstrake_sys::{Context, Errno};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 
+pub(crate) use certificates::block;
 pub(crate) use stubs::Stubs;
 
 use crate::protocol::{Report, Request, Stage, send};
-use crate::spec::Network;
+use crate::spec::{Network, StepSpec};
 
 /// What a step may do as root: the usual list of containers.
 pub(crate) fn step_capabilities() -> CapabilitySet {
@@ -103,6 +105,7 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
         send(status, &Report::Stubs(stubs.clone()));
     }
     rootfs::enter(&tree)?;
+    let more = tree.env.clone();
     drop(tree);
 
     let hostname = crate::launch::hostname(spec);
@@ -115,7 +118,7 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     let identity = identity(&spec.user)?;
     limits::apply(&spec.rlimits).map_err(|text| Failure::new(Stage::Limits, text, Errno::INVAL))?;
     change_directory(&spec.cwd)?;
-    let env = program::environment(&spec.env, &identity.home);
+    let env = program::environment(&certificates::with_variables(spec, &more), &identity.home);
     let program = match spec.args.first() {
         Some(name) => {
             program::locate(name, &env).map_err(|text| Failure::new(Stage::Program, text, Errno::NOENT))?
@@ -129,11 +132,32 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     Ok(Ready {
         program: text(program)?,
         args: spec.args.iter().cloned().map(text).collect::<Result<_, _>>()?,
-        env: env.into_iter().map(text).collect::<Result<_, _>>()?,
+        env: with_secrets(env, spec)?,
         identity,
         filter: crate::seccomp::compile(),
         null,
     })
+}
+
+/// The environment with its secret variables, which win over others of their name.
+fn with_secrets(env: Vec<String>, spec: &StepSpec) -> Result<Vec<CString>, Failure> {
+    let secret = |entry: &String| {
+        let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
+        spec.secret_env.iter().any(|variable| variable.name == name)
+    };
+    let mut out: Vec<CString> =
+        env.into_iter().filter(|entry| !secret(entry)).map(text).collect::<Result<_, _>>()?;
+    for variable in &spec.secret_env {
+        let mut entry = format!("{}=", variable.name).into_bytes();
+        entry.extend(variable.value.reveal());
+        // The usual message would show the value.
+        out.push(CString::new(entry).map_err(|_| {
+            let name = &variable.name;
+            let message = format!("the secret for the variable {name} has a zero byte in it: mount it as a file");
+            Failure::new(Stage::Program, message, Errno::INVAL)
+        })?);
+    }
+    Ok(out)
 }
 
 /// Who the step runs as; an id that this user namespace does not have is told in plain words.

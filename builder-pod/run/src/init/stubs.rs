@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -25,6 +26,16 @@ pub(crate) struct Stubs {
     made: Vec<Made>,
     /// The directories above, which the kernel may have copied up for the stubs' sake.
     above: BTreeMap<PathBuf, Parent>,
+    /// Files of the image that something was put behind.
+    #[serde(default)]
+    longer: Vec<Longer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Longer {
+    path: PathBuf,
+    /// Change time afterwards: the same at the end means that the step left it alone.
+    ctime_after: (i64, i64),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +97,11 @@ impl<'a> Places<'a> {
         Self { root, base, stubs: Stubs::default() }
     }
 
+    /// The root that places are in.
+    pub(crate) fn root(&self) -> BorrowedFd<'a> {
+        self.root
+    }
+
     /// Opens the place of `target`, and makes it when it is missing.
     pub(crate) fn place(&mut self, target: &Path, file: bool) -> Result<OwnedFd> {
         let target = normal(target);
@@ -115,6 +131,47 @@ impl<'a> Places<'a> {
         Ok(dir)
     }
 
+    /// Puts `block` behind the file at `path`, where there is one; what it had before.
+    ///
+    /// A file of another file system, or one that has the block already (another name of it), stays as it is.
+    pub(crate) fn append(&mut self, path: &Path, block: &[u8]) -> Result<Option<Vec<u8>>> {
+        let Some(before) = super::rootfs::read_own(self.root, path)? else { return Ok(None) };
+        let place = locate(self.root, normal(path), true)?;
+        let reached = path_below(&place, self.base)?;
+        let dir = reached.parent().unwrap_or(Path::new(""));
+        // Of a file, overlay tells the device of its layer.
+        if device(self.root)? != device(locate(self.root, dir, true)?.as_fd())? {
+            return Ok(None);
+        }
+        if before.ends_with(block) {
+            return Ok(Some(before));
+        }
+        self.remember(dir)?;
+        let stat = rustix::fs::fstat(&place).about("fstat", &reached)?;
+        self.write_behind(&reached, block, Some((stat.st_mtime, stat.st_mtime_nsec as i64)))?;
+        Ok(Some(before))
+    }
+
+    /// Makes a file of nothing but `block`, where none is.
+    pub(crate) fn make_filled(&mut self, path: &Path, block: &[u8]) -> Result<()> {
+        let place = match locate(self.root, normal(path), false) {
+            Err(error) if error.is_not_found() => self.make(&normal(path), true)?,
+            found => return found.map(drop),
+        };
+        self.write_behind(&path_below(&place, self.base)?, block, None)
+    }
+
+    fn write_behind(&mut self, path: &Path, block: &[u8], mtime: Option<(i64, i64)>) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::APPEND;
+        let mut file = std::fs::File::from(open_in_root(self.root, path, flags, Mode::empty())?);
+        file.write_all(block).about("write", path)?;
+        if let Some(mtime) = mtime {
+            rustix::fs::futimens(&file, &times(mtime)).about("utimensat", path)?;
+        }
+        self.stubs.longer.push(Longer { path: path.to_owned(), ctime_after: (0, 0) });
+        Ok(())
+    }
+
     /// Keeps the times of the directory at `path` and of those above it.
     fn remember(&mut self, path: &Path) -> Result<()> {
         for ancestor in path.ancestors() {
@@ -141,7 +198,13 @@ impl<'a> Places<'a> {
             parent.ctime_after = (stat.st_ctime, stat.st_ctime_nsec as i64);
         }
         self.stubs.above = above;
-        Ok((!self.stubs.made.is_empty()).then_some(self.stubs))
+        let mut longer = std::mem::take(&mut self.stubs.longer);
+        for file in &mut longer {
+            let stat = self.stat(&file.path)?;
+            file.ctime_after = (stat.st_ctime, stat.st_ctime_nsec as i64);
+        }
+        self.stubs.longer = longer;
+        Ok((!self.stubs.made.is_empty() || !self.stubs.longer.is_empty()).then_some(self.stubs))
     }
 }
 
@@ -192,8 +255,8 @@ fn device(fd: BorrowedFd<'_>) -> Result<u64> {
 impl Stubs {
     /// Takes stubs out of the upper directory again, with what was copied up for them.
     ///
-    /// What the step itself put there or changed stays.
-    pub(crate) fn remove(&self, upper: &Path) {
+    /// What the step itself put there or changed stays. `block` is what was put behind files.
+    pub(crate) fn remove(&self, upper: &Path, block: &[u8]) {
         let untouched: Vec<_> = self
             .above
             .iter()
@@ -202,6 +265,10 @@ impl Stubs {
                     .is_ok_and(|now| now.is_dir() && (now.ctime(), now.ctime_nsec()) == parent.ctime_after)
             })
             .collect();
+        for file in &self.longer {
+            let made = self.made.iter().any(|made| made.path == file.path);
+            file.shorten(&upper.join(&file.path), block, made).ok(); // As with stubs, see below.
+        }
         for made in self.made.iter().rev() {
             let path = upper.join(&made.path);
             if !made.file {
@@ -217,14 +284,80 @@ impl Stubs {
     }
 }
 
+impl Longer {
+    /// Takes `block` out of the file again, wherever in it the step has moved it. A file that the step left
+    /// alone goes from the upper directory, so that the image's own is seen again.
+    ///
+    /// One that the step has replaced (a package's script writes it anew) does not have the block.
+    fn shorten(&self, path: &Path, block: &[u8], made: bool) -> std::io::Result<()> {
+        let before = std::fs::symlink_metadata(path)?;
+        if !before.is_file() || block.is_empty() {
+            return Ok(());
+        }
+        if !made && (before.ctime(), before.ctime_nsec()) == self.ctime_after {
+            return std::fs::remove_file(path);
+        }
+        let contents = std::fs::read(path)?;
+        let rest = without(&contents, block);
+        if rest.len() == contents.len() {
+            return Ok(());
+        }
+        // In place: its other names, owner and attributes are the step's affair.
+        std::fs::write(path, &rest)?;
+        rustix::fs::utimensat(
+            rustix::fs::CWD,
+            path,
+            &times((before.mtime(), before.mtime_nsec())),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+        Ok(())
+    }
+}
+
+/// `bytes` without `block`, however often it is in there.
+fn without(bytes: &[u8], block: &[u8]) -> Vec<u8> {
+    let mut rest = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(tail) = bytes.get(at..).filter(|tail| !tail.is_empty()) {
+        // The block begins with a line's end: what does not can be passed at once.
+        if tail.starts_with(block) {
+            at += block.len();
+            continue;
+        }
+        let next = tail.iter().skip(1).position(|byte| Some(byte) == block.first());
+        let end = next.map_or(tail.len(), |next| next + 1);
+        rest.extend_from_slice(&tail[..end]);
+        at += end;
+    }
+    rest
+}
+
+/// A modification time alone, in seconds and nanoseconds.
+fn times(mtime: (i64, i64)) -> Timestamps {
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    Timestamps { last_access: omit, last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1 } }
+}
+
 fn restore(upper: &Path, path: &Path, parent: Parent) {
     let inside = !path.as_os_str().is_empty();
     let path = upper.join(path);
     if inside && std::fs::remove_dir(&path).is_ok() {
         return;
     }
-    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let time = Timespec { tv_sec: parent.mtime.0, tv_nsec: parent.mtime.1 };
-    let times = Timestamps { last_access: omit, last_modification: time };
+    let times = times(parent.mtime);
     rustix::fs::utimensat(rustix::fs::CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW).ok(); // As above.
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_found_wherever_it_is() {
+        let block = b"\n# ours\nXX\n";
+        assert_eq!(without(b"a\nb\n\n# ours\nXX\n", block), b"a\nb\n");
+        assert_eq!(without(b"\n# ours\nXX\na\n\n# ours\nXX\nb", block), b"a\nb");
+        assert_eq!(without(b"\n# ours\nXX", block), b"\n# ours\nXX");
+        assert_eq!(without(b"", block), b"");
+    }
 }
