@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use lapstrake_dockerfile::{
-    Images as ImageConfigs, Lowered, MainContext, NoCache, Options, Plan, ResolvedImage,
+    Capabilities, Images as ImageConfigs, Lowered, MainContext, Network, NoCache, Options, Plan, ResolvedImage,
 };
-use lapstrake_handoff::{BaseImage, Reason, Timings};
+use lapstrake_handoff::{BaseImage, Reason, StepNetwork, Timings};
 use lapstrake_llb::Graph;
 use lapstrake_oci::{Digest, Platform, Reference};
 use lapstrake_solver::{Job, Outcome, Solver};
@@ -26,6 +26,8 @@ use crate::progress::{Counts, Progress};
 
 /// A Dockerfile is no longer than this.
 const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
+/// The build argument that keeps cache mounts apart, as BuildKit has it.
+const CACHE_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
 /// The name of the main context among the local sources.
 const CONTEXT: &str = "context";
 
@@ -107,6 +109,7 @@ async fn run(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Built, BuildError> {
+    engine.give(&options.inputs);
     let began = Instant::now();
     let acquired = abortable(cancel, load_context(engine, options, progress)).await?;
     let revision = acquired.revision.clone();
@@ -272,6 +275,20 @@ fn frontend_options(options: &BuildOptions, platform: &Platform) -> Options {
         no_cache: if options.no_cache { NoCache::All } else { NoCache::Nothing },
         source_date_epoch: options.source_date_epoch,
         context: MainContext::Local { name: CONTEXT.to_owned(), session: None, exclude_patterns: Vec::new() },
+        network: match options.inputs.network {
+            StepNetwork::Default => Network::Default,
+            StepNetwork::None => Network::None,
+            StepNetwork::Host => Network::Host,
+        },
+        allow_host_network: options.inputs.allows_host_network(),
+        cache_namespace: options.args.get(CACHE_NAMESPACE).cloned().unwrap_or_default(),
+        capabilities: Capabilities {
+            cache_mounts: true,
+            secret_mounts: true,
+            ssh_mounts: true,
+            host_network: true,
+            ..Capabilities::default()
+        },
         ..Options::default()
     }
 }

@@ -14,6 +14,7 @@ mod engine;
 mod error;
 mod excerpt;
 mod export;
+mod inputs;
 mod manifest;
 mod options;
 mod progress;

@@ -29,6 +29,8 @@ pub(crate) struct BuildOptions {
     pub(crate) no_cache: bool,
     /// Creation time of the image and all that has one, seconds since 1970.
     pub(crate) source_date_epoch: Option<i64>,
+    /// What steps are given beside their files.
+    pub(crate) inputs: crate::inputs::Inputs,
     /// Where results go; none: the build is run for its cache.
     pub(crate) outputs: Vec<Output>,
 }
@@ -129,6 +131,7 @@ impl BuildOptions {
             platform: None,
             no_cache: false,
             source_date_epoch: None,
+            inputs: crate::inputs::Inputs::default(),
             outputs: Vec::new(),
         }
     }

@@ -59,7 +59,8 @@ pub(crate) fn engine(state: &Path, client: Client, _sandbox: &Sandbox) -> Result
 /// Removes what a killed builder was in the middle of; the store is ours alone.
 fn sweep(store: &Store) -> Result<(), BuildError> {
     type Unfinished = fn(&str) -> bool;
-    let groups: [(&str, Unfinished); 5] = [
+    let groups: [(&str, Unfinished); 6] = [
+        ("ssh", |_| true),
         ("download", |_| true),
         ("git", |name| name.starts_with(".tmp")),
         ("checkouts", |name| name.ends_with(".new")),

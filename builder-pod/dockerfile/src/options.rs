@@ -30,6 +30,8 @@ pub struct Options {
     pub context: MainContext,
     /// Network of steps that ask for none.
     pub network: Network,
+    /// Whether `RUN --network=host` is allowed here, where the engine can do it.
+    pub allow_host_network: bool,
     /// Host name in steps; empty for the runner's own.
     pub hostname: String,
     /// Further lines of `/etc/hosts` in steps.
@@ -60,6 +62,7 @@ impl Default for Options {
             source_date_epoch: None,
             context: MainContext::default(),
             network: Network::default(),
+            allow_host_network: true,
             hostname: String::new(),
             extra_hosts: Vec::new(),
             ulimits: Vec::new(),

@@ -60,6 +60,8 @@ pub(crate) struct Args {
     /// Run every step, whatever the cache has.
     #[arg(long)]
     no_cache: bool,
+    #[command(flatten)]
+    inputs: super::inputs::InputArgs,
     /// How progress is shown (on standard error).
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     progress: Format,
@@ -156,6 +158,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     dockerfile(args, &mut options)?;
     options.target = args.target.clone().or(options.target);
     options.no_cache |= args.no_cache;
+    args.inputs.add_to(&mut options.inputs).map_err(usage)?;
     for arg in &args.build_args {
         match arg.split_once('=') {
             Some((name, value)) => options.args.insert(name.to_owned(), value.to_owned()),

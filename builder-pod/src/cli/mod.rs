@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod build;
+mod inputs;
 mod output;
 pub(crate) mod pod;
 

@@ -204,6 +204,7 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     options.annotations = request.output.annotations.clone();
     options.platform = platform;
     options.no_cache = request.no_cache;
+    options.inputs = crate::inputs::Inputs::of_request(request);
     options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
         None => request.source_date_epoch,
         Some(text) => Some(

@@ -12,6 +12,7 @@ use lapstrake_run::{
 use lapstrake_solver::Step;
 use lapstrake_store::{Active, SnapshotId};
 
+use super::mounts::{self, Given};
 use super::{Engine, Res, file};
 use crate::error::{BuildError, chain, is_no_space};
 
@@ -21,9 +22,9 @@ const EXCERPT_BYTES_MAX: usize = 4096;
 
 /// A step on its way: the snapshots that receive its changes, by output.
 #[derive(Default)]
-struct Prepared {
+pub(super) struct Prepared {
     spec: Option<Rootfs>,
-    mounts: Vec<StepMount>,
+    pub(super) mounts: Vec<StepMount>,
     outputs: Vec<(usize, Target)>,
     /// Copies that live as long as the step.
     scratch: Vec<Active>,
@@ -55,24 +56,33 @@ impl Engine {
             exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
         check_supported(exec, meta)?;
         let mut prepared = Prepared::default();
-        for mount in &exec.mounts {
+        for mount in exec.mounts.iter().filter(|mount| !mounts::is_given(mount)) {
             self.prepare_mount(mount, &inputs, &mut prepared, step).await?;
         }
-        let spec = step_spec(exec, meta, &mut prepared)?;
+        // A turn at a cache is waited for before a slot is taken: whoever has the turn needs a slot to end it.
+        let caches = self.cache_mounts(exec, &inputs, &mut prepared, step).await?;
         let permit = tokio::select! {
             permit = self.slots.acquire() => permit.map_err(BuildError::internal)?,
             () = step.cancel.cancelled() => return Err(BuildError::canceled()),
         };
+        let given = self.give_step(exec, &mut prepared).await?;
+        let spec = step_spec(exec, meta, &mut prepared, &given)?;
         let mut tail = Tail::default();
-        let mut sink = |stream: Stream, bytes: &[u8]| {
+        let mut masked = given.inputs.masks().filter();
+        let mut show = |stream: usize, bytes: &[u8]| {
             tail.push(bytes);
-            step.log(if stream == Stream::Stdout { 1 } else { 2 }, bytes);
+            step.log(if stream == 0 { 1 } else { 2 }, bytes);
+        };
+        let mut sink = |stream: Stream, bytes: &[u8]| {
+            let stream = usize::from(stream == Stream::Stderr);
+            masked.push(stream, bytes, |bytes| show(stream, bytes));
         };
         let exit = self.executor.run(&spec, &mut sink, &step.cancel).await;
-        drop(permit);
+        masked.finish(&mut show);
+        drop((permit, caches));
         // Looked at while the step's files are still there.
         let disk_full = tail.says_no_space() || is_full(self.store.root());
-        let judged = judge(exit, meta, &tail, disk_full);
+        let judged = judge(exit, meta, &tail, disk_full).map_err(|error| given.masked(&error));
         let Prepared { outputs, scratch, .. } = prepared;
         let (outputs, refuse) = if judged.is_ok() { (outputs, Vec::new()) } else { (Vec::new(), outputs) };
         // A failed step may leave many files: that they go must not hold up others.
@@ -156,8 +166,6 @@ fn in_order<T>(mut outputs: Vec<(usize, T)>) -> Result<Vec<T>, BuildError> {
 fn check_supported(exec: &pb::ExecOp, meta: &pb::Meta) -> Result<(), BuildError> {
     let lacking = if exec.security != pb::SecurityMode::Sandbox as i32 {
         "a step without a sandbox"
-    } else if !exec.secretenv.is_empty() {
-        "a secret in the environment of a step"
     } else if !exec.cdi_devices.is_empty() {
         "a device in a step"
     } else if !meta.cgroup_parent.is_empty() {
@@ -168,11 +176,17 @@ fn check_supported(exec: &pb::ExecOp, meta: &pb::Meta) -> Result<(), BuildError>
     Err(BuildError::new(Reason::NotSupported, format!("{lacking} is not supported yet")))
 }
 
-fn step_spec(exec: &pb::ExecOp, meta: &pb::Meta, prepared: &mut Prepared) -> Result<StepSpec, BuildError> {
+fn step_spec(
+    exec: &pb::ExecOp,
+    meta: &pb::Meta,
+    prepared: &mut Prepared,
+    given: &Given,
+) -> Result<StepSpec, BuildError> {
     let rootfs = prepared.spec.take().ok_or_else(|| BuildError::internal("an exec operation has no root"))?;
     Ok(StepSpec {
         args: meta.args.clone(),
-        env: environment(meta),
+        env: environment(meta, &given.inputs.proxy()),
+        secret_env: given.secret_env.clone(),
         cwd: meta.cwd.clone(),
         user: meta.user.clone(),
         rootfs,
@@ -182,6 +196,7 @@ fn step_spec(exec: &pb::ExecOp, meta: &pb::Meta, prepared: &mut Prepared) -> Res
         extra_hosts: extra_hosts(meta)?,
         rlimits: meta.ulimit.iter().map(rlimit).collect(),
         shm_bytes: None,
+        certificates: given.certificates.clone(),
     })
 }
 
@@ -201,7 +216,7 @@ fn without_input(mount: &pb::Mount) -> Result<Option<MountSource>, BuildError> {
     }
 }
 
-fn step_mount(mount: &pb::Mount, source: MountSource) -> StepMount {
+pub(super) fn step_mount(mount: &pb::Mount, source: MountSource) -> StepMount {
     StepMount {
         target: PathBuf::from(&mount.dest),
         source,
@@ -213,21 +228,22 @@ fn step_mount(mount: &pb::Mount, source: MountSource) -> StepMount {
 }
 
 /// The step's variables and, behind them, the proxy's, which do not enter the cache key.
-fn environment(meta: &pb::Meta) -> Vec<String> {
+fn environment(meta: &pb::Meta, builders: &[(&str, &str)]) -> Vec<String> {
     let mut env = meta.env.clone();
-    if let Some(proxy) = &meta.proxy_env {
-        for (name, value) in [
-            ("HTTP_PROXY", &proxy.http_proxy),
+    let own = meta.proxy_env.as_ref().map(|proxy| {
+        [
+            ("HTTP_PROXY", &*proxy.http_proxy),
             ("HTTPS_PROXY", &proxy.https_proxy),
             ("FTP_PROXY", &proxy.ftp_proxy),
             ("NO_PROXY", &proxy.no_proxy),
             ("ALL_PROXY", &proxy.all_proxy),
-        ] {
-            for name in [name.to_owned(), name.to_lowercase()] {
-                let set = env.iter().any(|e| e.split_once('=').is_some_and(|(n, _)| n == name));
-                if !value.is_empty() && !set {
-                    env.push(format!("{name}={value}"));
-                }
+        ]
+    });
+    for (name, value) in own.iter().flatten().chain(builders) {
+        for name in [(*name).to_owned(), name.to_lowercase()] {
+            let set = env.iter().any(|e| e.split_once('=').is_some_and(|(n, _)| n == name));
+            if !value.is_empty() && !set {
+                env.push(format!("{name}={value}"));
             }
         }
     }
@@ -237,10 +253,8 @@ fn environment(meta: &pb::Meta) -> Vec<String> {
 fn network(exec: &pb::ExecOp) -> Result<Network, BuildError> {
     match pb::NetMode::try_from(exec.network) {
         Ok(pb::NetMode::None) => Ok(Network::None),
-        Ok(pb::NetMode::Unset) => Ok(Network::Host),
-        Ok(pb::NetMode::Host) => {
-            Err(BuildError::new(Reason::NotSupported, "RUN --network=host is not supported yet"))
-        }
+        // Steps have the builder's network anyway; whether one may name it was decided with the Dockerfile.
+        Ok(pb::NetMode::Unset | pb::NetMode::Host) => Ok(Network::Host),
         Err(_) => Err(BuildError::internal("an exec operation asks for an unknown network")),
     }
 }
@@ -390,12 +404,19 @@ mod tests {
     fn what_steps_can_not_have_yet_is_refused() {
         let meta = pb::Meta::default();
         assert!(check_supported(&pb::ExecOp::default(), &meta).is_ok());
-        let secret = pb::ExecOp { secretenv: vec![pb::SecretEnv::default()], ..Default::default() };
         let insecure = pb::ExecOp { security: pb::SecurityMode::Insecure as i32, ..Default::default() };
-        for exec in [secret, insecure] {
-            let error = check_supported(&exec, &meta).expect_err("refused");
-            assert_eq!(error.failure().reason, Reason::NotSupported);
-        }
+        let error = check_supported(&insecure, &meta).expect_err("refused");
+        assert_eq!(error.failure().reason, Reason::NotSupported);
+    }
+
+    #[test]
+    fn a_proxy_is_set_where_the_step_has_none() {
+        let proxy_env = pb::ProxyEnv { https_proxy: "arg".into(), ..Default::default() };
+        let meta = pb::Meta { env: vec!["HTTP_PROXY=own".into()], proxy_env: Some(proxy_env), ..Default::default() };
+        let env = environment(&meta, &[("HTTP_PROXY", "b"), ("HTTPS_PROXY", "b"), ("NO_PROXY", "local")]);
+        let expected =
+            ["HTTP_PROXY=own", "HTTPS_PROXY=arg", "https_proxy=arg", "http_proxy=b", "NO_PROXY=local", "no_proxy=local"];
+        assert_eq!(env, expected);
     }
 
     #[test]

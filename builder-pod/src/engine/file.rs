@@ -178,6 +178,33 @@ pub(super) async fn materialize(
     .await
 }
 
+/// Copies what is at `path` of a result to the same path in a directory of the builder.
+pub(super) async fn fill(
+    engine: &Engine,
+    from: Res,
+    path: String,
+    into: std::path::PathBuf,
+    step: &Step,
+) -> Result<(), BuildError> {
+    let mounts = Mounts::of(engine);
+    blocking(step, move |cancel| {
+        let readable = Readable::open(&mounts, &from)?;
+        let root = lapstrake_fileop::open_root(&into)?;
+        let path = format!("/{}", path.trim_matches('/'));
+        let action = CopyAction {
+            src: path.clone(),
+            dst: path,
+            dir_copy_contents: true,
+            follow_symlink: true,
+            create_dest_path: true,
+            ..CopyAction::default()
+        };
+        lapstrake_fileop::copy(&readable.view(), root.as_fd(), &action, cancel)?;
+        Ok(())
+    })
+    .await
+}
+
 /// Performs the actions of a file operation.
 pub(super) async fn run(
     engine: &Engine,

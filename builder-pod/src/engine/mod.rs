@@ -5,6 +5,7 @@ mod exec;
 mod file;
 mod images;
 mod key;
+mod mounts;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::error::BuildError;
+use crate::inputs::{Inputs, StepInputs};
 
 pub(crate) use images::{Images, Resolved};
 
@@ -59,6 +61,8 @@ pub(crate) struct Engine {
     slots: Semaphore,
     /// The platform of this machine.
     platform: Platform,
+    /// What steps are given beside their files.
+    inputs: Mutex<Arc<StepInputs>>,
 }
 
 /// Steps that run at the same time, where nothing else is said: one more than would keep the processors
@@ -79,6 +83,7 @@ impl Engine {
             nothing,
             slots: Semaphore::new(slots_default()),
             platform: native_platform(),
+            inputs: Mutex::default(),
         })
     }
 
@@ -93,6 +98,16 @@ impl Engine {
     /// Marks of overlay are in `user.overlay.*`.
     pub(crate) fn userxattr(&self) -> bool {
         self.executor.userxattr()
+    }
+
+    /// Says what steps are given from now on.
+    pub(crate) fn give(&self, inputs: &Inputs) {
+        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(StepInputs::new(inputs.clone()));
+    }
+
+    fn step_inputs(&self) -> Arc<StepInputs> {
+        Arc::clone(&self.inputs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes a directory known as the local source `name`.

@@ -67,7 +67,7 @@ struct Open {
     id: StepId,
     since: Instant,
     /// Output without its line's end yet, per stream.
-    partial: [Vec<u8>; 2],
+    partial: [Partial; 2],
     parts: HashMap<String, Part>,
 }
 
@@ -199,8 +199,8 @@ impl State {
             ProgressKind::Failed(message) => StepEvent::failed(message),
             ProgressKind::Canceled => StepEvent::Canceled,
         };
-        for rest in std::mem::take(&mut open.partial).iter().filter(|rest| !rest.is_empty()) {
-            self.renderer.event(open.id, &StepEvent::log(took, &String::from_utf8_lossy(rest)));
+        for rest in std::mem::take(&mut open.partial).iter().filter(|rest| !rest.bytes.is_empty()) {
+            self.renderer.event(open.id, &StepEvent::log(took, &String::from_utf8_lossy(&rest.bytes)));
         }
         self.renderer.event(open.id, &end);
         self.vertices.remove(&digest);
@@ -241,20 +241,31 @@ pub(crate) fn bytes(count: u64) -> String {
 /// Longest line that is kept while its end has not come.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// The whole lines in what has come so far; carriage returns end a line too.
-fn lines(partial: &mut Vec<u8>, bytes: &[u8]) -> Vec<String> {
+/// Output of which the line's end has not come yet.
+#[derive(Default)]
+struct Partial {
+    bytes: Vec<u8>,
+    /// The last thing was a carriage return: a line feed behind it is the same end.
+    returned: bool,
+}
+
+/// The whole lines in what has come so far; carriage returns end a line too, and `\r\n` ends one.
+fn lines(partial: &mut Partial, output: &[u8]) -> Vec<String> {
     let mut whole = Vec::new();
-    for byte in bytes {
-        if matches!(byte, b'\n' | b'\r') || partial.len() >= LINE_BYTES_MAX {
-            if *byte == b'\n' || !partial.is_empty() {
-                whole.push(String::from_utf8_lossy(partial).into_owned());
+    for byte in output {
+        let end = matches!(byte, b'\n' | b'\r');
+        let same_end = *byte == b'\n' && std::mem::take(&mut partial.returned);
+        if end || partial.bytes.len() >= LINE_BYTES_MAX {
+            if !partial.bytes.is_empty() || *byte == b'\n' && !same_end {
+                whole.push(String::from_utf8_lossy(&partial.bytes).into_owned());
+                partial.returned = *byte == b'\r';
             }
-            partial.clear();
-            if matches!(byte, b'\n' | b'\r') {
-                continue;
-            }
+            partial.bytes.clear();
         }
-        partial.push(*byte);
+        if !end {
+            partial.returned = false;
+            partial.bytes.push(*byte);
+        }
     }
     whole
 }
@@ -314,10 +325,12 @@ mod tests {
 
     #[test]
     fn output_is_cut_at_line_ends_wherever_the_pieces_are_cut() {
-        let mut partial = Vec::new();
+        let mut partial = Partial::default();
         assert_eq!(lines(&mut partial, b"one\ntw"), ["one"]);
-        assert_eq!(lines(&mut partial, b"o\r\n10%\r20%\r"), ["two", "", "10%", "20%"]);
-        assert!(partial.is_empty());
+        assert_eq!(lines(&mut partial, b"o\r\n10%\r20%\r"), ["two", "10%", "20%"]);
+        assert!(partial.bytes.is_empty());
+        assert_eq!(lines(&mut partial, b"\nx\r"), ["x"]);
+        assert_eq!(lines(&mut partial, b"\n\n\r\ny\n\r\r\n"), ["", "", "y", ""]);
     }
 
     #[test]

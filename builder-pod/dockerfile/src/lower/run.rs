@@ -43,6 +43,14 @@ impl Lowering<'_> {
         {
             return Err(Box::new(Diagnostic::not_yet(word.span, "RUN --network=host")));
         }
+        if let Some(word) = &run.network
+            && word.text == "host"
+            && !self.plan.options.allow_host_network
+        {
+            let finding = Diagnostic::error("network-host", word.span, "network.host is not allowed");
+            let help = "allow it for this build (--allow network.host), or leave --network=host out";
+            return Err(Box::new(finding.help(help)));
+        }
         let line = self.command_line(current, at, run)?;
         let mut mounts = Vec::new();
         for (index, word) in run.mounts.iter().enumerate() {

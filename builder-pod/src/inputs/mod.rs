@@ -1,0 +1,157 @@
+//! What steps are given beside their files: secrets, SSH agents, certificates, proxies, networks.
+//!
+//! Options name places only; what is in them is read when a step asks for it, so that a Secret that is
+//! rotated meanwhile counts, and stays in memory.
+
+mod certificates;
+mod mask;
+mod secrets;
+mod ssh;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lapstrake_handoff::{Allow, Certificates, Proxy, Request, StepNetwork};
+use lapstrake_run::StepCertificates;
+
+use crate::error::BuildError;
+
+pub(crate) use mask::Masks;
+pub(crate) use ssh::Given as GivenAgent;
+
+/// What a build gives to its steps: places, no contents.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Inputs {
+    /// For `RUN --mount=type=secret`.
+    pub(crate) secrets: Vec<SecretSource>,
+    /// For `RUN --mount=type=ssh`.
+    pub(crate) ssh: Vec<SshSource>,
+    /// Authorities that are trusted beside the usual ones.
+    pub(crate) certificates: Certificates,
+    /// How the world outside is reached.
+    pub(crate) proxy: Proxy,
+    /// The network of steps that ask for none.
+    pub(crate) network: StepNetwork,
+    /// What the Dockerfile may ask for beyond the usual.
+    pub(crate) allow: Vec<Allow>,
+}
+
+/// A secret, or a folder of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SecretSource {
+    /// What is in a file.
+    File { id: String, path: PathBuf },
+    /// A variable of the builder's own environment.
+    Variable { id: String, name: String },
+    /// Each file of a folder, by its name.
+    Folder(PathBuf),
+}
+
+/// An agent by its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SshSource {
+    pub(crate) id: String,
+    pub(crate) from: SshFrom,
+    /// Keys of hosts.
+    pub(crate) known_hosts: Option<PathBuf>,
+}
+
+/// Where an agent's keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SshFrom {
+    /// Behind another agent's socket.
+    Socket(PathBuf),
+    /// In files, or folders of them.
+    Keys(Vec<PathBuf>),
+}
+
+impl Inputs {
+    /// What a request gives.
+    pub(crate) fn of_request(request: &Request) -> Self {
+        let secret = |secret: &lapstrake_handoff::SecretInput| {
+            let path = PathBuf::from(&secret.path);
+            match &secret.id {
+                Some(id) => SecretSource::File { id: id.clone(), path },
+                None => SecretSource::Folder(path),
+            }
+        };
+        let agent = |agent: &lapstrake_handoff::SshInput| SshSource {
+            id: agent.id.clone(),
+            from: SshFrom::Keys(agent.keys.iter().map(PathBuf::from).collect()),
+            known_hosts: agent.known_hosts.as_ref().map(PathBuf::from),
+        };
+        Self {
+            secrets: request.secrets.iter().map(secret).collect(),
+            ssh: request.ssh.iter().map(agent).collect(),
+            certificates: request.certificates.clone(),
+            proxy: request.proxy.clone(),
+            network: request.network,
+            allow: request.allow.clone(),
+        }
+    }
+
+    /// Whether the Dockerfile may ask for the builder's network by name.
+    pub(crate) fn allows_host_network(&self) -> bool {
+        self.network == StepNetwork::Host || self.allow.contains(&Allow::NetworkHost)
+    }
+}
+
+/// The inputs of the builds of one engine, and what of them must not be shown.
+#[derive(Default)]
+pub(crate) struct StepInputs {
+    inputs: Inputs,
+    masks: Masks,
+    sockets: AtomicU64,
+}
+
+impl StepInputs {
+    pub(crate) fn new(inputs: Inputs) -> Self {
+        let masks = Masks::default();
+        for address in [&inputs.proxy.http, &inputs.proxy.https].into_iter().flatten() {
+            masks.learn_password(address);
+        }
+        Self { inputs, masks, sockets: AtomicU64::new(0) }
+    }
+
+    /// What no output may show.
+    pub(crate) fn masks(&self) -> &Masks {
+        &self.masks
+    }
+
+    /// A secret's value, which from here on is masked; `None` where the build was not given it. Blocking.
+    pub(crate) fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {
+        let value = secrets::read(&self.inputs.secrets, id)?;
+        if let Some(value) = &value {
+            self.masks.learn(value);
+        }
+        Ok(value)
+    }
+
+    /// An agent; `None` where the build was not given it. Blocking.
+    pub(crate) fn agent(&self, id: &str) -> Result<Option<GivenAgent>, BuildError> {
+        ssh::open(&self.inputs.ssh, id)
+    }
+
+    /// A name for a socket that no other step has.
+    pub(crate) fn socket_name(&self) -> String {
+        self.sockets.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    /// What steps trust beside the image's own authorities. Blocking.
+    pub(crate) fn certificates(&self) -> Result<Option<StepCertificates>, BuildError> {
+        match self.inputs.certificates.in_steps {
+            true => certificates::for_steps(&self.inputs.certificates.files),
+            false => Ok(None),
+        }
+    }
+
+    /// The proxy's variables for steps.
+    pub(crate) fn proxy(&self) -> Vec<(&'static str, &str)> {
+        let proxy = &self.inputs.proxy;
+        if !proxy.in_steps {
+            return Vec::new();
+        }
+        let named = [("HTTP_PROXY", &proxy.http), ("HTTPS_PROXY", &proxy.https), ("NO_PROXY", &proxy.no)];
+        named.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect()
+    }
+}
