@@ -48,6 +48,21 @@ impl Store {
         self.shared.collect_to(limits, 0, &|| false)
     }
 
+    /// As [`Store::collect_to`], but costs little where nothing has to go; the bytes that the store takes then.
+    ///
+    /// # Errors
+    /// As [`Store::collect`].
+    pub fn settle(&self, limits: &Limits) -> Result<u64> {
+        let usage = self.usage()?;
+        let total = usage.total_bytes();
+        let budget = limits.budget_bytes(total, self.disk()?.free_bytes);
+        let now = SystemTime::now();
+        if total <= budget && choose(&usage.items, &Rule::expired(), total, now).is_empty() {
+            return Ok(total);
+        }
+        Ok(self.collect_to(limits)?.total_bytes)
+    }
+
     /// Makes room on a disk that is full, as far as there is something that nobody uses; the bytes freed.
     /// Blocking.
     ///
@@ -200,7 +215,7 @@ impl Shared {
             ItemId::Side { group, name } => {
                 let key = (group.clone(), name.clone());
                 let sides = locked(&self.pins.sides);
-                if sides.contains_key(&key) || sides.contains_key(&(group.clone(), String::new())) {
+                if self.pins.holds_side(&sides, &key) {
                     return Ok(false);
                 }
                 let trash = to_trash(&self.paths, &self.paths.root().join("side").join(group).join(name))?;

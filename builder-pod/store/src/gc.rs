@@ -43,6 +43,8 @@ impl Limits {
 pub struct Rule {
     /// Only these kinds; all where absent.
     pub kinds: Option<Vec<Kind>>,
+    /// Only what is named like this; all where absent.
+    pub ids: Option<Vec<String>>,
     /// Only what was not used for this long.
     pub unused_for: Duration,
     /// Also what several others lie on.
@@ -54,12 +56,12 @@ pub struct Rule {
 impl Rule {
     /// All that was not used for [`UNUSED_MAX`].
     pub fn expired() -> Self {
-        Self { kinds: None, unused_for: UNUSED_MAX, shared: true, until_bytes: None }
+        Self { kinds: None, ids: None, unused_for: UNUSED_MAX, shared: true, until_bytes: None }
     }
 
     /// Whatever is needed least, until no more than `bytes` are taken.
     pub fn down_to(bytes: u64) -> Self {
-        Self { kinds: None, unused_for: Duration::ZERO, shared: true, until_bytes: Some(bytes) }
+        Self { kinds: None, ids: None, unused_for: Duration::ZERO, shared: true, until_bytes: Some(bytes) }
     }
 }
 
@@ -117,6 +119,7 @@ fn may_go(item: &UsageItem, rule: &Rule, now: SystemTime) -> bool {
         && (rule.shared || !item.shared)
         && age >= rule.unused_for
         && rule.kinds.as_ref().is_none_or(|kinds| kinds.contains(&item.kind))
+        && rule.ids.as_ref().is_none_or(|ids| ids.contains(&item.id.to_string()))
 }
 
 #[cfg(test)]

@@ -101,6 +101,7 @@ fn run(shared: &Shared) {
     while !stop() {
         let limits = *locked(&shared.keeper.limits);
         if let Some(limits) = limits.filter(|_| shared.pins.is_busy()) {
+            shared.measure_new(&stop);
             seen = look(shared, &limits, seen, &stop);
             shared.wait_for_turn(Some(limits::KEEP_INTERVAL));
         } else {

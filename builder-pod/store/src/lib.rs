@@ -47,7 +47,7 @@ pub use error::{Error, Result};
 pub use gc::{Limits, Rule, UNUSED_MAX};
 pub use index::Table;
 pub use layer::{LayerFacts, chain_id, chain_of};
-pub use pins::{Job, SideUse};
+pub use pins::Job;
 pub use snapshot::{Active, CommitOptions, Record, SnapshotId, SnapshotInfo};
 pub use usage::{ItemId, Kind, Usage, UsageItem, measure};
 

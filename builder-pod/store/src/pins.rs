@@ -25,7 +25,8 @@ pub(crate) struct Pins {
     open: Mutex<BTreeMap<u64, ()>>,
     /// When blobs were touched. Held while a blob is removed, so that none goes that was just seen.
     pub(crate) blobs: Mutex<HashMap<Digest, u64>>,
-    pub(crate) sides: Mutex<HashMap<SideName, usize>>,
+    /// When directories of other parts were touched; held as `blobs` is.
+    pub(crate) sides: Mutex<HashMap<SideName, u64>>,
 }
 
 impl Default for Pins {
@@ -49,6 +50,12 @@ impl Pins {
     /// Whether a running job may need what was touched then.
     pub(crate) fn holds(&self, touched: u64) -> bool {
         touched >= self.oldest.load(Ordering::SeqCst)
+    }
+
+    /// Whether a running job may need a directory of another part, or all of its group.
+    pub(crate) fn holds_side(&self, sides: &HashMap<SideName, u64>, name: &SideName) -> bool {
+        let held = |name: &SideName| sides.get(name).is_some_and(|touched| self.holds(*touched));
+        held(name) || held(&(name.0.clone(), String::new()))
     }
 
     /// Whether any job runs.
@@ -77,26 +84,6 @@ impl Drop for Job {
     }
 }
 
-/// A directory of another part (see [`Store::side_dir`]), in use until this is dropped.
-#[must_use = "it protects as long as it lives"]
-pub struct SideUse {
-    store: Store,
-    name: SideName,
-}
-
-impl Drop for SideUse {
-    fn drop(&mut self) {
-        self.store.shared.side_used(&self.name);
-        let mut sides = locked(&self.store.shared.pins.sides);
-        if let Some(users) = sides.get_mut(&self.name) {
-            *users -= 1;
-            if *users == 0 {
-                sides.remove(&self.name);
-            }
-        }
-    }
-}
-
 impl Store {
     /// Begins a job: until it is dropped, no collection removes what is asked for, made or read from now on.
     pub fn job(&self) -> Job {
@@ -110,12 +97,20 @@ impl Store {
         Job { store: self.clone(), number }
     }
 
-    /// Says that `name` in the directory `group` of [`Store::side_dir`] is needed; ask for it before looking
-    /// whether it is there. It need not be there.
-    pub fn use_side(&self, group: &str, name: &str) -> SideUse {
-        let name = (group.to_owned(), name.to_owned());
-        *locked(&self.shared.pins.sides).entry(name.clone()).or_default() += 1;
-        SideUse { store: self.clone(), name }
+    /// Says that `name` in the directory `group` of [`Store::side_dir`] is needed, as long as the jobs that
+    /// run now; say it before looking whether it is there. An empty name stands for the whole group.
+    pub fn touch_side(&self, group: &str, name: &str) {
+        let key = (group.to_owned(), name.to_owned());
+        let now = self.shared.pins.now();
+        let before = locked(&self.shared.pins.sides).insert(key.clone(), now);
+        if before != Some(now) && !name.is_empty() {
+            self.shared.side_used(&key);
+        }
+    }
+
+    /// Whether a running job needs a directory of another part.
+    pub fn is_side_needed(&self, group: &str, name: &str) -> bool {
+        self.shared.pins.holds_side(&locked(&self.shared.pins.sides), &(group.to_owned(), name.to_owned()))
     }
 }
 

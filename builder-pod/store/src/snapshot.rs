@@ -258,6 +258,11 @@ impl Snapshots {
         self.map.iter().map(account).collect()
     }
 
+    /// Those whose size is not known.
+    pub(crate) fn unmeasured(&self) -> Vec<SnapshotId> {
+        self.map.iter().filter(|(_, e)| e.fs_bytes.is_none()).map(|(id, _)| *id).collect()
+    }
+
     pub(crate) fn set_fs_bytes(&mut self, id: SnapshotId, bytes: u64) {
         if let Some(entry) = self.map.get_mut(&id) {
             entry.fs_bytes = Some(bytes);

@@ -194,15 +194,7 @@ impl Shared {
             let path = self.paths.snapshot(snapshot.id);
             // One that is not in the listing was committed after it.
             left.remove(&path);
-            let fs_bytes = match snapshot.fs_bytes.or_else(|| self.known_size(snapshot.id, 0)) {
-                Some(bytes) => bytes,
-                None => {
-                    let bytes = measure(&self.paths.fs(snapshot.id));
-                    self.remember_size(snapshot.id, 0, bytes);
-                    bytes
-                }
-            };
-            self.state().snapshots.set_fs_bytes(snapshot.id, fs_bytes);
+            let fs_bytes = self.fs_bytes(snapshot.id, snapshot.fs_bytes);
             let mut own = Walk::default();
             own.add_one(&path);
             for name in ["meta", "meta.new", "layer", "layer.new"] {
@@ -223,6 +215,31 @@ impl Shared {
         left.iter().for_each(|path| walk.add(path));
         usage.other_bytes += walk.bytes;
         Ok(())
+    }
+
+    /// Measures snapshots that were not measured yet, so that nobody waits for that later.
+    pub(crate) fn measure_new(&self, stop: &dyn Fn() -> bool) {
+        let unknown = self.state().snapshots.unmeasured();
+        for id in unknown {
+            if stop() {
+                return;
+            }
+            self.fs_bytes(id, None);
+        }
+    }
+
+    /// Bytes of a snapshot's files: as known, as noted, or measured now.
+    fn fs_bytes(&self, id: SnapshotId, known: Option<u64>) -> u64 {
+        if let Some(bytes) = known {
+            return bytes;
+        }
+        let bytes = self.known_size(id, 0).unwrap_or_else(|| {
+            let bytes = measure(&self.paths.fs(id));
+            self.remember_size(id, 0, bytes);
+            bytes
+        });
+        self.state().snapshots.set_fs_bytes(id, bytes);
+        bytes
     }
 
     fn blobs(&self, usage: &mut Usage) -> Result<()> {
@@ -325,8 +342,7 @@ impl Shared {
 
     /// Whether somebody said that they need it, or all of its group.
     pub(crate) fn side_in_use(&self, name: &SideName) -> bool {
-        let sides = locked(&self.pins.sides);
-        sides.contains_key(name) || sides.contains_key(&(name.0.clone(), String::new()))
+        self.pins.holds_side(&locked(&self.pins.sides), name)
     }
 
     fn side(&self, name: &SideName, path: &Path, changes: bool) -> (u64, SystemTime) {
