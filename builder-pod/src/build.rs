@@ -23,6 +23,7 @@ use crate::excerpt::Excerpt;
 use crate::export::{self, Exported};
 use crate::options::{BuildOptions, Context};
 use crate::progress::{Counts, Progress};
+use crate::room;
 
 /// A Dockerfile is no longer than this.
 const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
@@ -46,6 +47,8 @@ pub(crate) struct Built {
     pub(crate) timings: Timings,
     /// The platform that was built.
     pub(crate) platform: Option<Platform>,
+    /// Bytes that the state directory takes afterwards.
+    pub(crate) cache_bytes: Option<u64>,
 }
 
 /// A file system that was built, and all that an exporter needs to know of it.
@@ -142,6 +145,7 @@ async fn run(
         steps: (steps, cached),
         timings,
         platform: Some(platform),
+        cache_bytes: None,
     })
 }
 
@@ -182,7 +186,8 @@ async fn load_context(
         Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
     };
     let step = progress.step(&name);
-    step.close(context::acquire(engine.store(), &options.context).await)
+    let acquire = || context::acquire(engine.store(), &options.context);
+    step.close(room::retried(engine.store(), None, acquire).await)
 }
 
 struct Dockerfile {

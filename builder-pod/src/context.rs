@@ -37,6 +37,7 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
             Ok(Acquired { local: Local::open(path)?, revision: None, only_dockerfile: None })
         }
         Context::Git { url, reference, path, submodules } => {
+            store.touch_side("git", "");
             let git = Git::new(store.side_dir("git")?);
             // A repository on one's own disk is fine on a laptop; in a pod there is none.
             let git =
@@ -219,7 +220,10 @@ struct Place {
 impl Place {
     fn new(store: &Store, group: &str, key: Digest) -> Result<Self, BuildError> {
         let dir = store.side_dir(group)?;
-        let path = dir.join(&key.hex()[..32]);
+        let name = &key.hex()[..32];
+        // Before anybody looks whether it is there: so it stays until the build ends.
+        store.touch_side(group, name);
+        let path = dir.join(name);
         Ok(Self { store: store.clone(), group: dir, path, record: format!("{group} {key}").into_bytes() })
     }
 
@@ -250,13 +254,19 @@ impl Place {
         Ok(Local::open(&self.path)?)
     }
 
+    /// Whether another context of a running build is that directory, or is being put into it.
+    fn is_needed(&self, path: &Path) -> bool {
+        let (Some(group), Some(name)) = (self.group.file_name(), path.file_stem()) else { return false };
+        self.store.is_side_needed(&group.to_string_lossy(), &name.to_string_lossy())
+    }
+
     /// Old contexts are not needed: what was built of them is in the cache.
     fn forget_old(&self) {
         let Ok(entries) = std::fs::read_dir(&self.group) else { return };
         let mut others: Vec<(SystemTime, PathBuf)> = entries
             .flatten()
             .map(|entry| entry.path())
-            .filter(|path| *path != self.path)
+            .filter(|path| *path != self.path && !self.is_needed(path))
             .filter_map(|path| Some((std::fs::metadata(&path).ok()?.modified().ok()?, path)))
             .collect();
         others.sort();

@@ -19,10 +19,11 @@ use crate::error::{BuildError, chain};
 use crate::manifest;
 use crate::options::{BuildOptions, Context, Image, Output};
 use crate::progress::{Format, Progress};
+use crate::room;
 use crate::wiring;
 
 /// Where state is kept when nothing else is said.
-const ROOT_DEFAULT: &str = "/var/lib/lapstrake-builder";
+pub(super) const ROOT_DEFAULT: &str = "/var/lib/lapstrake-builder";
 
 /// Flags of `build`, named as `docker buildx build` names them.
 /// Given twice, a flag's last value counts, as with `docker`.
@@ -74,6 +75,10 @@ pub(crate) struct Args {
     /// Directory of blobs, snapshots and cache.
     #[arg(long, value_name = "STATE", env = "LAPSTRAKE_ROOT", default_value = ROOT_DEFAULT)]
     root: PathBuf,
+    /// Bytes that the state directory may take, such as `20gb`; what is needed least goes when it is more.
+    /// Absent: a share of the disk.
+    #[arg(long, value_name = "SIZE", env = "LAPSTRAKE_CACHE_SIZE", value_parser = super::size::parse)]
+    cache_size: Option<u64>,
     /// Settings of registries (JSON or YAML): mirrors, http, insecure, ca, by host.
     #[arg(long, value_name = "FILE", env = "LAPSTRAKE_REGISTRIES")]
     registries: Option<PathBuf>,
@@ -90,7 +95,6 @@ fn usage(message: impl Into<String>) -> BuildError {
 /// Runs the build and says how it ended; the exit code.
 pub(crate) fn main(args: &Args, sandbox: &Sandbox) -> u8 {
     let format = if args.quiet { Format::Quiet } else { args.progress };
-    let style = if console::colors_enabled_stderr() { Style::Color } else { Style::Plain };
     let progress = Progress::new(format);
     let result = wiring::block_on(run(args, sandbox, &progress));
     progress.finish();
@@ -104,13 +108,17 @@ pub(crate) fn main(args: &Args, sandbox: &Sandbox) -> u8 {
             }
             0
         }
-        Err(error) => {
-            writeln!(std::io::stderr(), "{}", error.render(style)).ok(); // nobody listens
-            match error.failure().reason {
-                Reason::RequestInvalid => USAGE_EXIT_CODE,
-                reason => reason.class().exit_code(),
-            }
-        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// Tells a person why nothing came of it; the exit code.
+pub(crate) fn failed(error: &BuildError) -> u8 {
+    let style = if console::colors_enabled_stderr() { Style::Color } else { Style::Plain };
+    writeln!(std::io::stderr(), "{}", error.render(style)).ok(); // nobody listens
+    match error.failure().reason {
+        Reason::RequestInvalid => USAGE_EXIT_CODE,
+        reason => reason.class().exit_code(),
     }
 }
 
@@ -125,10 +133,12 @@ async fn run(args: &Args, sandbox: &Sandbox, progress: &Progress) -> Result<Buil
     };
     let client = Client::new(Config { hosts, credentials, ..Config::default() });
     let engine = Arc::new(wiring::engine(&args.root, client, sandbox)?);
+    let job = room::begin(engine.store(), room::Host::Laptop, args.cache_size)?;
     let result = build::build(&engine, &options, progress, &cancel).await;
     // What finished steps made is kept, however the build ended.
     let flushed = wiring::flush(&engine).await;
-    let built = result?;
+    let cache_bytes = room::end(engine.store(), job).await;
+    let built = Built { cache_bytes, ..result? };
     flushed?;
     if let Some(path) = &args.metadata_file {
         write_metadata(path, &built, &options)?;

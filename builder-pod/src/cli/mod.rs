@@ -1,9 +1,11 @@
 //! The command line.
 
 pub(crate) mod build;
+pub(crate) mod du;
 mod inputs;
 mod output;
 pub(crate) mod pod;
+mod size;
 
 use clap::{Parser, Subcommand};
 
@@ -38,6 +40,12 @@ pub(crate) enum Command {
     /// Build an image from a directory, a Git repository or an ImageBuild manifest.
     #[command(after_help = EXIT_CODES)]
     Build(Box<build::Args>),
+    /// Show what the state directory takes.
+    #[command(after_help = EXIT_CODES)]
+    Du(du::DuArgs),
+    /// Remove what builds left in the state directory and nobody uses.
+    #[command(after_help = EXIT_CODES)]
+    Prune(du::PruneArgs),
     /// Serve one request in a builder pod: what the operator starts.
     #[command(hide = true)]
     Pod(pod::Args),

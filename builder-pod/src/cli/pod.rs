@@ -17,6 +17,7 @@ use crate::build::{self, Built};
 use crate::error::BuildError;
 use crate::options::{BuildOptions, Context, Image, Output};
 use crate::progress::{Format, Progress};
+use crate::room;
 use crate::wiring;
 
 /// Flags of `pod`.
@@ -107,6 +108,7 @@ async fn run(
     wiring::cancel_on_signals(&cancel);
     let client = Client::new(config(request)?);
     let engine = Arc::new(wiring::engine(state, client, sandbox)?);
+    let job = room::begin(engine.store(), room::Host::Pod, request.cache_max_bytes)?;
     let timeout = request.timeout_seconds.map(Duration::from_secs);
     let work = build::build(&engine, &options, progress, &cancel);
     let result = match timeout {
@@ -125,7 +127,11 @@ async fn run(
     };
     // What finished steps made is kept, however the build ended.
     let flushed = wiring::flush(&engine).await;
-    let built = result?;
+    let cache_bytes = room::end(engine.store(), job).await;
+    let built = match result {
+        Ok(built) => Built { cache_bytes, ..built },
+        Err(error) => return Err(error.noted(|failure| failure.cache_bytes = cache_bytes)),
+    };
     if let Err(error) = flushed {
         // The image is where it was asked for; without its cache the next build only takes longer.
         tracing::warn!("what this build made can't be kept for the next one: {error}");
@@ -223,6 +229,7 @@ fn success(built: &Built) -> Success {
         steps: built.steps.0,
         cached_steps: built.steps.1,
         timings: built.timings,
+        cache_bytes: built.cache_bytes,
         platform: built.platform.as_ref().map(ToString::to_string).unwrap_or_default(),
         ..Success::default()
     };

@@ -143,6 +143,17 @@ impl Engine {
         commit(&self.store, active)
     }
 
+    /// Makes the results of a vertex. Where it fails nothing is left, so that it may be done again.
+    async fn run_once(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
+        let platform = platform_of(vertex, &self.platform);
+        match &vertex.op {
+            pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
+            pb::op::Op::Exec(exec) => self.exec(exec, &platform, inputs, step).await,
+            pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
+            _ => Err(BuildError::internal("an operation that was not described can't run")),
+        }
+    }
+
     async fn source(
         &self,
         source: &pb::SourceOp,
@@ -241,13 +252,8 @@ impl World for Engine {
     }
 
     async fn run(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
-        let platform = platform_of(vertex, &self.platform);
-        let result = match &vertex.op {
-            pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
-            pb::op::Op::Exec(exec) => self.exec(exec, &platform, inputs, step).await,
-            pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
-            _ => Err(BuildError::internal("an operation that was not described can't run")),
-        };
+        let work = || self.run_once(vertex, inputs.clone(), step);
+        let result = crate::room::retried(&self.store, Some(step), work).await;
         result.map_err(|error| located(&error, vertex))
     }
 

@@ -19,6 +19,7 @@ use crate::engine::{CREATED, Engine, Resolved};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::Image;
 use crate::progress::Step;
+use crate::room;
 
 /// Layers that are made in a way of their own, clamped to an epoch or packed at a level: they are not what
 /// the store knows the snapshot as.
@@ -96,7 +97,7 @@ pub(super) async fn make(
     let jobs = snapshots.iter().skip(base).map(|snapshot| {
         let (store, snapshot) = (engine.store().clone(), snapshot.clone());
         async move {
-            let work = move || one(&store, &snapshot, wanted);
+            let work = move || room::retried_blocking(&store, || one(&store, &snapshot, wanted));
             tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
         }
     });
@@ -123,7 +124,9 @@ async fn from_base(
     let blob = image.manifest.layers.get(at).ok_or_else(lacks)?;
     let diff_id = *image.config.rootfs.diff_ids.get(at).ok_or_else(lacks)?;
     if !is_there(engine.store(), blob) {
-        engine.images().fetch(&image.reference, blob, &Progress::none(), cancel).await?;
+        let none = Progress::none();
+        let fetch = || engine.images().fetch(&image.reference, blob, &none, cancel);
+        room::retried(engine.store(), None, fetch).await?;
     }
     let descriptor = Descriptor::new(media::convert(&blob.media_type, docker), blob.digest, blob.size);
     Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None })

@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) snapshots: Snapshots,
     /// Records put since the last flush began.
     pending: Changes,
+    /// Records that are worth a flush of somebody else's, but none of their own.
+    notes: Changes,
     /// Records that a flush is writing, or failed to write.
     flushing: Arc<Changes>,
     /// `*.new` files to be named once their data is on the disk.
@@ -144,11 +146,17 @@ impl Shared {
         self.wake.notify_all();
     }
 
+    /// Puts a record that goes to the disk with the next flush, and may be lost until then.
+    pub(crate) fn note(&self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.state().notes.insert((table, key.to_vec()), Some(value));
+    }
+
     /// Deletes a record that was read with that value, unless another was put since.
     pub(crate) fn forget(&self, table: Table, key: &[u8], value: &[u8]) {
         let mut state = self.state();
         let at = (table, key.to_vec());
         let put = state.pending.get(&at).or_else(|| state.flushing.get(&at));
+        let put = put.or_else(|| state.notes.get(&at));
         if put.is_none_or(|put| put.as_deref() == Some(value)) {
             state.pending.insert(at, None);
             self.wake.notify_all();
@@ -158,7 +166,8 @@ impl Shared {
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Option<Vec<u8>> {
         let state = self.state();
         let at = (table, key.to_vec());
-        if let Some(change) = state.pending.get(&at).or_else(|| state.flushing.get(&at)) {
+        let put = state.pending.get(&at).or_else(|| state.flushing.get(&at));
+        if let Some(change) = put.or_else(|| state.notes.get(&at)) {
             return change.clone();
         }
         drop(state);
@@ -168,7 +177,7 @@ impl Shared {
 
     pub(crate) fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let state = self.state();
-        let layers = [&*state.flushing, &state.pending].map(|changes| {
+        let layers = [&state.notes, &*state.flushing, &state.pending].map(|changes| {
             changes
                 .range((table, prefix.to_vec())..)
                 .take_while(|((t, key), _)| *t == table && key.starts_with(prefix))
@@ -190,7 +199,14 @@ impl Shared {
     pub(crate) fn tables(&self) -> Vec<Table> {
         let mut tables: Vec<Table> = self.index.tables().into_iter().map(table_of).collect();
         let state = self.state();
-        tables.extend(state.pending.keys().chain(state.flushing.keys()).map(|(table, _)| *table));
+        tables.extend(
+            state
+                .pending
+                .keys()
+                .chain(state.flushing.keys())
+                .chain(state.notes.keys())
+                .map(|(table, _)| *table),
+        );
         drop(state);
         tables.sort_unstable();
         tables.dedup();
@@ -203,10 +219,11 @@ impl Shared {
         let _gate = locked(&self.gate);
         let (changes, renames) = {
             let mut state = self.state();
-            if !state.is_pending() {
+            if !state.is_pending() && state.notes.is_empty() {
                 return Ok(());
             }
             let mut changes = (*state.flushing).clone(); // not empty only after a failure
+            changes.append(&mut state.notes);
             changes.append(&mut state.pending);
             state.flushing = Arc::new(changes);
             state.dirty = false;

@@ -387,7 +387,7 @@ impl Shared {
 
     fn put_side(&self, key: &[u8], side: &Side) {
         if let Ok(bytes) = serde_json::to_vec(side) {
-            self.change(SIDES, key, Some(bytes));
+            self.note(SIDES, key, bytes);
         }
     }
 
@@ -400,7 +400,7 @@ impl Shared {
 
     fn remember_size(&self, id: SnapshotId, time: u128, bytes: u64) {
         if let Ok(value) = serde_json::to_vec(&(bytes, time)) {
-            self.change(SIZES, id.to_string().as_bytes(), Some(value));
+            self.note(SIZES, id.to_string().as_bytes(), value);
         }
     }
 }

@@ -45,6 +45,16 @@ fn active(state: &Path) -> usize {
     all.filter(|entry| !entry.path().join("meta").exists()).count()
 }
 
+/// Whether the index has a record of each committed snapshot.
+fn all_recorded(state: &Path) -> bool {
+    let index = std::fs::read(state.join("index.redb")).unwrap();
+    let all = std::fs::read_dir(state.join("snapshots")).unwrap().flatten();
+    all.filter(|entry| entry.path().join("meta").exists()).all(|entry| {
+        let result = format!("\"results\":[\"{}\"", entry.file_name().to_string_lossy());
+        index.windows(result.len()).any(|window| window == result.as_bytes())
+    })
+}
+
 /// A build with a finished step, then one that waits; `mark` makes its processes findable.
 fn waiting(lab: &Lab, mark: &str) -> std::path::PathBuf {
     lab.dockerfile(&format!(
@@ -93,9 +103,9 @@ fn a_killed_build_is_taken_up_where_it_was() {
     let dir = waiting(&lab, "765.432");
     let mut running = lab.build(&dir).start();
     running.until("\"waits\"");
-    // What is committed is on the disk a moment later (the store's own interval).
+    // What is committed, and the record that names it, is on the disk a moment later (the store's own interval).
     let state = lab.path("state");
-    while active(&state) > 1 {
+    while active(&state) > 1 || !all_recorded(&state) {
         std::thread::yield_now();
     }
     running.signal("KILL");

@@ -15,5 +15,6 @@ mod outputs;
 mod parallel;
 mod pod;
 mod registry;
+mod room;
 mod sources;
 mod userns;

@@ -55,6 +55,7 @@ fn a_success_tells_digest_bases_steps_and_times() {
     assert_eq!(success["baseImages"][0]["name"], lab.base());
     assert_eq!((&success["steps"], &success["cachedSteps"]), (&json!(2), &json!(0)), "{outcome}");
     assert_eq!(success["platform"], "linux/amd64");
+    assert!(success["cacheBytes"].as_u64().unwrap() > 100_000, "{outcome}");
     let (code, again) = serve(&lab, &asked);
     assert_eq!(code, Some(0));
     assert_eq!(
