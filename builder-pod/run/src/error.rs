@@ -12,6 +12,8 @@ pub enum RunError {
         stage: Stage,
         /// Text for the user, naming the object.
         message: String,
+        /// The kernel's answer.
+        errno: i32,
     },
     /// The machine or the pod refused what every step needs.
     #[error("setting up the step's sandbox: {message}")]
@@ -56,10 +58,21 @@ impl RunError {
         matches!(self, Self::Step { .. })
     }
 
+    /// The kernel has no table of emulators for a user namespace, or does not let us have one.
+    pub fn is_without_emulation(&self) -> bool {
+        matches!(self, Self::Sandbox { stage: Stage::Emulation, .. })
+    }
+
+    /// The step's program is of an architecture that nothing here runs (or no program at all).
+    pub fn is_foreign_program(&self) -> bool {
+        let noexec = lapstrake_sys::Errno::NOEXEC.raw_os_error();
+        matches!(self, Self::Step { stage: Stage::Program, errno, .. } if *errno == noexec)
+    }
+
     pub(crate) fn from_failure(stage: Stage, message: String, errno: i32) -> Self {
         match stage {
             Stage::Program | Stage::User | Stage::Cwd | Stage::Mount | Stage::Limits => {
-                Self::Step { stage, message }
+                Self::Step { stage, message, errno }
             }
             _ => Self::Sandbox { stage, message, errno },
         }

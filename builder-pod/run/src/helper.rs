@@ -12,6 +12,7 @@ use lapstrake_sys::{Context, Errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
+use crate::emulation::Keeper;
 use crate::init::{self, Failure, Stubs, kernel};
 use crate::protocol::{HELPER_ARGUMENT, Report, Request, Stage, send};
 use crate::spec::Network;
@@ -63,14 +64,19 @@ fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
         Ok(pair) => pair,
         Err(error) => return (control, Err(fail(error))),
     };
+    let keeper = match request.spec.emulator.as_ref().map(Keeper::start).transpose() {
+        Ok(keeper) => keeper,
+        Err(failure) => return (control, Err(failure)),
+    };
     match split(request.spec.network) {
         Ok(Side::Child) => {
             drop((reader, control));
-            init::run(&request, writer)
+            init::run(&request, keeper.as_ref(), writer)
         }
         Ok(Side::Parent(child)) => {
             drop(writer);
             let result = see_through(&request, &child, reader, &control);
+            drop(keeper); // Nothing of the step is left that it was kept for.
             (control, result)
         }
         Err(error) => (control, Err(kernel(Stage::Namespaces)(error))),

@@ -15,6 +15,7 @@
 //! Never: forks a threaded process; weakens isolation silently (what cannot be set up is an error);
 //! makes cgroups; decides what is run.
 
+mod emulation;
 mod error;
 mod etc;
 mod executor;
@@ -26,12 +27,13 @@ pub mod sandbox;
 mod seccomp;
 mod spec;
 
+pub use emulation::{emulated, runs_natively};
 pub use error::RunError;
 pub use executor::{Executor, Sink};
 pub use helper::helper_main;
 pub use protocol::Stage;
 pub use spec::{
-    Changes, ExtraHost, HOSTNAME_DEFAULT, MountSource, Network, PATH_DEFAULT, Rlimit, Rootfs,
+    Changes, Emulator, ExtraHost, HOSTNAME_DEFAULT, MountSource, Network, PATH_DEFAULT, Rlimit, Rootfs,
     SHM_BYTES_DEFAULT, SecretBytes, SecretVar, StepCertificates, StepExit, StepFile, StepMount, StepSpec,
     Stream,
 };

@@ -67,6 +67,8 @@ pub enum Stage {
     Limits,
     /// Capabilities and the system call filter.
     Confine,
+    /// The user namespace of an emulator.
+    Emulation,
     /// The program: not found, or not executable.
     Program,
 }

@@ -56,6 +56,18 @@ pub struct StepSpec {
     /// Authorities that it trusts beside those of the image.
     #[serde(default)]
     pub certificates: Option<StepCertificates>,
+    /// Runs the step's programs that are not of this machine's architecture.
+    #[serde(default)]
+    pub emulator: Option<Emulator>,
+}
+
+/// A program that runs programs of another architecture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Emulator {
+    /// Go's name of the architecture that it runs; one for which [`crate::emulated`] has an answer.
+    pub architecture: String,
+    /// Its file, in the builder's own tree: an absolute path to a program that needs no other file.
+    pub interpreter: PathBuf,
 }
 
 impl StepSpec {
@@ -75,6 +87,7 @@ impl StepSpec {
             rlimits: Vec::new(),
             shm_bytes: None,
             certificates: None,
+            emulator: None,
         }
     }
 }

@@ -197,6 +197,7 @@ fn step_spec(
         rlimits: meta.ulimit.iter().map(rlimit).collect(),
         shm_bytes: None,
         certificates: given.certificates.clone(),
+        emulator: None,
     })
 }
 

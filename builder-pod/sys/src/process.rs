@@ -237,6 +237,14 @@ pub fn exec(program: &CString, args: &[CString], env: &[CString]) -> Error {
     Error::last("execve", program.to_string_lossy())
 }
 
+/// Whether the machine runs 32-bit programs of its family: some 64-bit ARM processors do not.
+pub fn runs_32_bit_programs() -> bool {
+    const PER_LINUX: libc::c_ulong = 0;
+    const PER_LINUX32: libc::c_ulong = 8;
+    // SAFETY: the call changes a number that belongs to this thread, and changes it back.
+    unsafe { libc::personality(PER_LINUX32) >= 0 && libc::personality(PER_LINUX) >= 0 }
+}
+
 /// Ends this process at once, without running destructors or exit handlers.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.

@@ -28,6 +28,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 pub(crate) use certificates::block;
 pub(crate) use stubs::Stubs;
 
+use crate::emulation::Keeper;
 use crate::protocol::{Report, Request, Stage, send};
 use crate::spec::{Network, StepSpec};
 
@@ -83,10 +84,10 @@ struct Ready {
 }
 
 /// Runs as process 1; reports through `status`.
-pub(crate) fn run(request: &Request, status: OwnedFd) -> ! {
+pub(crate) fn run(request: &Request, keeper: Option<&Keeper>, status: OwnedFd) -> ! {
     let mut status = File::from(status);
     match prepare(request, &mut status) {
-        Ok(ready) => start(request, ready, status),
+        Ok(ready) => start(request, keeper, ready, status),
         Err(failure) => {
             send(&mut status, &failure.into_report());
             process::exit_now(1)
@@ -213,10 +214,10 @@ fn text(text: String) -> Result<CString, Failure> {
     })
 }
 
-fn start(request: &Request, ready: Ready, mut status: File) -> ! {
+fn start(request: &Request, keeper: Option<&Keeper>, ready: Ready, mut status: File) -> ! {
     match process::fork() {
         Ok(Side::Child) => {
-            let failure = become_program(request, &ready);
+            let failure = become_program(request, keeper, &ready);
             if let Some(failure) = failure {
                 send(&mut status, &failure.into_report());
                 process::exit_now(127)
@@ -266,8 +267,8 @@ fn watch(main: rustix::process::Pid) -> Result<Report, Failure> {
 }
 
 /// Turns into the step's program; what is returned is why not, or nothing after a probe.
-fn become_program(request: &Request, ready: &Ready) -> Option<Failure> {
-    let confined = confine(ready);
+fn become_program(request: &Request, keeper: Option<&Keeper>, ready: &Ready) -> Option<Failure> {
+    let confined = confine(keeper, ready);
     if let Err(failure) = confined {
         return Some(failure);
     }
@@ -286,13 +287,16 @@ fn become_program(request: &Request, ready: &Ready) -> Option<Failure> {
     Some(Failure::new(Stage::Program, format!("exec: \"{name}\": {reason}"), error.errno))
 }
 
-fn confine(ready: &Ready) -> Result<(), Failure> {
+fn confine(keeper: Option<&Keeper>, ready: &Ready) -> Result<(), Failure> {
     let helper = kernel(Stage::Helper);
     let fail = kernel(Stage::Confine);
     let identity = &ready.identity;
     rustix::process::setsid().about("setsid", "step").map_err(&helper)?;
     process::replace_stdio(&ready.null, 0).map_err(&helper)?;
     give_streams(identity)?;
+    if let Some(keeper) = keeper {
+        keeper.join().map_err(kernel(Stage::Emulation))?;
+    }
     caps::bound(step_capabilities()).map_err(&fail)?;
     lapstrake_sys::seccomp::install(&ready.filter).map_err(&fail)?;
     process::become_user(identity.uid, identity.gid, &identity.groups)
