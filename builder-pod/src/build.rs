@@ -5,23 +5,25 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use lapstrake_dockerfile::{
-    Capabilities, Images as ImageConfigs, Lowered, MainContext, Network, NoCache, Options, Plan, ResolvedImage,
+    Capabilities, Images as ImageConfigs, Lowered, MainContext, Network, NoCache, Options, Plan,
+    ResolvedImage,
 };
-use lapstrake_handoff::{BaseImage, Reason, StepNetwork, Timings};
+use lapstrake_handoff::{BaseImage, Reason, SourceFacts, StepNetwork, Timings};
 use lapstrake_llb::Graph;
 use lapstrake_oci::{Digest, Platform, Reference};
-use lapstrake_solver::{Job, Outcome, Solver};
 use lapstrake_source::Local;
 use lapstrake_store::SnapshotId;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::annotations::Place;
 use crate::context::{self, Acquired};
-use crate::engine::{Engine, Res, Resolved, native_platform};
+use crate::engine::{Engine, Resolved, native_platform};
 use crate::error::BuildError;
 use crate::excerpt::Excerpt;
 use crate::export::{self, Exported};
+use crate::naming;
 use crate::options::{BuildOptions, Context};
+use crate::platforms::{self, Target};
 use crate::progress::{Counts, Progress};
 use crate::room;
 
@@ -45,14 +47,22 @@ pub(crate) struct Built {
     pub(crate) steps: (u32, u32),
     /// Where the time went.
     pub(crate) timings: Timings,
-    /// The platform that was built.
+    /// The platform that was built; of several the first.
     pub(crate) platform: Option<Platform>,
     /// Bytes that the state directory takes afterwards.
     pub(crate) cache_bytes: Option<u64>,
+    /// Full names of the image.
+    pub(crate) names: Vec<String>,
+    /// Names that were left out, since a placeholder had no value.
+    pub(crate) left_out: Vec<String>,
+    /// What is known of the source's revision.
+    pub(crate) facts: SourceFacts,
 }
 
 /// A file system that was built, and all that an exporter needs to know of it.
 pub(crate) struct Solved {
+    /// The platform that it is for.
+    pub(crate) platform: Platform,
     /// The file system.
     pub(crate) snapshot: Option<SnapshotId>,
     /// Config of the image around it, with its history.
@@ -115,38 +125,110 @@ async fn run(
     engine.give(&options.inputs);
     let began = Instant::now();
     let acquired = abortable(cancel, load_context(engine, options, progress)).await?;
-    let revision = acquired.revision.clone();
-    let platform = options.platform.clone().unwrap_or_else(native_platform);
+    let (revision, facts) = (acquired.revision.clone(), acquired.facts.clone());
+    let (options, left_out) = fill_in(options, &facts)?;
+    for (name, placeholder) in &left_out {
+        progress.text(&format!("warning: {name} is left out: the source has no {{{placeholder}}}"));
+    }
+    let options = &options;
     let dockerfile = load_dockerfile(&acquired, options, progress)?;
     let source_ms = millis(began);
 
     let began = Instant::now();
-    let (plan, bases) =
-        abortable(cancel, resolve_images(engine, &dockerfile, options, &platform, progress)).await?;
-    let lowered = plan.0.lower(&plan.1).map_err(invalid)?;
-    for warning in lowered.warnings.iter() {
-        progress.text(&format!("warning: {}", lowered.warnings.short(warning)));
+    let platforms = platforms::wanted(options);
+    let multi = platforms.len() > 1;
+    let planned = platforms.iter().map(|p| resolve_images(engine, &dockerfile, options, p, multi, progress));
+    let planned = abortable(cancel, try_join_all(planned)).await?;
+    let (mut lowered, mut bases) = (Vec::new(), Vec::new());
+    for ((plan, configs), images) in planned {
+        lowered.push(plan.lower(&configs).map_err(invalid)?);
+        bases.push(images);
     }
+    warn(&lowered, progress);
     offer_context(engine, acquired, &dockerfile, &lowered)?;
-    let graph = Arc::new(Graph::decode(&lowered.definition).map_err(BuildError::internal)?);
-    let snapshot = solve(engine, &graph, progress, cancel).await?;
+    let mut targets = Vec::new();
+    for (platform, lowered) in platforms.iter().zip(&lowered) {
+        let graph = Arc::new(Graph::decode(&lowered.definition).map_err(BuildError::internal)?);
+        targets.push(Target { platform: platform.clone(), graph });
+    }
+    let snapshots = platforms::solve(engine, &targets, progress, cancel).await?;
     let solve_ms = millis(began);
 
-    let base = base_of(engine, snapshot, &lowered.config, &bases)?;
-    let solved = Solved { snapshot, config: lowered.config, bases, base };
+    let mut solved = Vec::new();
+    for (((snapshot, lowered), bases), target) in snapshots.into_iter().zip(lowered).zip(bases).zip(targets) {
+        let base = base_of(engine, snapshot, &lowered.config, &bases)?;
+        solved.push(Solved { platform: target.platform, snapshot, config: lowered.config, bases, base });
+    }
     let (image, mut timings) = export::export(engine, &solved, options, progress, cancel).await?;
     timings.source_ms = source_ms;
     timings.solve_ms = solve_ms;
     let Counts { steps, cached } = progress.counts();
+    let names = options.outputs.iter().filter_map(|output| output.image()).flat_map(|image| &image.names);
     Ok(Built {
         image,
         revision,
-        base_images: base_images(&solved.bases),
+        base_images: base_images(solved.iter().flat_map(|solved| &solved.bases)),
         steps: (steps, cached),
         timings,
-        platform: Some(platform),
+        platform: platforms.into_iter().next(),
+        names: names.map(ToString::to_string).collect(),
+        left_out: left_out.into_iter().map(|(name, _)| name).collect(),
+        facts,
         cache_bytes: None,
     })
+}
+
+/// Findings that do not keep a Dockerfile from being built, each once.
+fn warn(lowered: &[Lowered], progress: &Progress) {
+    let mut said = Vec::new();
+    for lowered in lowered {
+        for warning in lowered.warnings.iter() {
+            let text = lowered.warnings.short(warning);
+            if !said.contains(&text) {
+                progress.text(&format!("warning: {text}"));
+                said.push(text);
+            }
+        }
+    }
+}
+
+/// Names that were left out, and the placeholder that has no value.
+type LeftOut = Vec<(String, String)>;
+
+/// The options with all that comes from the source filled in.
+fn fill_in(options: &BuildOptions, facts: &SourceFacts) -> Result<(BuildOptions, LeftOut), BuildError> {
+    let mut options = options.clone();
+    let mut left_out = Vec::new();
+    for image in options.outputs.iter_mut().filter_map(|output| output.image_mut()) {
+        if !image.templates.is_empty() {
+            let mut all: Vec<String> = image.names.iter().map(ToString::to_string).collect();
+            all.append(&mut image.templates);
+            let filled = naming::fill(&all, facts).map_err(|e| BuildError::new(Reason::SourceNotFound, e))?;
+            image.names = filled.names;
+            left_out.extend(filled.left_out);
+        }
+    }
+    if options.from_source.epoch && options.source_date_epoch.is_none() {
+        options.source_date_epoch = facts.time;
+    }
+    let url = match &options.context {
+        Context::Git { url, .. } | Context::Http { url, .. } => Some(lapstrake_source::shown_url(url)),
+        Context::Directory(_) | Context::Inline(_) => None,
+    };
+    let standard = naming::standard(url.as_deref(), facts, options.source_date_epoch);
+    let places = match platforms::wanted(&options).len() {
+        1 => &[Place::Manifest][..],
+        _ => &[Place::Manifest, Place::Index],
+    };
+    for (key, value) in standard {
+        if options.from_source.annotations {
+            places.iter().for_each(|place| options.annotations.default_to(*place, &key, &value));
+        }
+        if options.from_source.labels {
+            options.labels.entry(key).or_insert(value);
+        }
+    }
+    Ok((options, left_out))
 }
 
 /// Ends work that leaves nothing behind as soon as the build is canceled.
@@ -174,8 +256,11 @@ async fn load_context(
     progress: &Progress,
 ) -> Result<Acquired, BuildError> {
     if let Context::Directory(_) = &options.context {
-        return context::acquire(engine.store(), &options.context).await;
+        return context::acquire(engine.store(), &options.context, false).await;
     }
+    let templates = options.outputs.iter().filter_map(|o| o.image()).flat_map(|image| &image.templates);
+    let from_source = options.from_source.annotations || options.from_source.labels;
+    let ask = from_source || naming::asks_repository(templates);
     let name = match &options.context {
         Context::Git { url, .. } => {
             format!("[internal] load git source {}", lapstrake_source::shown_url(url))
@@ -186,7 +271,7 @@ async fn load_context(
         Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
     };
     let step = progress.step(&name);
-    let acquire = || context::acquire(engine.store(), &options.context);
+    let acquire = || context::acquire(engine.store(), &options.context, ask);
     step.close(room::retried(engine.store(), None, acquire).await)
 }
 
@@ -237,10 +322,12 @@ async fn resolve_images(
     dockerfile: &Dockerfile,
     options: &BuildOptions,
     platform: &Platform,
+    multi: bool,
     progress: &Progress,
 ) -> Result<(Planned, Vec<Arc<Resolved>>), BuildError> {
     let parsed = lapstrake_dockerfile::parse(&dockerfile.name, &dockerfile.text);
-    let plan = lapstrake_dockerfile::plan(&parsed, &frontend_options(options, platform)).map_err(invalid)?;
+    let plan =
+        lapstrake_dockerfile::plan(&parsed, &frontend_options(options, platform, multi)).map_err(invalid)?;
     let mut known = ImageConfigs::new();
     let mut bases = Vec::new();
     loop {
@@ -249,7 +336,8 @@ async fn resolve_images(
             return Ok(((plan, known), bases));
         }
         let lookups = needed.iter().map(|request| async {
-            let step = progress.step(&format!("[internal] load metadata for {}", request.key.reference));
+            let of = if multi { format!("{} ", request.key.platform) } else { String::new() };
+            let step = progress.step(&format!("[{of}internal] load metadata for {}", request.key.reference));
             let found = engine.images().resolve(&request.key.reference, &request.key.platform).await;
             step.close(found).map_err(|error| at_request(&plan, request, &error))
         });
@@ -270,13 +358,14 @@ fn at_request(plan: &Plan, request: &lapstrake_dockerfile::ImageRequest, error: 
     BuildError::dockerfile(plan.image_error(request, &error.to_string()), reason)
 }
 
-fn frontend_options(options: &BuildOptions, platform: &Platform) -> Options {
+fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) -> Options {
     Options {
         target: options.target.clone(),
         build_args: options.args.clone(),
         labels: options.labels.clone(),
         target_platform: Some(platform.clone()),
         build_platform: native_platform(),
+        multi_platform: multi,
         no_cache: if options.no_cache { NoCache::All } else { NoCache::Nothing },
         source_date_epoch: options.source_date_epoch,
         context: MainContext::Local { name: CONTEXT.to_owned(), session: None, exclude_patterns: Vec::new() },
@@ -303,55 +392,39 @@ fn offer_context(
     engine: &Engine,
     acquired: Acquired,
     dockerfile: &Dockerfile,
-    lowered: &Lowered,
+    lowered: &[Lowered],
 ) -> Result<(), BuildError> {
-    let Some(usage) = &lowered.context else { return Ok(()) };
+    let mut used = lowered.iter().filter_map(|lowered| lowered.context.as_ref()).peekable();
+    if used.peek().is_none() {
+        return Ok(());
+    }
+    // What any of the platforms needs.
+    let mut paths: Option<Vec<String>> = Some(Vec::new());
+    for usage in used {
+        match usage {
+            lapstrake_dockerfile::ContextUse::Whole => paths = None,
+            lapstrake_dockerfile::ContextUse::Paths(more) => {
+                if let Some(paths) = &mut paths {
+                    paths.extend(more.iter().cloned());
+                }
+            }
+        }
+    }
     let bad_rules =
         |e: lapstrake_source::Error| BuildError::new(Reason::DockerfileInvalid, crate::error::chain(&e));
     let (_, rules) = acquired.local.ignore_rules(&dockerfile.name).map_err(bad_rules)?;
     let mut local: Local = acquired.local.with_ignore(rules);
-    if let lapstrake_dockerfile::ContextUse::Paths(paths) = usage {
-        local = local.with_only(paths)?;
+    if let Some(mut paths) = paths {
+        paths.sort();
+        paths.dedup();
+        local = local.with_only(&paths)?;
     }
     engine.add_context(CONTEXT, Arc::new(local));
     Ok(())
 }
 
-async fn solve(
-    engine: &Arc<Engine>,
-    graph: &Arc<Graph>,
-    progress: &Progress,
-    cancel: &CancellationToken,
-) -> Result<Option<SnapshotId>, BuildError> {
-    let (sender, mut events) = mpsc::unbounded_channel::<lapstrake_solver::Progress>();
-    let shown = progress.clone();
-    let show = tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
-            shown.vertex(&event.vertex, &event.kind);
-        }
-    });
-    let solver = Solver::start(Arc::clone(engine));
-    let job = Job { graph: Arc::clone(graph), progress: sender, cancel: cancel.clone() };
-    let outcome = solver.solve(job).await;
-    show.await.ok(); // it ends with the channel
-    match outcome {
-        Outcome::Done(result) => {
-            progress.all_else_cached(graph);
-            match result {
-                None => Ok(None),
-                Some((Res::Snapshot(id), _)) => Ok(id),
-                Some((Res::Context(_), _)) => {
-                    Err(BuildError::internal("the result is a directory of the builder"))
-                }
-            }
-        }
-        Outcome::Failed(_, error) => Err(in_file(graph, &error)),
-        Outcome::Canceled => Err(BuildError::canceled()),
-    }
-}
-
 /// Adds the file that a failed step stands in, and its lines.
-fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
+pub(crate) fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
     let Some(line) = error.failure().line else { return error.clone() };
     if error.failure().file.is_some() {
         return error.clone();
@@ -363,7 +436,7 @@ fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
     }
 }
 
-fn base_images(bases: &[Arc<Resolved>]) -> Vec<BaseImage> {
+fn base_images<'a>(bases: impl Iterator<Item = &'a Arc<Resolved>>) -> Vec<BaseImage> {
     let mut seen: Vec<(String, Digest)> = Vec::new();
     for base in bases {
         let name = plain_name(&base.reference);

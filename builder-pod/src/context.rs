@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use lapstrake_fileop::Cancel;
+use lapstrake_handoff::SourceFacts;
 use lapstrake_oci::{Digest, Hasher};
 use lapstrake_source::{
     CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, Resolved,
@@ -28,14 +29,21 @@ pub(crate) struct Acquired {
     pub(crate) revision: Option<String>,
     /// The Dockerfile's name where the context is nothing but that file.
     pub(crate) only_dockerfile: Option<String>,
+    /// What its repository says of the commit.
+    pub(crate) facts: SourceFacts,
 }
 
-/// Fetches a context; what is there already is not fetched again.
-pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired, BuildError> {
+/// Fetches a context; what is there already is not fetched again. `ask`: branch and tags of the commit are
+/// asked for where they are not known.
+pub(crate) async fn acquire(store: &Store, context: &Context, ask: bool) -> Result<Acquired, BuildError> {
+    let nothing = SourceFacts::default;
     match context {
-        Context::Directory(path) => {
-            Ok(Acquired { local: Local::open(path)?, revision: None, only_dockerfile: None })
-        }
+        Context::Directory(path) => Ok(Acquired {
+            local: Local::open(path)?,
+            revision: None,
+            only_dockerfile: None,
+            facts: nothing(),
+        }),
         Context::Git { url, reference, path, submodules } => {
             store.touch_side("git", "");
             let git = Git::new(store.side_dir("git")?);
@@ -63,7 +71,9 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
                 };
                 place.finish(&dir)?;
             }
-            Ok(Acquired { local: place.open()?, revision: Some(resolved.commit), only_dockerfile: None })
+            let facts = facts(&git, url, &resolved, reference, ask).await?;
+            let local = place.open()?;
+            Ok(Acquired { local, revision: Some(resolved.commit), only_dockerfile: None, facts })
         }
         Context::Http { url, sha256, path } => http(store, url, sha256.as_deref(), path.as_deref()).await,
         Context::Inline(files) => {
@@ -76,9 +86,35 @@ pub(crate) async fn acquire(store: &Store, context: &Context) -> Result<Acquired
                 write_inline(&dir, files, 0)?;
                 place.finish(&dir)?;
             }
-            Ok(Acquired { local: place.open()?, revision: Some(key.to_string()), only_dockerfile: None })
+            let (local, revision) = (place.open()?, Some(key.to_string()));
+            Ok(Acquired { local, revision, only_dockerfile: None, facts: nothing() })
         }
     }
+}
+
+/// What the repository says of a commit; of several tags the one with the highest version.
+async fn facts(
+    git: &Git,
+    url: &str,
+    commit: &Resolved,
+    reference: &lapstrake_source::GitRef,
+    ask: bool,
+) -> Result<SourceFacts, BuildError> {
+    let found = match git.facts(url, commit, reference, ask).await {
+        // A checkout outlives the repository that it came from.
+        Err(_) => {
+            git.fetch(url, commit).await?;
+            git.facts(url, commit, reference, ask).await?
+        }
+        found => found?,
+    };
+    let by_version = |tag: &String| (crate::naming::Version::parse(tag), tag.clone());
+    Ok(SourceFacts {
+        commit: Some(commit.commit.clone()),
+        time: found.time,
+        branch: found.branch,
+        tag: found.tags.into_iter().max_by_key(by_version),
+    })
 }
 
 async fn check_out(
@@ -170,7 +206,12 @@ async fn http(
     if let Some(path) = path {
         local = local.open_subdir(path)?;
     }
-    Ok(Acquired { local, revision: Some(found.digest.to_string()), only_dockerfile: found.only_dockerfile })
+    Ok(Acquired {
+        local,
+        revision: Some(found.digest.to_string()),
+        only_dockerfile: found.only_dockerfile,
+        facts: SourceFacts::default(),
+    })
 }
 
 async fn unpacked(

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod annotations;
 mod build;
 mod cli;
 mod context;
@@ -15,8 +16,11 @@ mod error;
 mod excerpt;
 mod export;
 mod inputs;
+mod join;
 mod manifest;
+mod naming;
 mod options;
+mod platforms;
 mod progress;
 mod room;
 mod time;
@@ -49,8 +53,9 @@ fn main() -> ExitCode {
         Command::Du(args) => state(&cli.log, |out| cli::du::du(args, out)),
         Command::Prune(args) => state(&cli.log, |out| cli::du::prune(args, out)),
         Command::Pod(args) => {
-            let sandbox = cli::pod::sandbox_mode(args)
-                .and_then(|mode| sandbox::enter(mode).map_err(|e| cli::pod::unavailable(&e)));
+            let sandbox = cli::pod::sandbox_mode(args).and_then(|mode| {
+                mode.map(|mode| sandbox::enter(mode).map_err(|e| cli::pod::unavailable(&e))).transpose()
+            });
             prepare(&cli.log);
             cli::pod::main(args, sandbox).into()
         }

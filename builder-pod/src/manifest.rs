@@ -11,6 +11,7 @@ use lapstrake_handoff::Reason;
 use lapstrake_oci::{Platform, Reference};
 use serde::Deserialize;
 
+use crate::annotations::{Annotations, Place};
 use crate::error::BuildError;
 use crate::options::{BuildOptions, Context, Image, Output};
 
@@ -122,13 +123,21 @@ fn parse(text: &str) -> Result<BuildOptions, String> {
     options.target = spec.dockerfile.target;
     options.args = spec.args.into_iter().map(|arg| (arg.name, arg.value)).collect();
     options.labels = spec.output.labels.clone();
-    options.annotations = spec.output.annotations.clone();
-    options.platform = match spec.platforms.as_slice() {
-        [] => None,
-        [one] => Some(one.parse::<Platform>().map_err(|e| format!("spec.platforms[0]: {e}"))?),
-        _ => return Err("spec.platforms: several platforms in one build are not supported yet".to_owned()),
+    let platforms = spec.platforms.iter().enumerate();
+    let platform = |(at, text): (usize, &String)| {
+        text.parse::<Platform>().map_err(|e| format!("spec.platforms[{at}]: {e}"))
     };
-    options.outputs = vec![Output::Push(Image { names: names(&spec.output)?, ..Image::default() })];
+    options.platforms = platforms.map(platform).collect::<Result<_, _>>()?;
+    let places: &[Place] = match options.platforms.len() {
+        0 | 1 => &[Place::Manifest],
+        _ => &[Place::Manifest, Place::Index],
+    };
+    options.annotations = Annotations::everywhere(&spec.output.annotations, places);
+    let mut image = Image::default();
+    for name in names(&spec.output)? {
+        image.add_name(&name).map_err(|e| format!("spec.output.tags: {e}"))?;
+    }
+    options.outputs = vec![Output::Push(image)];
     Ok(options)
 }
 
@@ -161,14 +170,14 @@ fn context(source: Source) -> Result<Context, String> {
 }
 
 /// `image` may carry a tag; with none anywhere it is `latest`.
-fn names(output: &OutputSpec) -> Result<Vec<Reference>, String> {
+fn names(output: &OutputSpec) -> Result<Vec<String>, String> {
     let image: Reference = output.image.parse().map_err(|e| format!("spec.output.image: {e}"))?;
     let mut tags: Vec<&str> = image.tag().into_iter().collect();
     tags.extend(output.tags.iter().map(String::as_str));
     if tags.is_empty() {
         tags.push("latest");
     }
-    tags.iter().map(|tag| image.with_tag(tag).map_err(|e| format!("spec.output.tags: {e}"))).collect()
+    Ok(tags.iter().map(|tag| format!("{}:{tag}", image.name())).collect())
 }
 
 #[cfg(test)]

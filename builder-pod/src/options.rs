@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::annotations::Annotations;
 use lapstrake_oci::{Platform, Reference};
 
 /// One build.
@@ -21,10 +22,12 @@ pub(crate) struct BuildOptions {
     pub(crate) args: BTreeMap<String, String>,
     /// Labels of the image.
     pub(crate) labels: BTreeMap<String, String>,
-    /// Annotations of the manifest.
-    pub(crate) annotations: BTreeMap<String, String>,
-    /// Platform to build for; this machine's where absent.
-    pub(crate) platform: Option<Platform>,
+    /// Annotations.
+    pub(crate) annotations: Annotations,
+    /// What is filled in from the source's revision.
+    pub(crate) from_source: FromSource,
+    /// Platforms to build for, each once; this machine's where there is none.
+    pub(crate) platforms: Vec<Platform>,
     /// Nothing is taken from the cache.
     pub(crate) no_cache: bool,
     /// Creation time of the image and all that has one, seconds since 1970.
@@ -33,6 +36,17 @@ pub(crate) struct BuildOptions {
     pub(crate) inputs: crate::inputs::Inputs,
     /// Where results go; none: the build is run for its cache.
     pub(crate) outputs: Vec<Output>,
+}
+
+/// What is filled in from the source's revision, where nothing else is said.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FromSource {
+    /// OCI's standard annotations.
+    pub(crate) annotations: bool,
+    /// The same as labels.
+    pub(crate) labels: bool,
+    /// `SOURCE_DATE_EPOCH`, from the commit's time.
+    pub(crate) epoch: bool,
 }
 
 /// Where a build context comes from.
@@ -107,6 +121,8 @@ pub(crate) enum Destination {
 pub(crate) struct Image {
     /// Its names.
     pub(crate) names: Vec<Reference>,
+    /// Names with placeholders, until the source is known.
+    pub(crate) templates: Vec<String>,
     /// Pushed under its digest, without tags.
     pub(crate) by_digest: bool,
     /// How layers are compressed.
@@ -115,6 +131,37 @@ pub(crate) struct Image {
     pub(crate) level: Option<i32>,
     /// Docker's media types in place of OCI's.
     pub(crate) docker_media_types: bool,
+}
+
+impl Image {
+    /// Adds a name, which may have placeholders.
+    pub(crate) fn add_name(&mut self, name: &str) -> Result<(), String> {
+        match crate::naming::is_template(name) {
+            true => self.templates.push(name.to_owned()),
+            false => self.names.push(name.parse().map_err(|e| format!("{e}"))?),
+        }
+        Ok(())
+    }
+}
+
+impl Output {
+    /// The image that it is, where it is one.
+    pub(crate) fn image(&self) -> Option<&Image> {
+        match self {
+            Self::Push(image) | Self::Image(image) => Some(image),
+            Self::Oci { image, .. } | Self::Docker { image, .. } => Some(image),
+            Self::Local(_) | Self::Tar(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn image_mut(&mut self) -> Option<&mut Image> {
+        match self {
+            Self::Push(image) | Self::Image(image) => Some(image),
+            Self::Oci { image, .. } | Self::Docker { image, .. } => Some(image),
+            Self::Local(_) | Self::Tar(_) => None,
+        }
+    }
 }
 
 impl BuildOptions {
@@ -127,8 +174,9 @@ impl BuildOptions {
             target: None,
             args: BTreeMap::new(),
             labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            platform: None,
+            annotations: Annotations::default(),
+            from_source: FromSource::default(),
+            platforms: Vec::new(),
             no_cache: false,
             source_date_epoch: None,
             inputs: crate::inputs::Inputs::default(),

@@ -29,9 +29,8 @@ pub struct Request {
     /// Platforms to build, `os/arch[/variant]`; empty: the builder's own. Several become one index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
-    /// When not empty, nothing is built and no source is fetched: these manifests, which are in the
-    /// repositories of `output.names` already (or in the first one, from where they are copied), become
-    /// one index, which is pushed under its digest and then under all names.
+    /// When not empty, nothing is built and no source is fetched: these manifests, which are in all
+    /// repositories of `output.names` already, become one index, which is pushed under its digest and then under all names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub index: Vec<PlatformManifest>,
     /// What the source was resolved to by those who built the manifests of `index`: for names with

@@ -45,6 +45,8 @@ pub struct Assembled {
     pub config: (Vec<u8>, Descriptor),
     /// The manifest; its descriptor carries the platform, ready for an index.
     pub manifest: (Vec<u8>, Descriptor),
+    /// The images of an index: then `manifest` is the index, and `config` the first image's.
+    pub joined: Vec<Assembled>,
 }
 
 /// Makes config and manifest.
@@ -91,7 +93,23 @@ pub fn assemble(spec: Spec) -> Result<Assembled> {
     Ok(Assembled {
         config: (config_bytes, config_descriptor),
         manifest: (manifest_bytes, manifest_descriptor),
+        joined: Vec::new(),
     })
+}
+
+/// Joins images of several platforms by an index over them; their descriptors stand in it as they are.
+///
+/// # Errors
+/// [`Error::Inconsistent`] where there is no image.
+pub fn join(
+    images: Vec<Assembled>,
+    annotations: BTreeMap<String, String>,
+    docker: bool,
+) -> Result<Assembled> {
+    let first = images.first().ok_or_else(|| Error::Inconsistent("an index over no image".to_owned()))?;
+    let config = first.config.clone();
+    let manifest = index(images.iter().map(|i| i.manifest.1.clone()).collect(), annotations, docker)?;
+    Ok(Assembled { config, manifest, joined: images })
 }
 
 /// Makes an index (Docker: a manifest list) over manifests.

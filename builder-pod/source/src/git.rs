@@ -5,6 +5,7 @@
 
 mod checkout;
 mod command;
+mod facts;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use lapstrake_oci::Digest;
 use tokio::sync::Mutex;
 
 pub use checkout::{CheckoutOptions, FileTime};
+pub use facts::Facts;
 
 use crate::auth::{Access, SourceAuth};
 use crate::error::{Class, Error, shown_url};
@@ -58,7 +60,12 @@ impl Git {
     /// Keeps repositories below `cache`, which is made when it is used.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         let cache = cache.into();
-        Self { runner: Runner::new(cache.join("home")), cache, auth: Vec::new(), locks: std::sync::Mutex::default() }
+        Self {
+            runner: Runner::new(cache.join("home")),
+            cache,
+            auth: Vec::new(),
+            locks: std::sync::Mutex::default(),
+        }
     }
 
     /// Also takes `file://` URLs and paths: for tests, and for a build on one's own machine.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Parser;
 use lapstrake_dockerfile::Style;
 use lapstrake_handoff::Reason;
-use lapstrake_oci::{Platform, Reference};
+use lapstrake_oci::Platform;
 use lapstrake_registry::{Client, Config, Credentials, HostsConfig};
 use lapstrake_run::sandbox::Sandbox;
 use serde_json::json;
@@ -17,7 +17,7 @@ use super::output;
 use crate::build::{self, Built};
 use crate::error::{BuildError, chain};
 use crate::manifest;
-use crate::options::{BuildOptions, Context, Image, Output};
+use crate::options::{BuildOptions, Context, FromSource, Image, Output};
 use crate::progress::{Format, Progress};
 use crate::room;
 use crate::wiring;
@@ -55,9 +55,19 @@ pub(crate) struct Args {
     /// Label of the image.
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
-    /// Platform to build for; this machine's when absent.
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    platform: Option<String>,
+    /// Annotation, for manifests or for what stands before it: manifest, index, manifest-descriptor,
+    /// index-descriptor, with [PLATFORM] behind the manifest's.
+    #[arg(long = "annotation", value_name = "[TYPE:]NAME=VALUE")]
+    annotations: Vec<String>,
+    /// Fill in from the source's revision: OCI's standard annotations, the same as labels, SOURCE_DATE_EPOCH.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', value_enum)]
+    from_source: Vec<FilledIn>,
+    /// Platforms to build for; this machine's when absent. Several become one index.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    platform: Vec<String>,
+    /// Where emulators for other platforms are looked for before PATH.
+    #[arg(long, value_name = "DIR", env = "LAPSTRAKE_EMULATORS")]
+    emulators: Option<PathBuf>,
     /// Run every step, whatever the cache has.
     #[arg(long)]
     no_cache: bool,
@@ -82,6 +92,17 @@ pub(crate) struct Args {
     /// Settings of registries (JSON or YAML): mirrors, http, insecure, ca, by host.
     #[arg(long, value_name = "FILE", env = "LAPSTRAKE_REGISTRIES")]
     registries: Option<PathBuf>,
+}
+
+/// What can be filled in from the source's revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum FilledIn {
+    /// Annotations org.opencontainers.image.source, revision, version and created.
+    Annotations,
+    /// The same as labels.
+    Labels,
+    /// The commit's time.
+    Epoch,
 }
 
 /// As clap exits where it finds the mistake.
@@ -132,7 +153,8 @@ async fn run(args: &Args, sandbox: &Sandbox, progress: &Progress) -> Result<Buil
         Some(path) => read_hosts(path)?,
     };
     let client = Client::new(Config { hosts, credentials, ..Config::default() });
-    let engine = Arc::new(wiring::engine(&args.root, client, sandbox)?);
+    let engine =
+        Arc::new(wiring::engine(&args.root, client, sandbox)?.with_emulators(args.emulators.as_deref()));
     let job = room::begin(engine.store(), room::Host::Laptop, args.cache_size)?;
     let result = build::build(&engine, &options, progress, &cancel).await;
     // What finished steps made is kept, however the build ended.
@@ -141,7 +163,7 @@ async fn run(args: &Args, sandbox: &Sandbox, progress: &Progress) -> Result<Buil
     let built = Built { cache_bytes, ..result? };
     flushed?;
     if let Some(path) = &args.metadata_file {
-        write_metadata(path, &built, &options)?;
+        write_metadata(path, &built)?;
     }
     Ok(built)
 }
@@ -154,11 +176,10 @@ pub(crate) fn read_hosts(path: &Path) -> Result<HostsConfig, BuildError> {
 }
 
 fn options(args: &Args) -> Result<BuildOptions, BuildError> {
-    let tags: Vec<Reference> = args
-        .tags
-        .iter()
-        .map(|t| t.parse().map_err(|e| usage(format!("--tag: {e}"))))
-        .collect::<Result<_, _>>()?;
+    let mut named = Image::default();
+    for tag in &args.tags {
+        named.add_name(tag).map_err(|e| usage(format!("--tag: {e}")))?;
+    }
     let path = Path::new(&args.source);
     let is_manifest = path.is_file() && path.extension().is_some_and(|e| e == "yaml" || e == "yml");
     let mut options = match is_manifest {
@@ -180,13 +201,21 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
         options.labels.insert(name.to_owned(), value.to_owned());
     }
-    if let Some(text) = &args.platform {
-        if text.contains(',') {
-            return Err(usage("--platform: several platforms in one build are not supported yet"));
-        }
-        options.platform = Some(text.parse::<Platform>().map_err(|e| usage(format!("--platform: {e}")))?);
+    for text in &args.annotations {
+        options.annotations.add(text).map_err(usage)?;
     }
-    outputs(args, &tags, &mut options)?;
+    options.from_source = FromSource {
+        annotations: args.from_source.contains(&FilledIn::Annotations),
+        labels: args.from_source.contains(&FilledIn::Labels),
+        epoch: args.from_source.contains(&FilledIn::Epoch),
+    };
+    if !args.platform.is_empty() {
+        let platforms = args.platform.iter();
+        let platforms =
+            platforms.map(|p| p.parse::<Platform>().map_err(|e| usage(format!("--platform: {e}"))));
+        options.platforms = platforms.collect::<Result<_, _>>()?;
+    }
+    outputs(args, named, &mut options)?;
     if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH")
         && !options.args.contains_key("SOURCE_DATE_EPOCH")
     {
@@ -203,20 +232,20 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
 
 /// An ImageBuild's own output counts where the command line names none: its image is made, and pushed
 /// only when that is asked for.
-fn outputs(args: &Args, tags: &[Reference], options: &mut BuildOptions) -> Result<(), BuildError> {
+fn outputs(args: &Args, named: Image, options: &mut BuildOptions) -> Result<(), BuildError> {
     let own = match options.outputs.pop() {
         Some(Output::Push(image)) => Some(image),
         _ => None,
     };
     let mut image = own.unwrap_or_default();
-    if !tags.is_empty() {
-        image.names = tags.to_vec();
+    if !named.names.is_empty() || !named.templates.is_empty() {
+        (image.names, image.templates) = (named.names, named.templates);
     }
     for text in &args.outputs {
-        options.outputs.push(output::parse(text, &image.names).map_err(usage)?);
+        options.outputs.push(output::parse(text, &image).map_err(usage)?);
     }
     if args.push {
-        if image.names.is_empty() {
+        if image.names.is_empty() && image.templates.is_empty() {
             return Err(usage("--push needs a name: give --tag NAME"));
         }
         options.outputs.push(Output::Push(image));
@@ -287,21 +316,15 @@ fn git_url(text: &str) -> Result<Option<lapstrake_source::GitUrl>, BuildError> {
 }
 
 /// The keys are those of buildx.
-fn write_metadata(path: &Path, built: &Built, options: &BuildOptions) -> Result<(), BuildError> {
+fn write_metadata(path: &Path, built: &Built) -> Result<(), BuildError> {
     let mut metadata = serde_json::Map::new();
     if let Some(image) = &built.image {
         metadata.insert("containerimage.digest".to_owned(), json!(image.manifest.digest));
-        metadata.insert("containerimage.config.digest".to_owned(), json!(image.config));
+        if image.platforms.len() == 1 {
+            metadata.insert("containerimage.config.digest".to_owned(), json!(image.config));
+        }
         metadata.insert("containerimage.descriptor".to_owned(), json!(image.manifest));
-        let names = options.outputs.iter().flat_map(|output| match output {
-            Output::Push(i)
-            | Output::Image(i)
-            | Output::Oci { image: i, .. }
-            | Output::Docker { image: i, .. } => &i.names[..],
-            Output::Local(_) | Output::Tar(_) => &[],
-        });
-        let names: Vec<String> = names.map(ToString::to_string).collect();
-        metadata.insert("image.name".to_owned(), json!(names.join(",")));
+        metadata.insert("image.name".to_owned(), json!(built.names.join(",")));
     }
     let text = serde_json::to_string_pretty(&metadata).map_err(BuildError::internal)?;
     std::fs::write(path, text).map_err(|e| usage(format!("--metadata-file {}: {e}", path.display())))

@@ -37,8 +37,7 @@ pub(crate) struct InputArgs {
 impl InputArgs {
     /// Adds what the command line gives; what it names wins over what is there.
     pub(crate) fn add_to(&self, inputs: &mut Inputs) -> Result<(), String> {
-        let mut secrets =
-            self.secrets.iter().map(|text| secret(text)).collect::<Result<Vec<_>, _>>()?;
+        let mut secrets = self.secrets.iter().map(|text| secret(text)).collect::<Result<Vec<_>, _>>()?;
         secrets.append(&mut inputs.secrets);
         inputs.secrets = secrets;
         for text in &self.ssh {
@@ -126,9 +125,13 @@ fn agent(text: &str) -> Result<SshSource, String> {
     }
     let mut paths: Vec<PathBuf> = paths.split(',').filter(|p| !p.is_empty()).map(PathBuf::from).collect();
     if paths.is_empty() {
-        let socket = std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).ok_or_else(|| {
-            wrong("no agent: SSH_AUTH_SOCK is not set; start one (ssh-agent), or name a key file".to_owned())
-        })?;
+        let socket =
+            std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).ok_or_else(|| {
+                wrong(
+                    "no agent: SSH_AUTH_SOCK is not set; start one (ssh-agent), or name a key file"
+                        .to_owned(),
+                )
+            })?;
         paths.push(socket.into());
     }
     let mut sockets = 0;
@@ -174,9 +177,12 @@ mod tests {
             assert_eq!(secret(&text), Ok(file("a")), "{text}");
         }
         let variable = |name: &str| SecretSource::Variable { id: "PATH".to_owned(), name: name.to_owned() };
-        for (text, name) in
-            [("id=PATH,env=A", "A"), ("id=PATH,type=env,src=A", "A"), ("id=PATH", "PATH"), ("id=PATH,type=env", "PATH")]
-        {
+        for (text, name) in [
+            ("id=PATH,env=A", "A"),
+            ("id=PATH,type=env,src=A", "A"),
+            ("id=PATH", "PATH"),
+            ("id=PATH,type=env", "PATH"),
+        ] {
             assert_eq!(secret(text), Ok(variable(name)), "{text}");
         }
         for (text, why) in [

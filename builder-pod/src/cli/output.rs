@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lapstrake_handoff::Compression;
-use lapstrake_oci::Reference;
 
 use crate::options::{Destination, Image, Output};
 
 /// Reads `type=oci,dest=image.tar`, or a bare path, which is a directory (`-` a tar on standard output).
 ///
-/// `tags` are the names of `--tag`.
-pub(super) fn parse(text: &str, tags: &[Reference]) -> Result<Output, String> {
+/// `named` has the names of `--tag`.
+pub(super) fn parse(text: &str, named: &Image) -> Result<Output, String> {
     if text == "-" {
         return Ok(Output::Tar(Destination::Stdout));
     }
@@ -30,7 +29,7 @@ pub(super) fn parse(text: &str, tags: &[Reference]) -> Result<Output, String> {
         "tar" => Output::Tar(file(dest)),
         "oci" => {
             let tar = boolean(&mut fields, "tar")?.unwrap_or(true);
-            let image = image(&mut fields, tags)?;
+            let image = image(&mut fields, named)?;
             match (tar, file(dest)) {
                 (false, Destination::Stdout) => {
                     return Err("--output type=oci,tar=false needs dest=DIRECTORY".to_owned());
@@ -38,11 +37,11 @@ pub(super) fn parse(text: &str, tags: &[Reference]) -> Result<Output, String> {
                 (tar, dest) => Output::Oci { image, dest, tar },
             }
         }
-        "docker" => Output::Docker { image: image(&mut fields, tags)?, dest: file(dest) },
+        "docker" => Output::Docker { image: image(&mut fields, named)?, dest: file(dest) },
         "image" | "registry" => {
             let push = boolean(&mut fields, "push")?.unwrap_or(kind == "registry");
-            let image = image(&mut fields, tags)?;
-            if push && image.names.is_empty() {
+            let image = image(&mut fields, named)?;
+            if push && image.names.is_empty() && image.templates.is_empty() {
                 return Err(
                     "an image that is pushed needs a name: --tag NAME or name=NAME in --output".to_owned()
                 );
@@ -92,11 +91,12 @@ fn boolean(fields: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bo
     }
 }
 
-fn image(fields: &mut BTreeMap<String, String>, tags: &[Reference]) -> Result<Image, String> {
-    let mut names = tags.to_vec();
+fn image(fields: &mut BTreeMap<String, String>, named: &Image) -> Result<Image, String> {
+    let mut image =
+        Image { names: named.names.clone(), templates: named.templates.clone(), ..Image::default() };
     if let Some(list) = fields.remove("name") {
         for name in list.split(',') {
-            names.push(name.parse().map_err(|e| format!("{e}"))?);
+            image.add_name(name)?;
         }
     }
     let compression = match fields.remove("compression").as_deref() {
@@ -113,7 +113,7 @@ fn image(fields: &mut BTreeMap<String, String>, tags: &[Reference]) -> Result<Im
     };
     let oci = boolean(fields, "oci-mediatypes")?.unwrap_or(true);
     let by_digest = boolean(fields, "push-by-digest")?.unwrap_or(false);
-    Ok(Image { names, by_digest, compression, level, docker_media_types: !oci })
+    Ok(Image { by_digest, compression, level, docker_media_types: !oci, ..image })
 }
 
 #[cfg(test)]
@@ -122,12 +122,15 @@ mod tests {
 
     #[test]
     fn outputs_read_as_buildx_reads_them() {
-        let tags = ["registry.example/a:1".parse().expect("valid")];
-        assert!(matches!(parse("out", &[]), Ok(Output::Local(p)) if p.as_os_str() == "out"));
-        assert!(matches!(parse("-", &[]), Ok(Output::Tar(Destination::Stdout))));
-        assert!(matches!(parse("type=oci,dest=a.tar", &[]), Ok(Output::Oci { tar: true, .. })));
+        let tags = Image { names: vec!["registry.example/a:1".parse().expect("valid")], ..Image::default() };
+        let none = Image::default();
+        assert!(matches!(parse("out", &none), Ok(Output::Local(p)) if p.as_os_str() == "out"));
+        assert!(matches!(parse("-", &none), Ok(Output::Tar(Destination::Stdout))));
+        assert!(matches!(parse("type=oci,dest=a.tar", &none), Ok(Output::Oci { tar: true, .. })));
         assert!(matches!(parse("type=image,push=true", &tags), Ok(Output::Push(i)) if i.names.len() == 1));
-        assert!(matches!(parse("type=image,\"name=a,b\"", &[]), Ok(Output::Image(i)) if i.names.len() == 2));
+        assert!(
+            matches!(parse("type=image,\"name=a,b\"", &none), Ok(Output::Image(i)) if i.names.len() == 2)
+        );
     }
 
     #[test]
@@ -139,7 +142,7 @@ mod tests {
             ("type=local", "needs dest"),
             ("type=image,compression=lzma,name=a", "gzip, zstd"),
         ] {
-            let error = parse(text, &[]).expect_err(text);
+            let error = parse(text, &Image::default()).expect_err(text);
             assert!(error.contains(why), "{text}: {error}");
         }
     }

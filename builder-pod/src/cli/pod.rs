@@ -7,15 +7,19 @@ use std::time::Duration;
 
 use clap::Parser;
 use lapstrake_handoff::{
-    GitRef, Outcome, ProgressFormat, Reason, Request, SandboxMode, Source, Success, paths,
+    GitRef, Outcome, PlatformResult, ProgressFormat, Reason, Request, SandboxMode, Source, SourceFacts,
+    Success, paths,
 };
 use lapstrake_registry::{Client, Config, Credentials, HostsConfig};
 use lapstrake_run::sandbox::{Mode, Sandbox, Unavailable};
 use tokio_util::sync::CancellationToken;
 
+use crate::annotations::{Annotations, Place};
 use crate::build::{self, Built};
 use crate::error::BuildError;
-use crate::options::{BuildOptions, Context, Image, Output};
+use crate::export::OfPlatform;
+use crate::join;
+use crate::options::{BuildOptions, Context, FromSource, Image, Output};
 use crate::progress::{Format, Progress};
 use crate::room;
 use crate::wiring;
@@ -31,12 +35,15 @@ pub(crate) struct Args {
     outcome: PathBuf,
 }
 
-/// The sandbox that the request names: read before the sandbox is entered.
-pub(crate) fn sandbox_mode(args: &Args) -> Result<Mode, BuildError> {
-    Ok(match read(args)?.sandbox {
-        SandboxMode::UserNamespace => Mode::UserNamespace,
-        SandboxMode::Baseline => Mode::Baseline,
-        SandboxMode::Privileged => Mode::Root,
+/// The sandbox that the request names, if it needs one: read before the sandbox is entered.
+pub(crate) fn sandbox_mode(args: &Args) -> Result<Option<Mode>, BuildError> {
+    let request = read(args)?;
+    Ok(match request.sandbox {
+        // Nothing is run.
+        _ if !request.index.is_empty() => None,
+        SandboxMode::UserNamespace => Some(Mode::UserNamespace),
+        SandboxMode::Baseline => Some(Mode::Baseline),
+        SandboxMode::Privileged => Some(Mode::Root),
     })
 }
 
@@ -53,8 +60,8 @@ fn read(args: &Args) -> Result<Request, BuildError> {
 }
 
 /// Serves the request; the exit code.
-pub(crate) fn main(args: &Args, sandbox: Result<Sandbox, BuildError>) -> u8 {
-    let outcome = match sandbox.and_then(|sandbox| serve(args, &sandbox)) {
+pub(crate) fn main(args: &Args, sandbox: Result<Option<Sandbox>, BuildError>) -> u8 {
+    let outcome = match sandbox.and_then(|sandbox| serve(args, sandbox.as_ref())) {
         Ok(built) => Outcome::Success(success(&built)),
         Err(error) => {
             eprint_error(&error);
@@ -74,16 +81,21 @@ fn eprint_error(error: &BuildError) {
     writeln!(std::io::stderr(), "{}", error.render(lapstrake_dockerfile::Style::Plain)).ok(); // nobody listens
 }
 
-fn serve(args: &Args, sandbox: &Sandbox) -> Result<Built, BuildError> {
+fn serve(args: &Args, sandbox: Option<&Sandbox>) -> Result<Built, BuildError> {
     let request = read(args)?;
     let state = PathBuf::from(&request.state_dir);
-    sandbox.preflight(&state).map_err(|e| unavailable(&e))?;
+    if let Some(sandbox) = sandbox {
+        sandbox.preflight(&state).map_err(|e| unavailable(&e))?;
+    }
     let format = match request.progress {
         ProgressFormat::Plain => Format::Plain,
         ProgressFormat::Json => Format::Json,
     };
     let progress = Progress::new(format);
-    let result = wiring::block_on(run(&request, &state, sandbox, &progress));
+    let result = match sandbox {
+        Some(sandbox) => wiring::block_on(run(&request, &state, sandbox, &progress)),
+        None => wiring::block_on(index(&request, &progress)),
+    };
     progress.finish();
     result.map_err(|error| counted(&error, &progress))
 }
@@ -139,6 +151,17 @@ async fn run(
     Ok(built)
 }
 
+/// Joins what was built before.
+async fn index(request: &Request, progress: &Progress) -> Result<Built, BuildError> {
+    let cancel = CancellationToken::new();
+    wiring::cancel_on_signals(&cancel);
+    let client = Client::new(config(request)?).with_cancel(cancel.clone());
+    let work = join::join(&client, request, progress);
+    let timeout = Duration::from_secs(request.timeout_seconds.unwrap_or(3600));
+    let limited = async { tokio::time::timeout(timeout, work).await.map_err(|_| timed_out(timeout))? };
+    build::abortable(&cancel, limited).await
+}
+
 fn timed_out(timeout: Duration) -> BuildError {
     let message =
         format!("the build took longer than its timeout of {} s; raise spec.timeout", timeout.as_secs());
@@ -159,7 +182,7 @@ fn config(request: &Request) -> Result<Config, BuildError> {
     Ok(Config { hosts, credentials, ..Config::default() })
 }
 
-/// The request as options. Platforms are one here: the operator starts a pod for each.
+/// The request as options.
 fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     let invalid = |message: String| BuildError::new(Reason::RequestInvalid, message);
     let context = match &request.source {
@@ -188,27 +211,36 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
                 .collect::<BTreeMap<_, _>>(),
         ),
     };
-    let platform = match request.platforms.as_slice() {
-        [] => None,
-        [one] => Some(one.parse().map_err(|e| invalid(format!("{e}")))?),
-        _ => return Err(invalid("a builder pod builds one platform".to_owned())),
-    };
-    let names = request.output.names.iter().map(|name| name.parse().map_err(|e| invalid(format!("{e}"))));
-    let image = Image {
-        names: names.collect::<Result<_, _>>()?,
+    let platforms = request.platforms.iter().map(|text| text.parse().map_err(|e| invalid(format!("{e}"))));
+    let platforms = platforms.collect::<Result<Vec<_>, _>>()?;
+    let mut image = Image {
+        names: Vec::new(),
+        templates: Vec::new(),
         by_digest: request.output.push_by_digest,
         compression: request.output.compression,
         level: request.output.compression_level,
         docker_media_types: request.output.docker_media_types,
     };
+    for name in &request.output.names {
+        image.add_name(name).map_err(invalid)?;
+    }
     let mut options = BuildOptions::new(context);
     options.dockerfile = request.dockerfile.path.clone();
     options.dockerfile_text = request.dockerfile.inline.clone();
     options.target = request.dockerfile.target.clone();
     options.args = request.args.clone();
     options.labels = request.output.labels.clone();
-    options.annotations = request.output.annotations.clone();
-    options.platform = platform;
+    let places: &[Place] = match platforms.len() {
+        0 | 1 => &[Place::Manifest],
+        _ => &[Place::Manifest, Place::Index],
+    };
+    options.annotations = Annotations::everywhere(&request.output.annotations, places);
+    options.from_source = FromSource {
+        annotations: request.output.annotations_from_source,
+        labels: request.output.labels_from_source,
+        epoch: request.source_date_epoch_from_source,
+    };
+    options.platforms = platforms;
     options.no_cache = request.no_cache;
     options.inputs = crate::inputs::Inputs::of_request(request);
     options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
@@ -231,6 +263,9 @@ fn success(built: &Built) -> Success {
         timings: built.timings,
         cache_bytes: built.cache_bytes,
         platform: built.platform.as_ref().map(ToString::to_string).unwrap_or_default(),
+        names: built.names.clone(),
+        names_left_out: built.left_out.clone(),
+        facts: Some(built.facts.clone()).filter(|facts| *facts != SourceFacts::default()),
         ..Success::default()
     };
     if let Some(image) = &built.image {
@@ -239,6 +274,14 @@ fn success(built: &Built) -> Success {
         success.media_type = image.manifest.media_type.clone();
         success.size_bytes = image.size_bytes;
         success.manifest_bytes = image.manifest.size;
+        let of = |of: &OfPlatform| PlatformResult {
+            platform: of.platform.to_string(),
+            digest: of.manifest.digest.to_string(),
+            manifest_bytes: of.manifest.size,
+            media_type: of.manifest.media_type.clone(),
+            size_bytes: of.size_bytes,
+        };
+        success.platforms = image.platforms.iter().map(of).collect();
     }
     success
 }

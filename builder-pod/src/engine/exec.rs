@@ -45,13 +45,6 @@ impl Engine {
         inputs: Vec<Res>,
         step: &Step,
     ) -> Result<Vec<Res>, BuildError> {
-        if platform.architecture != self.platform.architecture || platform.os != self.platform.os {
-            let message = format!(
-                "a step for {platform} can't run on {}: emulation is not supported yet",
-                self.platform
-            );
-            return Err(BuildError::new(Reason::NotSupported, message));
-        }
         let meta =
             exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
         check_supported(exec, meta)?;
@@ -77,12 +70,13 @@ impl Engine {
             let stream = usize::from(stream == Stream::Stderr);
             masked.push(stream, bytes, |bytes| show(stream, bytes));
         };
-        let exit = self.executor.run(&spec, &mut sink, &step.cancel).await;
+        let exit = self.run_step(spec, platform, &mut sink, &step.cancel).await;
         masked.finish(&mut show);
         drop((permit, caches));
         // Looked at while the step's files are still there.
         let disk_full = tail.says_no_space() || is_full(self.store.root());
-        let judged = judge(exit, meta, &tail, disk_full).map_err(|error| given.masked(&error));
+        let judged =
+            exit.and_then(|exit| judge(exit, meta, &tail, disk_full)).map_err(|error| given.masked(&error));
         let Prepared { outputs, scratch, .. } = prepared;
         let (outputs, refuse) = if judged.is_ok() { (outputs, Vec::new()) } else { (Vec::new(), outputs) };
         // A failed step may leave many files: that they go must not hold up others.
@@ -413,10 +407,17 @@ mod tests {
     #[test]
     fn a_proxy_is_set_where_the_step_has_none() {
         let proxy_env = pb::ProxyEnv { https_proxy: "arg".into(), ..Default::default() };
-        let meta = pb::Meta { env: vec!["HTTP_PROXY=own".into()], proxy_env: Some(proxy_env), ..Default::default() };
+        let meta =
+            pb::Meta { env: vec!["HTTP_PROXY=own".into()], proxy_env: Some(proxy_env), ..Default::default() };
         let env = environment(&meta, &[("HTTP_PROXY", "b"), ("HTTPS_PROXY", "b"), ("NO_PROXY", "local")]);
-        let expected =
-            ["HTTP_PROXY=own", "HTTPS_PROXY=arg", "https_proxy=arg", "http_proxy=b", "NO_PROXY=local", "no_proxy=local"];
+        let expected = [
+            "HTTP_PROXY=own",
+            "HTTPS_PROXY=arg",
+            "https_proxy=arg",
+            "http_proxy=b",
+            "NO_PROXY=local",
+            "no_proxy=local",
+        ];
         assert_eq!(env, expected);
     }
 

@@ -1,6 +1,7 @@
 //! The engine: what the solver asks of the world, done with the store, the step runner, the file
 //! operations and the registry client.
 
+mod emulation;
 mod exec;
 mod file;
 mod images;
@@ -25,6 +26,7 @@ use tokio::sync::Semaphore;
 use crate::error::BuildError;
 use crate::inputs::{Inputs, StepInputs};
 
+use emulation::Emulators;
 pub(crate) use images::{Images, Resolved};
 
 /// When snapshots were made (RFC 3339), by their id.
@@ -53,6 +55,7 @@ pub(crate) enum Res {
 pub(crate) struct Engine {
     store: Store,
     executor: Executor,
+    emulators: Emulators,
     images: Images,
     contexts: Mutex<HashMap<String, Arc<Local>>>,
     /// An empty directory: what a copy from `scratch` reads.
@@ -78,6 +81,7 @@ impl Engine {
         Ok(Self {
             store,
             executor,
+            emulators: Emulators::new(None),
             images,
             contexts: Mutex::default(),
             nothing,
@@ -85,6 +89,12 @@ impl Engine {
             platform: native_platform(),
             inputs: Mutex::default(),
         })
+    }
+
+    /// Looks for emulators in this directory first.
+    pub(crate) fn with_emulators(mut self, dir: Option<&std::path::Path>) -> Self {
+        self.emulators = Emulators::new(dir);
+        self
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -47,10 +47,7 @@ impl Given {
 /// Whether a mount is one of those that are dealt with here.
 pub(super) fn is_given(mount: &pb::Mount) -> bool {
     use pb::MountType;
-    matches!(
-        MountType::try_from(mount.mount_type),
-        Ok(MountType::Cache | MountType::Secret | MountType::Ssh)
-    )
+    matches!(MountType::try_from(mount.mount_type), Ok(MountType::Cache | MountType::Secret | MountType::Ssh))
 }
 
 /// A cache mount and the directory that it asks for.
@@ -103,8 +100,7 @@ impl Engine {
             // A whole image is not read for this.
             return Ok(format!("snapshot {id}"));
         }
-        let selector =
-            Selector { path: mount.selector.clone(), follow_links: true, ..Selector::default() };
+        let selector = Selector { path: mount.selector.clone(), follow_links: true, ..Selector::default() };
         let digest = file::checksum(self, from, vec![selector], step).await?;
         Ok(format!("{} {digest}", mount.selector))
     }
@@ -122,7 +118,8 @@ impl Engine {
             Sharing::Private => 1,
             Sharing::Shared => 0,
         };
-        let sharing = mounts.iter().map(|wanted| wanted.sharing).max_by_key(strictest).unwrap_or(Sharing::Shared);
+        let sharing =
+            mounts.iter().map(|wanted| wanted.sharing).max_by_key(strictest).unwrap_or(Sharing::Shared);
         let dir = tokio::select! {
             dir = self.store.cache_dir(key, sharing) => dir?,
             () = step.cancel.cancelled() => return Err(BuildError::canceled()),
@@ -137,7 +134,8 @@ impl Engine {
             let selector = wanted.mount.selector.trim_matches('/');
             if wanted.from.is_none() && !selector.is_empty() {
                 let root = lapstrake_sys::fs::open_root(dir.path()).map_err(BuildError::internal)?;
-                lapstrake_sys::fs::create_dirs(&root, selector, 0o755.into()).map_err(BuildError::internal)?;
+                lapstrake_sys::fs::create_dirs(&root, selector, 0o755.into())
+                    .map_err(BuildError::internal)?;
             }
             prepared.mounts.push(step_mount(wanted.mount, MountSource::Bind(dir.path().to_owned())));
         }
@@ -198,8 +196,7 @@ fn read(
                 Some(GivenAgent { agent, known_hosts }) => {
                     let dir = sockets.join(inputs.socket_name());
                     let socket = Socket::serve(agent, dir, options.mode, options.uid, options.gid);
-                    let socket =
-                        socket.map_err(|e| BuildError::new(Reason::StepFailed, chain(&e)))?;
+                    let socket = socket.map_err(|e| BuildError::new(Reason::StepFailed, chain(&e)))?;
                     let bind = step_mount(mount, MountSource::Bind(socket.path()));
                     mounts.push(StepMount { nosuid: true, noexec: true, ..bind });
                     served.push(socket);

@@ -148,7 +148,7 @@ pub(super) async fn image(
 /// Writes the file system itself.
 pub(super) async fn rootfs(
     engine: &Arc<Engine>,
-    solved: &Solved,
+    solved: &[Solved],
     output: &Output,
     progress: &Progress,
     cancel: &CancellationToken,
@@ -158,17 +158,29 @@ pub(super) async fn rootfs(
         _ => "exporting to client tarball",
     };
     let step = progress.step(name);
-    let root = engine.mount(solved.snapshot)?;
+    let several = solved.len() > 1;
+    // Several stand beside each other, as buildx names them.
+    let name = |solved: &Solved| match solved.platform.to_string().replace('/', "_") {
+        name if several => name,
+        _ => String::new(),
+    };
+    let mounted = solved.iter().map(|solved| Ok((name(solved), engine.mount(solved.snapshot)?)));
+    let roots = mounted.collect::<Result<Vec<_>, BuildError>>()?;
     let (output, stop) = (output.clone(), cancel.clone());
     let work = async move {
         let work = move || match &output {
             Output::Local(dest) => {
-                std::fs::create_dir_all(dest).map_err(|e| cannot_write(dest, &e))?;
-                export::rootfs_dir(root.as_fd(), dest).map_err(failed)
+                for (name, root) in &roots {
+                    let dest = dest.join(name);
+                    std::fs::create_dir_all(&dest).map_err(|e| cannot_write(&dest, &e))?;
+                    export::rootfs_dir(root.as_fd(), &dest).map_err(failed)?;
+                }
+                Ok(())
             }
             Output::Tar(dest) => {
                 let mut target = Target::open(dest, &stop)?;
-                let written = export::rootfs_tar(root.as_fd(), &mut target.out);
+                let roots: Vec<_> = roots.iter().map(|(name, root)| (name.clone(), root.as_fd())).collect();
+                let written = export::rootfs_tar_of(&roots, &mut target.out);
                 target.finish(written.map_err(failed))
             }
             _ => Err(BuildError::internal("not a file system output")),

@@ -2,47 +2,93 @@
 
 mod files;
 mod layers;
-mod push;
+pub(crate) mod push;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use lapstrake_handoff::{Compression, Timings};
-use lapstrake_image::assemble::{Assembled, Spec, assemble};
-use lapstrake_oci::{Descriptor, Digest};
+use lapstrake_handoff::{Compression, Reason, Timings};
+use lapstrake_image::assemble::{Assembled, Spec, assemble, join};
+use lapstrake_oci::{Descriptor, Digest, Platform, media_type};
 use tokio_util::sync::CancellationToken;
 
+use crate::annotations::{Annotations, Place};
 use crate::build::Solved;
 use crate::engine::Engine;
-use crate::error::BuildError;
+use crate::error::{BuildError, chain};
 use crate::options::{BuildOptions, Image, Output};
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 use crate::time;
 
-/// An image that was made.
+/// An image that was made: of one platform, or an index over several.
 #[derive(Debug, Clone)]
 pub(crate) struct Exported {
+    /// Its manifest or index.
+    pub(crate) manifest: Descriptor,
+    /// Digest of its config; of several the first platform's.
+    pub(crate) config: Digest,
+    /// Bytes of configs and layers together, each counted once.
+    pub(crate) size_bytes: u64,
+    /// Its platforms, in the order asked for.
+    pub(crate) platforms: Vec<OfPlatform>,
+}
+
+/// One platform's image.
+#[derive(Debug, Clone)]
+pub(crate) struct OfPlatform {
+    /// The platform as it was asked for.
+    pub(crate) platform: Platform,
     /// Its manifest.
     pub(crate) manifest: Descriptor,
-    /// Digest of its config.
-    pub(crate) config: Digest,
     /// Bytes of config and layers together.
     pub(crate) size_bytes: u64,
 }
 
 /// An image with its documents, ready to go anywhere.
 pub(crate) struct Packed {
+    /// One image, or an index and the images that it joins.
     pub(crate) documents: Assembled,
-    pub(crate) layers: Vec<layers::Layer>,
+    /// Configs and layers, each once.
+    pub(crate) blobs: Vec<Descriptor>,
+    pub(crate) platforms: Vec<OfPlatform>,
 }
 
 impl Packed {
+    /// Images of all platforms under one name.
+    fn join(
+        mut images: Vec<(OfPlatform, Assembled, Vec<Descriptor>)>,
+        annotations: &Annotations,
+        docker: bool,
+    ) -> Result<Self, BuildError> {
+        let mut blobs: Vec<Descriptor> = Vec::new();
+        for blob in images.iter().flat_map(|(.., blobs)| blobs) {
+            if !blobs.iter().any(|known| known.digest == blob.digest) {
+                blobs.push(blob.clone());
+            }
+        }
+        let platforms: Vec<OfPlatform> = images.iter().map(|(platform, ..)| platform.clone()).collect();
+        let mut documents = match (images.pop(), images.is_empty()) {
+            (Some((_, only, _)), true) => only,
+            (last, _) => {
+                let all: Vec<_> = images.into_iter().chain(last).map(|(_, documents, _)| documents).collect();
+                let docker =
+                    docker && all.iter().all(|i| i.manifest.1.media_type == media_type::DOCKER_MANIFEST);
+                let of = platforms.first().map(|p| annotations.of(Place::Index, &p.platform));
+                join(all, of.unwrap_or_default(), docker).map_err(|e| BuildError::internal(chain(&e)))?
+            }
+        };
+        if let (false, Some(first)) = (documents.joined.is_empty(), platforms.first()) {
+            documents.manifest.1.annotations = annotations.of(Place::IndexDescriptor, &first.platform);
+        }
+        Ok(Self { documents, blobs, platforms })
+    }
+
     fn exported(&self) -> Exported {
-        let layers: u64 = self.layers.iter().map(|layer| layer.descriptor.size).sum();
         Exported {
             manifest: self.documents.manifest.1.clone(),
             config: self.documents.config.1.digest,
-            size_bytes: layers + self.documents.config.1.size,
+            size_bytes: self.blobs.iter().map(|blob| blob.size).sum(),
+            platforms: self.platforms.clone(),
         }
     }
 }
@@ -54,11 +100,12 @@ fn millis(since: Instant) -> u64 {
 /// Writes every output of a build. The image that is returned is the last one that was made.
 pub(crate) async fn export(
     engine: &Arc<Engine>,
-    solved: &Solved,
+    solved: &[Solved],
     options: &BuildOptions,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(Option<Exported>, Timings), BuildError> {
+    check(solved, options)?;
     let mut timings = Timings::default();
     let mut exported = None;
     for output in &options.outputs {
@@ -77,7 +124,8 @@ pub(crate) async fn export(
         let began = Instant::now();
         match output {
             Output::Push(image) => {
-                push::push(engine, &packed, image, &solved.bases, progress, cancel).await?;
+                let bases: Vec<_> = solved.iter().flat_map(|solved| solved.bases.iter().cloned()).collect();
+                push::push(engine, &packed, image, &bases, progress, cancel).await?;
                 timings.push_ms += millis(began);
             }
             Output::Image(_) => {}
@@ -93,7 +141,7 @@ pub(crate) async fn export(
 
 async fn pack(
     engine: &Arc<Engine>,
-    solved: &Solved,
+    solved: &[Solved],
     options: &BuildOptions,
     image: &Image,
     progress: &Progress,
@@ -101,30 +149,75 @@ async fn pack(
 ) -> Result<Packed, BuildError> {
     let docker = image.docker_media_types || is_docker_archive(options, image);
     let step = progress.step("exporting to image");
-    let made = layers::make(engine, solved, image, docker, options.source_date_epoch, &step, cancel).await;
-    let packed = made.and_then(|layers| {
-        let began = Instant::now();
-        let base_history = solved.base.as_ref().map_or(0, |base| base.config.history.len());
-        let spec = Spec {
-            config: solved.config.clone(),
-            layers: layers.iter().map(layers::Layer::for_assembly).collect(),
-            docker_media_types: docker,
-            annotations: options.annotations.clone(),
-            created: options.source_date_epoch.map(time::rfc3339),
-            base_history,
-        };
-        let documents = assemble(spec).map_err(|e| BuildError::internal(crate::error::chain(&e)))?;
-        for (bytes, _) in [&documents.config, &documents.manifest] {
-            engine.store().put_blob(bytes)?;
+    let packed = async {
+        let mut images = Vec::new();
+        for of in solved {
+            images.push(pack_one(engine, of, options, image, docker, &step, cancel).await?);
         }
-        step.part(&format!("exporting config {}", documents.config.1.digest), began.elapsed());
-        step.part(&format!("exporting manifest {}", documents.manifest.1.digest), began.elapsed());
+        let began = Instant::now();
+        let packed = Packed::join(images, &options.annotations, docker)?;
+        if !packed.documents.joined.is_empty() {
+            let (bytes, descriptor) = &packed.documents.manifest;
+            engine.store().put_blob(bytes)?;
+            step.part(&format!("exporting manifest list {}", descriptor.digest), began.elapsed());
+        }
         for name in &image.names {
             step.part(&format!("naming to {name}"), began.elapsed());
         }
-        Ok(Packed { documents, layers })
-    });
+        Ok(packed)
+    };
+    let packed = packed.await;
     step.close(packed)
+}
+
+async fn pack_one(
+    engine: &Arc<Engine>,
+    solved: &Solved,
+    options: &BuildOptions,
+    image: &Image,
+    docker: bool,
+    step: &Step,
+    cancel: &CancellationToken,
+) -> Result<(OfPlatform, Assembled, Vec<Descriptor>), BuildError> {
+    let layers = layers::make(engine, solved, image, docker, options.source_date_epoch, step, cancel).await?;
+    let began = Instant::now();
+    let base_history = solved.base.as_ref().map_or(0, |base| base.config.history.len());
+    let platform = solved.platform.clone();
+    let spec = Spec {
+        config: solved.config.clone(),
+        layers: layers.iter().map(layers::Layer::for_assembly).collect(),
+        docker_media_types: docker,
+        annotations: options.annotations.of(Place::Manifest, &platform),
+        created: options.source_date_epoch.map(time::rfc3339),
+        base_history,
+    };
+    let mut documents = assemble(spec).map_err(|e| BuildError::internal(chain(&e)))?;
+    documents.manifest.1.annotations = options.annotations.of(Place::ManifestDescriptor, &platform);
+    for (bytes, _) in [&documents.config, &documents.manifest] {
+        engine.store().put_blob(bytes)?;
+    }
+    step.part(&format!("exporting config {}", documents.config.1.digest), began.elapsed());
+    step.part(&format!("exporting manifest {}", documents.manifest.1.digest), began.elapsed());
+    let mut blobs: Vec<Descriptor> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
+    blobs.push(documents.config.1.clone());
+    let size_bytes = blobs.iter().map(|blob| blob.size).sum();
+    let of = OfPlatform { platform, manifest: documents.manifest.1.clone(), size_bytes };
+    Ok((of, documents, blobs))
+}
+
+/// What can't be done with several platforms.
+fn check(solved: &[Solved], options: &BuildOptions) -> Result<(), BuildError> {
+    let problem = match solved.len() {
+        1 if options.annotations.has_index() => {
+            "an annotation of the index needs several platforms: an image of one has no index"
+        }
+        0 | 1 => return Ok(()),
+        _ if options.outputs.iter().any(|output| matches!(output, Output::Docker { .. })) => {
+            "--output type=docker holds one platform; use type=oci for several"
+        }
+        _ => return Ok(()),
+    };
+    Err(BuildError::new(Reason::RequestInvalid, problem))
 }
 
 fn is_docker_archive(options: &BuildOptions, image: &Image) -> bool {

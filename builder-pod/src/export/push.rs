@@ -37,15 +37,21 @@ pub(super) async fn push(
             step.close(blobs(engine, &client, packed, name, bases).await)?;
             done.push(repository);
         }
-        let target = if image.by_digest { untagged(name, packed) } else { name.clone() };
+        for image in &packed.documents.joined {
+            let target = pinned(name, image.manifest.1.digest);
+            let step = progress.step(&format!("pushing manifest for {target}"));
+            step.close(manifest(&client, &image.manifest, &target).await)?;
+        }
+        let digest = packed.documents.manifest.1.digest;
+        let target = if image.by_digest { pinned(name, digest) } else { name.clone() };
         let step = progress.step(&format!("pushing manifest for {target}"));
-        step.close(manifest(&client, packed, &target).await)?;
+        step.close(manifest(&client, &packed.documents.manifest, &target).await)?;
     }
     Ok(())
 }
 
-fn untagged(name: &Reference, packed: &Packed) -> Reference {
-    let digest = packed.documents.manifest.1.digest;
+/// The name without its tag, by a digest.
+pub(crate) fn pinned(name: &Reference, digest: Digest) -> Reference {
     match name.name().parse::<Reference>() {
         Ok(bare) => bare.with_digest(digest),
         Err(_) => name.with_digest(digest),
@@ -59,14 +65,7 @@ async fn blobs(
     name: &Reference,
     bases: &[Arc<Resolved>],
 ) -> Result<(), BuildError> {
-    let config = &packed.documents.config.1;
-    let mut seen: Vec<&Descriptor> = Vec::new();
-    for blob in packed.layers.iter().map(|layer| &layer.descriptor).chain([config]) {
-        if !seen.iter().any(|b| b.digest == blob.digest) {
-            seen.push(blob);
-        }
-    }
-    let pushes = seen.into_iter().map(|blob| async move {
+    let pushes = packed.blobs.iter().map(|blob| async move {
         let source = source(engine.store(), blob.digest);
         let from = mount_candidates(blob, name, bases);
         let silent = lapstrake_registry::Progress::none();
@@ -103,8 +102,11 @@ fn mount_candidates(blob: &Descriptor, name: &Reference, bases: &[Arc<Resolved>]
     bases.iter().filter(has).map(|base| base.reference.repository().to_owned()).collect()
 }
 
-async fn manifest(client: &Client, packed: &Packed, name: &Reference) -> Result<(), BuildError> {
-    let (bytes, descriptor) = &packed.documents.manifest;
+pub(crate) async fn manifest(
+    client: &Client,
+    (bytes, descriptor): &(Vec<u8>, Descriptor),
+    name: &Reference,
+) -> Result<(), BuildError> {
     let pushed = client.push_manifest(name, &descriptor.media_type, bytes.clone()).await;
     pushed.map(drop).map_err(|e| BuildError::registry(&e, Asked::Push))
 }

@@ -23,7 +23,8 @@ fn masks(values: &[&str]) -> Masks {
 #[test]
 fn a_value_is_masked_wherever_reads_cut_it() {
     let masks = masks(&["hunter2-and-more\n"]);
-    let output = b"a hunter2-and-more b\nhunter2-and-morehunter2-and-more\nhunter2-and-mor\nend hunter2-and-more";
+    let output =
+        b"a hunter2-and-more b\nhunter2-and-morehunter2-and-more\nhunter2-and-mor\nend hunter2-and-more";
     let expected = "a *** b\n***\nhunter2-and-mor\nend ***";
     for size in 1..output.len() + 1 {
         let shown = shown(&masks, output, size);
@@ -62,7 +63,12 @@ fn the_forms_that_tools_give_a_value_are_masked() {
     for before in ["", "u:", "me:", "token=", "x"] {
         let text = format!("{before}{value}");
         for end in ["", "\n", "and more"] {
-            for program in [&["base64", "-w0"][..], &["base64"], &["basenc", "--base64url", "-w0"], &["xxd", "-p", "-c0"]] {
+            for program in [
+                &["base64", "-w0"][..],
+                &["base64"],
+                &["basenc", "--base64url", "-w0"],
+                &["xxd", "-p", "-c0"],
+            ] {
                 if program[0] == "xxd" && Command::new("xxd").arg("-v").output().is_err() {
                     continue; // a comfort of vim's: od is always there, below
                 }
@@ -113,7 +119,8 @@ fn a_line_without_an_end_is_shown_in_time_and_masked_all_the_same() {
     let masks = masks(&["hunter2-and-more"]);
     let mut filter = masks.filter();
     let mut out = Vec::new();
-    let long = [&b"x".repeat(HELD_BYTES_MAX - 5)[..], b"hunter2-and-more", &b"y".repeat(HELD_BYTES_MAX)].concat();
+    let long =
+        [&b"x".repeat(HELD_BYTES_MAX - 5)[..], b"hunter2-and-more", &b"y".repeat(HELD_BYTES_MAX)].concat();
     for piece in long.chunks(1000) {
         filter.push(1, piece, |bytes| out.extend_from_slice(bytes));
     }
@@ -132,7 +139,10 @@ fn passwords_of_addresses_are_secrets() {
     let masks = Masks::default();
     masks.learn_password("http://me:p4ssw0rd@proxy.example:3128/");
     masks.learn_password("http://proxy.example:3128");
-    assert_eq!(masks.text("via http://me:p4ssw0rd@proxy.example:3128"), "via http://me:***@proxy.example:3128");
+    assert_eq!(
+        masks.text("via http://me:p4ssw0rd@proxy.example:3128"),
+        "via http://me:***@proxy.example:3128"
+    );
 }
 
 #[test]

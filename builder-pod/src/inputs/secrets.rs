@@ -60,7 +60,10 @@ fn file(id: &str, path: &Path) -> Result<Option<Vec<u8>>, BuildError> {
 
 fn small(id: &str, value: Vec<u8>) -> Result<Vec<u8>, BuildError> {
     if value.len() as u64 > SECRET_BYTES_MAX {
-        let message = format!("secret {id} is larger than {} KiB, the most that a secret may be", SECRET_BYTES_MAX >> 10);
+        let message = format!(
+            "secret {id} is larger than {} KiB, the most that a secret may be",
+            SECRET_BYTES_MAX >> 10
+        );
         return Err(BuildError::new(Reason::DockerfileInvalid, message));
     }
     Ok(value)
@@ -79,7 +82,9 @@ mod tests {
         write("own", "own");
         let own = |path: &str| SecretSource::File { id: "token".to_owned(), path: dir.path().join(path) };
         let sources = [SecretSource::Folder(dir.path().to_owned()), own("missing"), own("own")];
-        let read = |id: &str| read(&sources, id).expect("readable").map(|v| String::from_utf8_lossy(&v).into_owned());
+        let read = |id: &str| {
+            read(&sources, id).expect("readable").map(|v| String::from_utf8_lossy(&v).into_owned())
+        };
         assert_eq!(read("token").as_deref(), Some("own"));
         assert_eq!(read("own").as_deref(), Some("own"));
         for none in ["other", "..data", "../x", "", ".", "a/token"] {

@@ -29,7 +29,8 @@ pub(super) fn open(sources: &[SshSource], id: &str) -> Result<Option<Given>, Bui
         SshFrom::Socket(socket) => Agent::Forward(socket.clone()),
         SshFrom::Keys(paths) => {
             let keys = Key::open_all(paths);
-            let unusable = |e| BuildError::new(Reason::SecretNotFound, format!("SSH agent {id}: {}", chain(&e)));
+            let unusable =
+                |e| BuildError::new(Reason::SecretNotFound, format!("SSH agent {id}: {}", chain(&e)));
             Agent::Keys(keys.map_err(unusable)?)
         }
     };

@@ -35,20 +35,29 @@ enum Content<'a> {
 pub(super) struct Blobs<'a> {
     all: BTreeMap<Digest, (u64, Content<'a>)>,
     source: &'a dyn BlobSource,
-    /// The image's manifest, read.
+    /// The image's manifest, read; of several the first.
     pub(super) manifest: Manifest,
 }
 
 impl<'a> Blobs<'a> {
     pub(super) fn of(image: &'a Assembled, source: &'a dyn BlobSource) -> Result<Self> {
-        let manifest: Manifest = serde_json::from_slice(&image.manifest.0)?;
         let mut all = BTreeMap::new();
-        for layer in &manifest.layers {
-            all.insert(layer.digest, (layer.size, Content::Source));
+        let mut manifest = None;
+        let images = if image.joined.is_empty() { std::slice::from_ref(image) } else { &image.joined };
+        for image in images {
+            let parsed: Manifest = serde_json::from_slice(&image.manifest.0)?;
+            for layer in &parsed.layers {
+                all.insert(layer.digest, (layer.size, Content::Source));
+            }
+            for (bytes, descriptor) in [&image.config, &image.manifest] {
+                all.insert(descriptor.digest, (bytes.len() as u64, Content::Bytes(bytes.as_slice())));
+            }
+            manifest.get_or_insert(parsed);
         }
-        for (bytes, descriptor) in [&image.config, &image.manifest] {
-            all.insert(descriptor.digest, (bytes.len() as u64, Content::Bytes(bytes.as_slice())));
-        }
+        let (bytes, descriptor) = &image.manifest;
+        all.insert(descriptor.digest, (bytes.len() as u64, Content::Bytes(bytes.as_slice())));
+        let manifest =
+            manifest.ok_or_else(|| Error::Inconsistent("an image without a manifest".to_owned()))?;
         Ok(Self { all, source, manifest })
     }
 
@@ -96,7 +105,5 @@ fn unreadable(digest: &Digest, error: io::Error) -> Error {
 
 /// The descriptor of an image in an index that holds several.
 pub(super) fn bare(image: &Assembled) -> Descriptor {
-    let mut descriptor = image.manifest.1.clone();
-    descriptor.annotations.clear();
-    descriptor
+    image.manifest.1.clone()
 }

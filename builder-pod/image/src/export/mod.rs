@@ -13,7 +13,7 @@ pub use archive::{docker_archive, oci_layout_tar};
 pub use blobs::BlobSource;
 pub use layout::oci_layout_dir;
 pub use rootfs_dir::rootfs_dir;
-pub use rootfs_tar::rootfs_tar;
+pub use rootfs_tar::{rootfs_tar, rootfs_tar_of};
 
 #[cfg(test)]
 mod tests;

@@ -15,8 +15,25 @@ use crate::{Error, Result, fsio};
 /// # Errors
 /// Of the file system and of the output.
 pub fn rootfs_tar(root: BorrowedFd<'_>, out: impl Write) -> Result<()> {
-    let mut writer = Writer { tar: TarWriter::new(out), buffer: vec![0; BUFFER_BYTES] };
-    walk(root, &mut writer)?;
+    rootfs_tar_of(&[(String::new(), root)], out)
+}
+
+/// The same of several file systems, each below a directory of its name (none where that is empty).
+///
+/// # Errors
+/// Of the file systems and of the output.
+pub fn rootfs_tar_of(roots: &[(String, BorrowedFd<'_>)], out: impl Write) -> Result<()> {
+    let mut writer = Writer { tar: TarWriter::new(out), buffer: vec![0; BUFFER_BYTES], below: Vec::new() };
+    for (name, root) in roots {
+        writer.below.clear();
+        if !name.is_empty() {
+            writer.below = format!("{name}/").into_bytes();
+            let mut entry = Entry::new(writer.below.clone(), Kind::Dir);
+            entry.mode = 0o755;
+            writer.tar.start(&entry).map_err(Error::output)?;
+        }
+        walk(*root, &mut writer)?;
+    }
     writer.tar.finish().map_err(Error::output)?;
     Ok(())
 }
@@ -26,14 +43,17 @@ const BUFFER_BYTES: usize = 256 << 10;
 struct Writer<W> {
     tar: TarWriter<W>,
     buffer: Vec<u8>,
+    /// What stands before every path.
+    below: Vec<u8>,
 }
 
 impl<W: Write> Visitor for Writer<W> {
     fn enter(&mut self, found: &Found<'_>) -> Result<()> {
         let mut entry = describe(found)?;
+        entry.path.splice(0..0, self.below.iter().copied());
         if let Some(earlier) = found.earlier {
             entry.kind = Kind::Hardlink;
-            entry.link = earlier.to_vec();
+            entry.link = [self.below.as_slice(), earlier].concat();
             entry.size = 0;
             entry.xattrs.clear();
         }

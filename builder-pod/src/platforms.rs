@@ -1,0 +1,108 @@
+//! Several platforms in one build: what is common to them is worked on once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::join_all;
+use lapstrake_llb::{Graph, VertexDigest};
+use lapstrake_oci::Platform;
+use lapstrake_solver::{Job, Outcome, Solver};
+use lapstrake_store::SnapshotId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Engine, Res, native_platform};
+use crate::error::BuildError;
+use crate::options::BuildOptions;
+use crate::progress::Progress;
+
+/// What is to be built: one platform's graph.
+pub(crate) struct Target {
+    /// The platform.
+    pub(crate) platform: Platform,
+    /// Its steps.
+    pub(crate) graph: Arc<Graph>,
+}
+
+/// The platforms that are asked for, each once; this machine's where none is.
+pub(crate) fn wanted(options: &BuildOptions) -> Vec<Platform> {
+    let mut all: Vec<Platform> = Vec::new();
+    for platform in &options.platforms {
+        if !all.contains(platform) {
+            all.push(platform.clone());
+        }
+    }
+    if all.is_empty() { vec![native_platform()] } else { all }
+}
+
+/// Which platform's job shows a vertex that several have in common: the first that had something to say.
+#[derive(Clone, Default)]
+struct Owners(Arc<Mutex<HashMap<VertexDigest, usize>>>);
+
+impl Owners {
+    fn shows(&self, vertex: VertexDigest, job: usize) -> bool {
+        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *owners.entry(vertex).or_insert(job) == job
+    }
+}
+
+/// Solves all graphs at the same time. The first one that fails stops the others.
+pub(crate) async fn solve(
+    engine: &Arc<Engine>,
+    targets: &[Target],
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Vec<Option<SnapshotId>>, BuildError> {
+    let solver = Solver::start(Arc::clone(engine));
+    let stop = cancel.child_token();
+    let owners = Owners::default();
+    let jobs = targets.iter().enumerate().map(|(number, target)| {
+        let (solver, stop, owners) = (&solver, stop.clone(), owners.clone());
+        async move {
+            let (sender, mut events) = mpsc::unbounded_channel::<lapstrake_solver::Progress>();
+            let shown = progress.clone();
+            let show = tokio::spawn(async move {
+                while let Some(event) = events.recv().await {
+                    if owners.shows(event.vertex.digest, number) {
+                        shown.vertex(&event.vertex, &event.kind);
+                    }
+                }
+            });
+            let graph = Arc::clone(&target.graph);
+            let outcome = solver.solve(Job { graph, progress: sender, cancel: stop.clone() }).await;
+            show.await.ok(); // it ends with the channel
+            if matches!(outcome, Outcome::Failed(..)) {
+                stop.cancel();
+            }
+            outcome
+        }
+    });
+    let mut results = Vec::new();
+    let mut canceled = false;
+    for (outcome, target) in join_all(jobs).await.into_iter().zip(targets) {
+        match outcome {
+            Outcome::Done(result) => results.push(snapshot(result.map(|(result, _)| result))?),
+            Outcome::Failed(_, error) => {
+                let error = crate::build::in_file(&target.graph, &error);
+                let platform = (targets.len() > 1).then(|| target.platform.to_string());
+                return Err(error.noted(|failure| failure.platform = platform));
+            }
+            Outcome::Canceled => canceled = true,
+        }
+    }
+    if canceled {
+        return Err(BuildError::canceled());
+    }
+    for target in targets {
+        progress.all_else_cached(&target.graph);
+    }
+    Ok(results)
+}
+
+fn snapshot(result: Option<Res>) -> Result<Option<SnapshotId>, BuildError> {
+    match result {
+        None => Ok(None),
+        Some(Res::Snapshot(id)) => Ok(id),
+        Some(Res::Context(_)) => Err(BuildError::internal("the result is a directory of the builder")),
+    }
+}
