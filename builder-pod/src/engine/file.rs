@@ -165,9 +165,10 @@ pub(super) async fn materialize(
             path => (format!("/{path}"), format!("/{path}")),
         };
         let action = CopyAction {
+            // A directory with its owner and mode; of the whole only what is in it.
+            dir_copy_contents: src == "/",
             src,
             dst,
-            dir_copy_contents: true,
             follow_symlink: true,
             create_dest_path: true,
             ..CopyAction::default()
@@ -192,9 +193,10 @@ pub(super) async fn fill(
         let root = lapstrake_fileop::open_root(&into)?;
         let path = format!("/{}", path.trim_matches('/'));
         let action = CopyAction {
+            // A directory with its owner and mode; of the whole only what is in it.
+            dir_copy_contents: path == "/",
             src: path.clone(),
             dst: path,
-            dir_copy_contents: true,
             follow_symlink: true,
             create_dest_path: true,
             ..CopyAction::default()

@@ -1,6 +1,6 @@
 //! The real binary on real state: real steps, a real registry in this process.
 //!
-//! Needs root (steps are namespaces and overlays), busybox, git, tar and skopeo. What is missing fails
+//! Needs root (steps are namespaces and overlays), busybox, git, tar, skopeo, sshd and ssh. What is missing fails
 //! the test, with the way to get it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
@@ -11,10 +11,13 @@ mod errors;
 mod faults;
 mod images;
 mod lab;
+mod mounts;
 mod outputs;
 mod parallel;
 mod pod;
 mod registry;
 mod room;
+mod secrets;
 mod sources;
+mod ssh;
 mod userns;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::lab::{BUILDER, Build, Lab, Running};
 
 /// A request for a Dockerfile, with what `change` makes of it.
-fn request(lab: &Lab, dockerfile: &str, change: impl FnOnce(&mut Value)) -> Value {
+pub(crate) fn request(lab: &Lab, dockerfile: &str, change: impl FnOnce(&mut Value)) -> Value {
     let files = json!([{"path": "Dockerfile", "content": dockerfile.replace("@base", &lab.base())}]);
     let registries = lab.path("registries.json");
     std::fs::write(&registries, json!({lab.registry.host(): {"http": true}}).to_string()).unwrap();
@@ -32,7 +32,7 @@ fn start(lab: &Lab, request: &Value) -> Running {
 }
 
 /// Exit code and outcome.
-fn serve(lab: &Lab, request: &Value) -> (Option<i32>, Value) {
+pub(crate) fn serve(lab: &Lab, request: &Value) -> (Option<i32>, Value) {
     let code = start(lab, request).wait().code;
     (code, outcome(lab))
 }
