@@ -123,6 +123,9 @@ async fn run(
     cancel: &CancellationToken,
 ) -> Result<Built, BuildError> {
     engine.give(&options.inputs);
+    for warning in &options.warnings {
+        progress.text(&format!("warning: {warning}"));
+    }
     let began = Instant::now();
     let acquired = abortable(cancel, load_context(engine, options, progress)).await?;
     let (revision, facts) = (acquired.revision.clone(), acquired.facts.clone());
@@ -256,7 +259,7 @@ async fn load_context(
     progress: &Progress,
 ) -> Result<Acquired, BuildError> {
     if let Context::Directory(_) = &options.context {
-        return context::acquire(engine.store(), &options.context, false).await;
+        return context::acquire(engine.store(), &options.context, &options.reach, false).await;
     }
     let templates = options.outputs.iter().filter_map(|o| o.image()).flat_map(|image| &image.templates);
     let from_source = options.from_source.annotations || options.from_source.labels;
@@ -271,7 +274,7 @@ async fn load_context(
         Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
     };
     let step = progress.step(&name);
-    let acquire = || context::acquire(engine.store(), &options.context, ask);
+    let acquire = || context::acquire(engine.store(), &options.context, &options.reach, ask);
     step.close(room::retried(engine.store(), None, acquire).await)
 }
 

@@ -7,7 +7,7 @@ use lapstrake_fileop::Cancel;
 use lapstrake_handoff::SourceFacts;
 use lapstrake_oci::{Digest, Hasher};
 use lapstrake_source::{
-    CheckoutOptions, Fetched, FileTime, Git, Http, HttpContext, HttpRequest, Identity, Local, Resolved,
+    CheckoutOptions, Fetched, FileTime, Git, HttpContext, HttpRequest, Identity, Local, Resolved,
     unpack_context, write_inline,
 };
 use lapstrake_store::{Store, Table};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BuildError;
 use crate::options::Context;
+use crate::reach::Reach;
 
 /// A download, packed or unpacked, is no longer than this.
 const DOWNLOAD_BYTES_MAX: u64 = 8 << 30;
@@ -35,7 +36,12 @@ pub(crate) struct Acquired {
 
 /// Fetches a context; what is there already is not fetched again. `ask`: branch and tags of the commit are
 /// asked for where they are not known.
-pub(crate) async fn acquire(store: &Store, context: &Context, ask: bool) -> Result<Acquired, BuildError> {
+pub(crate) async fn acquire(
+    store: &Store,
+    context: &Context,
+    reach: &Reach,
+    ask: bool,
+) -> Result<Acquired, BuildError> {
     let nothing = SourceFacts::default;
     match context {
         Context::Directory(path) => Ok(Acquired {
@@ -46,7 +52,7 @@ pub(crate) async fn acquire(store: &Store, context: &Context, ask: bool) -> Resu
         }),
         Context::Git { url, reference, path, submodules } => {
             store.touch_side("git", "");
-            let git = Git::new(store.side_dir("git")?);
+            let git = reach.git(store, url)?;
             // A repository on one's own disk is fine on a laptop; in a pod there is none.
             let git =
                 if url.starts_with("file://") || url.starts_with('/') { git.allow_local() } else { git };
@@ -75,7 +81,9 @@ pub(crate) async fn acquire(store: &Store, context: &Context, ask: bool) -> Resu
             let local = place.open()?;
             Ok(Acquired { local, revision: Some(resolved.commit), only_dockerfile: None, facts })
         }
-        Context::Http { url, sha256, path } => http(store, url, sha256.as_deref(), path.as_deref()).await,
+        Context::Http { url, sha256, path } => {
+            http(store, url, sha256.as_deref(), path.as_deref(), reach).await
+        }
         Context::Inline(files) => {
             let key = Identity::inline(files)
                 .key()
@@ -137,14 +145,6 @@ fn digest_of(parts: &[&str]) -> Digest {
     hasher.finish()
 }
 
-fn http_client() -> Result<reqwest::Client, BuildError> {
-    let agent = concat!("lapstrake/", env!("CARGO_PKG_VERSION"));
-    reqwest::Client::builder()
-        .user_agent(agent)
-        .build()
-        .map_err(|e| BuildError::internal(crate::error::chain(&e)))
-}
-
 /// What is remembered of a download.
 #[derive(Serialize, Deserialize)]
 struct Remembered {
@@ -166,6 +166,7 @@ async fn http(
     url: &str,
     sha256: Option<&str>,
     path: Option<&str>,
+    reach: &Reach,
 ) -> Result<Acquired, BuildError> {
     let checksum = match sha256 {
         None => None,
@@ -192,8 +193,7 @@ async fn http(
                 last_modified: known.as_ref().and_then(|k| k.last_modified.clone()),
                 bytes_max: DOWNLOAD_BYTES_MAX,
             };
-            let client = http_client()?;
-            match (Http::new(client).fetch(&request, &store.side_dir("download")?).await?, known) {
+            match (reach.http(url)?.fetch(&request, &store.side_dir("download")?).await?, known) {
                 (Fetched::NotModified, Some(known)) => known,
                 (Fetched::NotModified, None) => {
                     return Err(BuildError::internal("a download was not modified, but is not here"));

@@ -22,6 +22,7 @@ mod naming;
 mod options;
 mod platforms;
 mod progress;
+mod reach;
 mod room;
 mod time;
 mod wiring;
@@ -35,6 +36,10 @@ use lapstrake_run::sandbox::{self, Mode};
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    // Git asks this program for a password; nothing else is done then.
+    if let Some(answered) = lapstrake_source::askpass() {
+        return answered;
+    }
     lapstrake_run::helper_main();
     let cli = Cli::parse();
     // Entering the sandbox comes before logging and the runtime: neither may start a thread first.

@@ -88,6 +88,8 @@ struct Arg {
     name: String,
     #[serde(default)]
     value: String,
+    #[serde(rename = "valueFrom")]
+    value_from: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -121,7 +123,15 @@ fn parse(text: &str) -> Result<BuildOptions, String> {
     options.dockerfile = spec.dockerfile.path;
     options.dockerfile_text = spec.dockerfile.inline;
     options.target = spec.dockerfile.target;
-    options.args = spec.args.into_iter().map(|arg| (arg.name, arg.value)).collect();
+    for arg in spec.args {
+        match arg.value_from {
+            None => drop(options.args.insert(arg.name, arg.value)),
+            Some(_) => options.warnings.push(format!(
+                "build argument {0} has its value in the cluster: give it by --build-arg {0}=…",
+                arg.name
+            )),
+        }
+    }
     options.labels = spec.output.labels.clone();
     let platforms = spec.platforms.iter().enumerate();
     let platform = |(at, text): (usize, &String)| {

@@ -34,6 +34,10 @@ pub(crate) struct BuildOptions {
     pub(crate) source_date_epoch: Option<i64>,
     /// What steps are given beside their files.
     pub(crate) inputs: crate::inputs::Inputs,
+    /// How sources are reached.
+    pub(crate) reach: crate::reach::Reach,
+    /// What to say before the build begins.
+    pub(crate) warnings: Vec<String>,
     /// Where results go; none: the build is run for its cache.
     pub(crate) outputs: Vec<Output>,
 }
@@ -180,6 +184,8 @@ impl BuildOptions {
             no_cache: false,
             source_date_epoch: None,
             inputs: crate::inputs::Inputs::default(),
+            reach: crate::reach::Reach::default(),
+            warnings: Vec::new(),
             outputs: Vec::new(),
         }
     }

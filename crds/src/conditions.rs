@@ -101,7 +101,7 @@ reasons! {
     WaitingForQuota: Waiting,
     /// The ServiceAccount that the spec names does not exist yet.
     WaitingForServiceAccount: Waiting,
-    /// A Secret that the spec names does not exist yet, or is not of the type that it must be.
+    /// A Secret or ConfigMap that the spec names does not exist yet, or lacks a key; the message names it.
     WaitingForSecret: Waiting,
     /// The cache volume is not bound or mounted yet.
     WaitingForVolume: Waiting,

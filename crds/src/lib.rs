@@ -13,11 +13,13 @@ mod names;
 mod output;
 mod pod;
 mod schema;
+mod secrets;
 mod source;
 mod spec;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 pub use cache::{AccessMode, Cache, CacheEmptyDir, CacheVolume, Medium};
 pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
@@ -25,12 +27,16 @@ pub use names::{annotation, field_manager, label};
 pub use output::{Output, SecretReference};
 pub use pod::{Pod, Resources, Sandbox};
 pub use schema::crd;
+pub use secrets::{
+    ArgKeyReference, ArgSource, BuildSecret, BuildSecretsFrom, KeyReference, SshAgent, SshSecretReference,
+};
 pub use source::{GitSource, HttpSource, InlineFile, InlineSource, Source, SourceKind};
 pub use spec::{BuildArg, Dockerfile, History, ImageBuild, ImageBuildSpec};
 pub use status::{
     BaseImageStatus, Failure, HistoryEntry, ImageBuildStatus, PlatformStatus, RunResult, RunStatus,
     SourceStatus, Summary, Timings, Why,
 };
+pub use trust::{CertificateReference, CertificateSource, Certificates, Proxy, ProxySource};
 
 /// The API group.
 pub const GROUP: &str = "lapstrake.dev";

@@ -88,7 +88,7 @@ impl Output {
     }
 }
 
-/// A Secret in the ImageBuild's own namespace.
+/// A Secret, or where it is said a ConfigMap, in the ImageBuild's own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {

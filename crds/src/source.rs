@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::output::SecretReference;
 use crate::schema::rules;
 
 /// Where the files of the build come from: exactly one of `git`, `http` and `inline`.
@@ -54,19 +55,23 @@ impl Source {
 #[schemars(extend("x-kubernetes-validations" = rules(&[(
     "[has(self.branch), has(self.tag), has(self.commit)].filter(x, x).size() <= 1",
     "source.git takes at most one of branch, tag and commit: keep the one to build",
+), (
+    "!self.url.startsWith('ssh://') && !self.url.matches('^[^/]+@') || has(self.secretRef)",
+    "source.git.url is one by SSH, which needs a key: name a Secret with ssh-privatekey and known_hosts in source.git.secretRef",
 )])))]
 pub struct GitSource {
-    /// Address of the repository, such as `https://git.example/shop/web.git`. Only what one commit
+    /// Address of the repository, such as `https://git.example/shop/web.git`,
+    /// `ssh://git@git.example/shop/web.git` or `git@git.example:shop/web.git`. Only what one commit
     /// needs is fetched.
     #[schemars(length(max = 2048), extend("x-kubernetes-validations" = rules(&[
         (
-            "self.matches('^(https?|git)://[^/ ]+(/[^ ]*)?$')",
-            "source.git.url must be an http, https or git URL, such as https://git.example/shop/web.git",
+            "self.matches('^(https?|git|ssh)://[^/ ]+(/[^ ]*)?$') || self.matches('^[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^ ]+$')",
+            "source.git.url must be an http, https, ssh or git URL, such as https://git.example/shop/web.git, or user@host:path",
         ),
         (
-            "!self.matches('^[a-z]+://[^/ ]*@')",
+            "!self.matches('^(https?|git)://[^/ ]*@') && !self.matches('^ssh://[^/@ ]*:[^/ ]*@')",
             "source.git.url must not hold a user name or password: everybody who may read the ImageBuild would read it; \
-             write the URL without the part before the @",
+             write the URL without the part before the @, and name a Secret in source.git.secretRef",
         ),
     ])))]
     pub url: String,
@@ -102,6 +107,11 @@ pub struct GitSource {
     /// Whether the repository's submodules are fetched too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub submodules: bool,
+    /// Secret with the credentials for the host of `url`: `username` and `password` (type
+    /// `kubernetes.io/basic-auth`), `token` (as a password) or `bearerToken`; by SSH `ssh-privatekey`
+    /// (type `kubernetes.io/ssh-auth`) and `known_hosts`. No other host is shown them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretReference>,
 }
 
 /// An archive or a single file, downloaded by HTTP.
@@ -136,6 +146,10 @@ pub struct HttpSource {
         "source.http.path must be a path inside the archive, such as web-1.2: without a / in front and without ..",
     )])))]
     pub path: Option<String>,
+    /// Secret with the credentials for the host of `url`: `username` and `password` (type
+    /// `kubernetes.io/basic-auth`), `token` or `bearerToken`. No other host is shown them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretReference>,
 }
 
 /// Files written right here in the manifest, 512 KiB in all.

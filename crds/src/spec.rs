@@ -8,11 +8,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
-use crate::output::Output;
+use crate::output::{Output, SecretReference};
 use crate::pod::Pod;
 use crate::schema::{each, rules};
+use crate::secrets::{ArgSource, BuildSecret, BuildSecretsFrom, SshAgent};
 use crate::source::Source;
 use crate::status::ImageBuildStatus;
+use crate::trust::{Certificates, Proxy};
 
 /// What to build, from what, and where the image goes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -112,6 +114,42 @@ pub struct ImageBuildSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub args: Vec<BuildArg>,
+    /// Secrets that steps may ask for by their id, each one key of a Secret: a file or an environment
+    /// variable of the step, as in `RUN --mount=type=secret,id=npm`. They leave no trace in the image, its
+    /// history, the cache or the logs. A new value counts from the next run on; it starts none by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"])
+    )]
+    pub secrets: Vec<BuildSecret>,
+    /// Secrets of which every key is a build secret, under the key's name. Where an id is there twice,
+    /// `secrets` wins, then the first Secret of this list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub secrets_from: Vec<BuildSecretsFrom>,
+    /// SSH agents that steps may ask for by their id, as in `RUN --mount=type=ssh`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"])
+    )]
+    pub ssh: Vec<SshAgent>,
+    /// Secrets with credentials of registries, beside that of `output.secretRef` and those that the
+    /// ServiceAccount of the builder pod names. All are merged: of the entries that match a repository,
+    /// the most specific one is tried first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub image_pull_secrets: Vec<SecretReference>,
+    /// Certificates of authorities that are trusted beside the usual ones.
+    #[serde(default, skip_serializing_if = "Certificates::is_default")]
+    pub certificates: Certificates,
+    /// Proxies by which the world outside is reached.
+    #[serde(default, skip_serializing_if = "Proxy::is_default")]
+    pub proxy: Proxy,
     /// Platforms to build for, such as `linux/arm64`, each on a node of its architecture. By default
     /// the platform of the node that the build lands on. More than one at once is not supported yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -184,6 +222,12 @@ impl Default for ImageBuildSpec {
             source: Source::default(),
             dockerfile: Dockerfile::default(),
             args: Vec::new(),
+            secrets: Vec::new(),
+            secrets_from: Vec::new(),
+            ssh: Vec::new(),
+            image_pull_secrets: Vec::new(),
+            certificates: Certificates::default(),
+            proxy: Proxy::default(),
             platforms: Vec::new(),
             output: Output::default(),
             cache: Cache::default(),
@@ -247,6 +291,10 @@ impl Dockerfile {
 /// A value for one of the Dockerfile's ARG instructions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "!(has(self.value) && has(self.valueFrom))",
+    "a build argument takes at most one of value and valueFrom",
+)])))]
 pub struct BuildArg {
     /// Name of the ARG.
     #[schemars(length(max = 256), extend("x-kubernetes-validations" = rules(&[(
@@ -258,6 +306,9 @@ pub struct BuildArg {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 32768))]
     pub value: String,
+    /// Where its value comes from, instead of `value`: a key of a ConfigMap or a Secret, byte for byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<ArgSource>,
 }
 
 /// How much is remembered of past runs.

@@ -14,6 +14,9 @@ pub struct SecretInput {
     /// is the file's name. An entry with an id comes before those of folders, and of folders the first one that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// What stands before the name of each file of a folder, in its id.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
     /// A file, or without an id a folder. One that does not exist is a secret that was not given: a step
     /// that requires it fails, another one runs without.
     pub path: String,
@@ -59,6 +62,9 @@ pub struct Proxy {
     /// What is reached without one: names, domains and networks, separated by commas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no: Option<String>,
+    /// A folder with the files `http`, `https` and `noProxy`, each for what is not said here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
     /// True: `RUN` steps have it in their environment (`HTTP_PROXY` and so on), as they would have it by a
     /// build argument of that name, which wins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -73,9 +79,26 @@ impl std::fmt::Debug for Proxy {
             .field("http", &shown(&self.http))
             .field("https", &shown(&self.https))
             .field("no", &self.no)
+            .field("folder", &self.folder)
             .field("in_steps", &self.in_steps)
             .finish()
     }
+}
+
+/// A build argument whose value is in a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ArgInput {
+    /// Name of the argument.
+    pub name: String,
+    /// The file that is its value, byte for byte.
+    pub path: String,
+    /// True: without the file the argument is not given; else the build fails.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+    /// True: the file is a Secret's key; the builder warns, since arguments are no place for secrets.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secret: bool,
 }
 
 /// The network of steps that ask for none.

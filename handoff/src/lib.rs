@@ -17,7 +17,7 @@ pub mod request;
 
 pub use cache::{CacheExport, CacheImport, CacheMode, CacheTarget};
 pub use error::Error;
-pub use inputs::{Allow, Certificates, Proxy, SecretInput, SshInput, StepNetwork};
+pub use inputs::{Allow, ArgInput, Certificates, Proxy, SecretInput, SshInput, StepNetwork};
 pub use outcome::{BaseImage, Class, Failure, Outcome, Reason, Success, Timings};
 pub use platforms::{PLATFORMS_MAX, PlatformManifest, PlatformResult, SourceFacts};
 pub use progress::{ProgressLine, StepEvent, StepId, Tracker, Writer};
@@ -54,6 +54,12 @@ pub mod paths {
     pub const SECRETS_DIR: &str = "/run/lapstrake/secrets";
     /// Folder under which SSH keys and their `known_hosts` are mounted, one folder per agent.
     pub const SSH_DIR: &str = "/run/lapstrake/ssh";
+    /// Folder under which the credentials of the source are mounted.
+    pub const SOURCE_CREDENTIALS_DIR: &str = "/run/lapstrake/source";
+    /// Folder under which values of build arguments are mounted, one folder per argument.
+    pub const ARGS_DIR: &str = "/run/lapstrake/args";
+    /// Folder at which proxies are mounted.
+    pub const PROXY_DIR: &str = "/run/lapstrake/proxy";
     /// Folder under which certificates of authorities are mounted, one folder per ConfigMap or Secret.
     pub const CERTIFICATES_DIR: &str = "/run/lapstrake/certificates";
     /// Where the outcome is written for the kubelet to pick up.

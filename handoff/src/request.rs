@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::cache::{CacheExport, CacheImport};
-use crate::inputs::{Allow, Certificates, Proxy, SecretInput, SshInput, StepNetwork, is_default};
+use crate::inputs::{Allow, ArgInput, Certificates, Proxy, SecretInput, SshInput, StepNetwork, is_default};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::platforms::{PLATFORMS_MAX, PlatformManifest, SourceFacts};
 
@@ -45,6 +45,9 @@ pub struct Request {
     /// Build arguments, in a fixed order.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub args: BTreeMap<String, String>,
+    /// Further arguments, whose values are in files; they win over `args`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args_from: Vec<ArgInput>,
     /// Where the image goes and what it carries.
     pub output: Output,
     /// `SOURCE_DATE_EPOCH`: seconds since 1970; unset: the builder's rule.
@@ -90,9 +93,13 @@ pub struct Request {
     /// Registries' configuration (mirrors, plain http, CAs), when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries_config: Option<String>,
-    /// Docker `config.json` files that are tried in turn for credentials.
+    /// Docker `config.json` files, or folders with the keys of a Secret for registries. All are merged, and
+    /// read anew when they changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub docker_configs: Vec<String>,
+    /// More of them, which may be absent or malformed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub docker_configs_optional: Vec<String>,
     /// The builder ends itself with [`crate::Reason::TimedOut`] after this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
@@ -143,6 +150,10 @@ pub struct GitSource {
     /// True: submodules are checked out too.
     #[serde(default, skip_serializing_if = "is_false")]
     pub submodules: bool,
+    /// Folder with the keys of a Secret, for the host of `url` alone: `username` and `password`, `token` or
+    /// `bearerToken`, `ssh-privatekey` with `known_hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
 }
 
 /// One revision of a Git repository.
@@ -169,6 +180,10 @@ pub struct HttpSource {
     /// Folder inside the archive that is the context; unset: its root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// Folder with the keys of a Secret, for the host of `url` alone: `username` and `password`, `token` or
+    /// `bearerToken`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
 }
 
 /// One file of an inline context.
@@ -272,6 +287,15 @@ pub enum ProgressFormat {
 }
 
 impl Request {
+    /// A request of this version for nothing: a start for one that is filled in.
+    pub fn empty() -> Self {
+        let text = format!(
+            r#"{{"apiVersion":"{REQUEST_VERSION}","build":{{"name":"","namespace":"","uid":""}},"run":"","source":{{"inline":[]}},
+            "output":{{"names":[]}},"stateDir":"","sandbox":"UserNamespace"}}"#
+        );
+        serde_json::from_str(&text).expect("what has a default may be left out")
+    }
+
     /// Reads a request and checks that it can be served.
     ///
     /// Errors: another version, an unknown field, an empty output or source.
@@ -358,9 +382,11 @@ mod tests {
                 reference: Some(GitRef::Branch("main".to_owned())),
                 path: None,
                 submodules: false,
+                credentials: Some("/run/lapstrake/source".to_owned()),
             }),
             dockerfile: Dockerfile::default(),
             args: BTreeMap::from([("VERSION".to_owned(), "1".to_owned())]),
+            args_from: Vec::new(),
             output: Output {
                 names: vec!["registry.example/shop/web:latest".to_owned()],
                 ..Output::default()
@@ -374,6 +400,7 @@ mod tests {
             cache_max_bytes: None,
             registries_config: None,
             docker_configs: Vec::new(),
+            docker_configs_optional: Vec::new(),
             timeout_seconds: Some(3600),
             sandbox: SandboxMode::Baseline,
             progress: ProgressFormat::Plain,
@@ -389,6 +416,7 @@ mod tests {
                 url: "https://example.com/a.tgz".to_owned(),
                 sha256: Some("0".repeat(64)),
                 path: Some("sub".to_owned()),
+                credentials: None,
             }),
             Source::Inline(vec![InlineFile {
                 path: "Dockerfile".to_owned(),

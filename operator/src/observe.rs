@@ -23,6 +23,8 @@ pub struct Observed {
     pub fresh: bool,
     /// Pod Security level that the namespace enforces; none if it was not looked at.
     pub pod_security: Option<PodSecurity>,
+    /// Names of the `imagePullSecrets` of the ServiceAccount that the pod runs as; empty unless `fresh`.
+    pub pull_secrets: Vec<String>,
     /// What the API server said to the pod that this pass tried to create.
     pub refusal: Option<Refusal>,
     /// How far the builder says it is, from its log.

@@ -38,6 +38,20 @@ pub struct BuilderDefaults {
     pub tolerations: Vec<Toleration>,
     /// Where builds keep their cache.
     pub cache: DefaultCache,
+    /// Authorities that every build trusts.
+    pub certificates: DefaultCertificates,
+    /// Proxies of builds that name none.
+    pub proxy: lapstrake_crds::Proxy,
+}
+
+/// Authorities that every build trusts.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DefaultCertificates {
+    /// Their certificates, in PEM form.
+    pub pem: String,
+    /// Whether RUN steps trust them too.
+    pub in_steps: bool,
 }
 
 /// Requests and limits of a builder pod.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::credentials::{Credential, Credentials};
 use crate::Error;
+use crate::credentials::{Credential, Credentials};
 
 /// Longest document of credentials that is read: as much as a Secret holds, with room.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
@@ -110,7 +110,6 @@ fn open(path: &Path) -> Result<Credentials, Error> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,7 +149,8 @@ mod tests {
         assert_eq!(users(&optional).await, [""; 0]);
         std::fs::write(dir.path().join(".dockerconfigjson"), document("new")).unwrap();
         // A name without a dot, which the new form would take for a setting.
-        let old = r#"{"r.example":{"username":"old","password":"p"},"localhost":{"username":"l","password":"p"}}"#;
+        let old =
+            r#"{"r.example":{"username":"old","password":"p"},"localhost":{"username":"l","password":"p"}}"#;
         std::fs::write(dir.path().join(".dockercfg"), old).unwrap();
         let both = Credentials::none().with_file(dir.path(), false).unwrap();
         assert_eq!(users(&both).await, ["new", "old"]);

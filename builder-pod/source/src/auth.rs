@@ -130,8 +130,9 @@ impl SourceAuth {
 
     fn http(&self, url: &str) -> Result<Access, Error> {
         let mut access = Access::default();
-        let mut set =
-            |name: &str, value: &dyn AsRef<std::ffi::OsStr>| access.env.push((name.into(), value.as_ref().into()));
+        let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
+            access.env.push((name.into(), value.as_ref().into()))
+        };
         match self.login(false)? {
             None => return Err(self.lacks("the Secret has no username and password, token or bearerToken")),
             Some(Login::Bearer(token)) => {
@@ -189,9 +190,10 @@ impl SourceAuth {
         if let Some(token) = self.word("token")? {
             return Ok(Some(match (username, download) {
                 (None, true) => Login::Bearer(token),
-                (username, _) => {
-                    Login::Basic { username: username.unwrap_or_else(|| TOKEN_USER.to_owned()), password: token }
-                }
+                (username, _) => Login::Basic {
+                    username: username.unwrap_or_else(|| TOKEN_USER.to_owned()),
+                    password: token,
+                },
             }));
         }
         Ok(match (username, self.word("password")?) {
@@ -206,7 +208,9 @@ impl SourceAuth {
     /// A file's text without the line end that many a tool puts behind it.
     fn word(&self, name: &str) -> Result<Option<String>, Error> {
         match std::fs::read_to_string(self.dir.join(name)) {
-            Ok(text) => Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()).filter(|text| !text.is_empty())),
+            Ok(text) => {
+                Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()).filter(|text| !text.is_empty()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io(format!("read the key {name} of a source's Secret"))(error)),
         }
@@ -352,7 +356,10 @@ mod tests {
     #[test]
     fn a_key_is_made_usable_in_memory_and_goes_away() {
         use std::os::unix::fs::PermissionsExt as _;
-        let dir = folder(&[("ssh-privatekey", "-----BEGIN KEY-----\r\nabc\r\n-----END KEY-----"), ("known_hosts", "h k")]);
+        let dir = folder(&[
+            ("ssh-privatekey", "-----BEGIN KEY-----\r\nabc\r\n-----END KEY-----"),
+            ("known_hosts", "h k"),
+        ]);
         let auth = SourceAuth::new(dir.path(), "git@h:a").unwrap();
         let access = auth.access("git@h:b").unwrap();
         let command = access.env[0].1.to_str().unwrap().to_owned();

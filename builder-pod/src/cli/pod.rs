@@ -10,7 +10,7 @@ use lapstrake_handoff::{
     GitRef, Outcome, PlatformResult, ProgressFormat, Reason, Request, SandboxMode, Source, SourceFacts,
     Success, paths,
 };
-use lapstrake_registry::{Client, Config, Credentials, HostsConfig};
+use lapstrake_registry::{Client, Config, HostsConfig};
 use lapstrake_run::sandbox::{Mode, Sandbox, Unavailable};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,7 @@ use crate::export::OfPlatform;
 use crate::join;
 use crate::options::{BuildOptions, Context, FromSource, Image, Output};
 use crate::progress::{Format, Progress};
+use crate::reach::{self, Reach};
 use crate::room;
 use crate::wiring;
 
@@ -118,7 +119,7 @@ async fn run(
     let options = options(request)?;
     let cancel = CancellationToken::new();
     wiring::cancel_on_signals(&cancel);
-    let client = Client::new(config(request)?);
+    let client = Client::new(config(request, &options.reach)?);
     let engine = Arc::new(wiring::engine(state, client, sandbox)?);
     let job = room::begin(engine.store(), room::Host::Pod, request.cache_max_bytes)?;
     let timeout = request.timeout_seconds.map(Duration::from_secs);
@@ -155,7 +156,7 @@ async fn run(
 async fn index(request: &Request, progress: &Progress) -> Result<Built, BuildError> {
     let cancel = CancellationToken::new();
     wiring::cancel_on_signals(&cancel);
-    let client = Client::new(config(request)?).with_cancel(cancel.clone());
+    let client = Client::new(config(request, &Reach::of(request)?)?).with_cancel(cancel.clone());
     let work = join::join(&client, request, progress);
     let timeout = Duration::from_secs(request.timeout_seconds.unwrap_or(3600));
     let limited = async { tokio::time::timeout(timeout, work).await.map_err(|_| timed_out(timeout))? };
@@ -168,18 +169,12 @@ fn timed_out(timeout: Duration) -> BuildError {
     BuildError::new(Reason::TimedOut, message)
 }
 
-fn config(request: &Request) -> Result<Config, BuildError> {
+fn config(request: &Request, reach: &Reach) -> Result<Config, BuildError> {
     let hosts = match &request.registries_config {
         None => HostsConfig::default(),
         Some(path) => super::build::read_hosts(Path::new(path))?,
     };
-    let mut credentials = Credentials::none();
-    for path in &request.docker_configs {
-        let one =
-            Credentials::open(Path::new(path)).map_err(|e| BuildError::new(Reason::PullDenied, e.full()))?;
-        credentials = credentials.merge(one);
-    }
-    Ok(Config { hosts, credentials, ..Config::default() })
+    reach::registry(request, hosts, reach)
 }
 
 /// The request as options.
@@ -229,6 +224,10 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     options.dockerfile_text = request.dockerfile.inline.clone();
     options.target = request.dockerfile.target.clone();
     options.args = request.args.clone();
+    let (args, warnings) = reach::args(request)?;
+    options.args.extend(args);
+    options.warnings = warnings;
+    options.reach = Reach::of(request)?;
     options.labels = request.output.labels.clone();
     let places: &[Place] = match platforms.len() {
         0 | 1 => &[Place::Manifest],
@@ -243,6 +242,7 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     options.platforms = platforms;
     options.no_cache = request.no_cache;
     options.inputs = crate::inputs::Inputs::of_request(request);
+    options.reach.complete(&mut options.inputs.proxy);
     options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
         None => request.source_date_epoch,
         Some(text) => Some(

@@ -43,8 +43,8 @@ pub(crate) enum SecretSource {
     File { id: String, path: PathBuf },
     /// A variable of the builder's own environment.
     Variable { id: String, name: String },
-    /// Each file of a folder, by its name.
-    Folder(PathBuf),
+    /// Each file of a folder, by its name behind a prefix.
+    Folder { dir: PathBuf, prefix: String },
 }
 
 /// An agent by its id.
@@ -72,13 +72,14 @@ impl Inputs {
             let path = PathBuf::from(&secret.path);
             match &secret.id {
                 Some(id) => SecretSource::File { id: id.clone(), path },
-                None => SecretSource::Folder(path),
+                None => SecretSource::Folder { dir: path, prefix: secret.prefix.clone() },
             }
         };
         let agent = |agent: &lapstrake_handoff::SshInput| SshSource {
             id: agent.id.clone(),
             from: SshFrom::Keys(agent.keys.iter().map(PathBuf::from).collect()),
-            known_hosts: agent.known_hosts.as_ref().map(PathBuf::from),
+            // A Secret need not have that key.
+            known_hosts: agent.known_hosts.as_ref().map(PathBuf::from).filter(|path| path.exists()),
         };
         Self {
             secrets: request.secrets.iter().map(secret).collect(),

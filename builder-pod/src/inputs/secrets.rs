@@ -30,9 +30,9 @@ pub(super) fn read(sources: &[SecretSource], id: &str) -> Result<Option<Vec<u8>>
         }
     }
     for source in sources {
-        if let SecretSource::Folder(dir) = source
-            && is_file_name(id)
-            && let Some(value) = file(id, &dir.join(id))?
+        if let SecretSource::Folder { dir, prefix } = source
+            && let Some(name) = id.strip_prefix(prefix.as_str()).filter(|name| is_file_name(name))
+            && let Some(value) = file(id, &dir.join(name))?
         {
             return Ok(Some(value));
         }
@@ -81,13 +81,16 @@ mod tests {
         write("..data", "kubelet's");
         write("own", "own");
         let own = |path: &str| SecretSource::File { id: "token".to_owned(), path: dir.path().join(path) };
-        let sources = [SecretSource::Folder(dir.path().to_owned()), own("missing"), own("own")];
+        let folder =
+            |prefix: &str| SecretSource::Folder { dir: dir.path().to_owned(), prefix: prefix.to_owned() };
+        let sources = [folder(""), folder("p-"), own("missing"), own("own")];
         let read = |id: &str| {
             read(&sources, id).expect("readable").map(|v| String::from_utf8_lossy(&v).into_owned())
         };
         assert_eq!(read("token").as_deref(), Some("own"));
         assert_eq!(read("own").as_deref(), Some("own"));
-        for none in ["other", "..data", "../x", "", ".", "a/token"] {
+        assert_eq!(read("p-token").as_deref(), Some("folder"));
+        for none in ["other", "..data", "../x", "p-../x", "p-", "", ".", "a/token"] {
             assert_eq!(read(none), None, "{none}");
         }
     }

@@ -71,6 +71,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [configmaps, persistentvolumeclaims]
   verbs: [get, list, create, patch, delete]
+# The names of the Secrets for registries that a ServiceAccount has; their contents are the kubelet's to read.
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get]
 # Progress and the last lines of a step that failed.
 - apiGroups: [""]
   resources: [pods/log]

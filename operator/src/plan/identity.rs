@@ -84,7 +84,10 @@ impl Identity {
             requests.reconcile_at,
             requests.force_at,
         ]);
-        let how = json!([spec.pod, spec.cache, spec.timeout().as_millis().to_string()]);
+        let mut how = vec![json!(spec.pod), json!(spec.cache), json!(spec.timeout().as_millis().to_string())];
+        // A build without any has the name that it had before there were such fields.
+        how.extend(Some(crate::plan::inputs::identity(spec)).filter(|inputs| !inputs.is_null()));
+        let how = json!(how);
         Self {
             what: short_hash(what.to_string().as_bytes(), 10),
             how: short_hash(how.to_string().as_bytes(), 6),

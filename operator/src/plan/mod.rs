@@ -7,6 +7,7 @@
 
 mod ending;
 mod identity;
+pub(crate) mod inputs;
 mod objects;
 mod pod;
 mod request;
@@ -32,6 +33,7 @@ use lapstrake_crds::{ImageBuildStatus, Reason, RunResult};
 pub use ending::{Broken, Ending, Retry};
 pub use identity::{Identity, Requests};
 pub use pod::docker_config_path;
+pub(crate) use waiting::MISSING_INPUT;
 
 use crate::observe::{Observed, Owned};
 use crate::settings::Settings;

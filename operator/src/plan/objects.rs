@@ -89,6 +89,7 @@ pub(crate) fn request_map(
     if !settings.registries.is_empty() {
         data.insert(REGISTRIES_KEY.to_owned(), settings.registries.clone());
     }
+    data.extend(crate::plan::inputs::request_files(build, settings));
     let mut metadata = metadata(build, names::request(name, run, platform), "request");
     metadata.labels.get_or_insert_default().insert(label::RUN.to_owned(), run.to_owned());
     ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }

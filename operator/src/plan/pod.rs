@@ -16,6 +16,7 @@ use lapstrake_handoff::paths;
 
 use crate::names;
 use crate::observe::CONTAINER;
+use crate::plan::inputs;
 use crate::plan::objects::{CachePlace, cache_place, metadata};
 use crate::settings::{AppArmor, Settings, limits};
 
@@ -40,6 +41,8 @@ pub(crate) struct PodFor<'a> {
     pub platform: Option<&'a str>,
     /// Sandbox, decided.
     pub sandbox: Sandbox,
+    /// Names of the `imagePullSecrets` of its ServiceAccount.
+    pub pull_secrets: &'a [String],
 }
 
 /// The builder pod of one attempt.
@@ -253,6 +256,7 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
         });
         mounts.push(mount(CREDENTIALS, &docker_config_dir(), true));
     }
+    inputs::mount(build, of.pull_secrets, settings, &mut volumes, &mut mounts);
     (volumes, mounts)
 }
 

@@ -18,11 +18,12 @@ pub(crate) fn request(
     run: &str,
     platform: Option<&str>,
     sandbox: Sandbox,
+    pull_secrets: &[String],
     settings: &Settings,
 ) -> Result<String, String> {
     let spec = &build.spec;
     let meta = &build.metadata;
-    let request = handoff::Request {
+    let mut request = handoff::Request {
         api_version: REQUEST_VERSION.to_owned(),
         build: handoff::BuildRef {
             name: meta.name.clone().unwrap_or_default(),
@@ -40,6 +41,7 @@ pub(crate) fn request(
             target: spec.dockerfile.target.clone(),
         },
         args: spec.args.iter().map(|arg| (arg.name.clone(), arg.value.clone())).collect(),
+        args_from: Vec::new(),
         output: handoff::Output {
             names: spec
                 .output
@@ -65,6 +67,7 @@ pub(crate) fn request(
         state_dir: paths::STATE_DIR.to_owned(),
         cache_max_bytes: None,
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
+        docker_configs_optional: Vec::new(),
         docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
         timeout_seconds: Some(spec.timeout().as_secs_f64().ceil().max(1.0) as u64),
         sandbox: match sandbox {
@@ -73,6 +76,7 @@ pub(crate) fn request(
         },
         progress: handoff::ProgressFormat::Plain,
     };
+    crate::plan::inputs::fill(build, pull_secrets, settings, &mut request);
     let text = request.encode();
     if text.len() + settings.registries.len() > REQUEST_BYTES_MAX {
         return Err(format!(
@@ -89,12 +93,14 @@ fn source(build: &ImageBuild) -> Result<handoff::Source, String> {
             url: git.url.clone(),
             reference: reference(git),
             path: git.path.clone(),
-            submodules: false,
+            submodules: git.submodules,
+            credentials: None,
         }),
         Some(SourceKind::Http(http)) => handoff::Source::Http(handoff::HttpSource {
             url: http.url.clone(),
             sha256: http.sha256.as_deref().map(|sum| sum.trim_start_matches("sha256:").to_owned()),
             path: http.path.clone(),
+            credentials: None,
         }),
         Some(SourceKind::Inline(inline)) => handoff::Source::Inline(
             inline

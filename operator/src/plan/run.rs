@@ -169,7 +169,7 @@ impl<'a> Planner<'a> {
                     .to_owned(),
             ));
         }
-        request(self.build(), "", self.platform(), sandbox, self.settings)
+        request(self.build(), "", self.platform(), sandbox, &self.seen.pull_secrets, self.settings)
             .err()
             .map(|message| (Reason::SpecInvalid, message))
     }
@@ -267,7 +267,7 @@ impl<'a> Planner<'a> {
     fn launch(&mut self, id: &str, attempt: u32, name: String) {
         let (build, settings, platform) = (self.build(), self.settings, self.platform());
         let sandbox = self.draft.sandbox.unwrap_or_default();
-        let text = match request(build, id, platform, sandbox, settings) {
+        let text = match request(build, id, platform, sandbox, &self.seen.pull_secrets, settings) {
             Ok(text) => text,
             Err(problem) => {
                 let broken = Broken::new(Reason::SpecInvalid, Retry::Never, problem);
@@ -282,7 +282,7 @@ impl<'a> Planner<'a> {
         self.plan.delete_objects =
             self.seen.objects.iter().filter(|one| !wanted.contains(one)).cloned().collect();
         self.plan.request = Some(Box::new(request_map(build, id, platform, text, settings)));
-        let of = PodFor { run: id, attempt, platform, sandbox };
+        let of = PodFor { run: id, attempt, platform, sandbox, pull_secrets: &self.seen.pull_secrets };
         self.plan.create = Some(Box::new(pod(build, of, settings)));
         // As the pod will be seen next, so that the next pass has nothing to change.
         let next = PodFacts { name: name.clone(), created: Some(self.now), ..PodFacts::default() };

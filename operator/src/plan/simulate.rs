@@ -95,6 +95,7 @@ impl World {
             objects: Vec::new(),
             fresh: !past,
             pod_security: (!past).then_some(PodSecurity::Privileged),
+            pull_secrets: Vec::new(),
             refusal: None,
             progress: None,
         }

@@ -44,6 +44,7 @@ pub(super) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
         objects: Vec::new(),
         fresh: true,
         pod_security: Some(PodSecurity::Privileged),
+        pull_secrets: Vec::new(),
         refusal: None,
         progress: None,
     }
@@ -575,6 +576,7 @@ fn pod_in(sandbox: Sandbox, change: impl FnOnce(&mut ImageBuild)) -> k8s_openapi
         attempt: 1,
         platform: build.spec.platforms.first().map(String::as_str),
         sandbox,
+        pull_secrets: &[],
     };
     super::pod::pod(&build, of, &settings())
 }

@@ -10,6 +10,9 @@ use crate::plan::ending::{Broken, Retry, start_error};
 use crate::plan::pod::CREDENTIALS;
 use crate::settings::limits::{PENDING_RECHECK, PULL_GRACE, START_GRACE};
 
+/// Reason of a hint that says which field of the spec waits for which Secret or ConfigMap.
+pub(crate) const MISSING_INPUT: &str = "MissingInput";
+
 /// What a living pod is doing.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Doing {
@@ -142,6 +145,7 @@ fn creating(pod: &PodFacts, secret: Option<&str>, waited: Duration) -> Doing {
         };
     };
     match (hint.reason.as_str(), secret) {
+        (MISSING_INPUT, _) => Doing::waiting(Reason::WaitingForSecret, hint.message.clone()),
         ("FailedMount", Some(secret)) if hint.message.contains(CREDENTIALS) => {
             Doing::waiting(Reason::WaitingForSecret, no_secret(secret, &hint.message))
         }

@@ -1,6 +1,6 @@
 //! The calls to the API server.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::ObjectRef;
@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::observe::{
     Container, Observed, Owned, PodFacts, PodSecurity, Refusal, Why, strip_build, strip_pod,
 };
-use crate::plan::Plan;
+use crate::plan::{MISSING_INPUT, Plan};
 use crate::reconcile::{Context, Error};
 
 /// How applying a plan went.
@@ -56,6 +56,7 @@ pub(super) fn cached(build: &ImageBuild, ctx: &Context) -> Observed {
         objects: Vec::new(),
         fresh: false,
         pod_security: None,
+        pull_secrets: Vec::new(),
         refusal: None,
     }
 }
@@ -76,12 +77,15 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
     let namespaces: Api<Namespace> = Api::all(client());
     let mine = ListParams::default().labels(&format!("{}={uid}", label::BUILD_UID));
     let name = build.name_any();
-    let (build, pods, maps, claims, level) = futures::try_join!(
+    let accounts: Api<ServiceAccount> = Api::namespaced(client(), &namespace);
+    let secrets = pull_secrets(build, &accounts);
+    let (build, pods, maps, claims, level, pull_secrets) = futures::try_join!(
         async { builds.get_opt(&name).await.map_err(failed("get the ImageBuild")) },
         async { pods.list(&mine).await.map_err(failed("list pods")) },
         async { maps.list_metadata(&mine).await.map_err(failed("list ConfigMaps")) },
         async { claims.list_metadata(&mine).await.map_err(failed("list PersistentVolumeClaims")) },
         async { pod_security(&namespaces, &namespace).await },
+        async { Ok(secrets.await) },
     )?;
     let Some(mut build) = build.filter(|build| build.uid().as_deref() == Some(&uid)) else {
         return Ok(None);
@@ -109,6 +113,7 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
         objects,
         fresh: true,
         pod_security: Some(level),
+        pull_secrets,
         refusal: None,
     }))
 }
@@ -145,7 +150,7 @@ pub(super) async fn add_hints(seen: &mut Observed, ctx: &Context) {
             continue;
         }
         match hint(&namespace, &pod.uid, ctx).await {
-            Ok(hint) => pod.hint = hint,
+            Ok(hint) => pod.hint = hint.map(|why| explained(&seen.build, why, ctx)),
             // The message is a courtesy: without it the wait is only less well explained.
             Err(error) => debug!(%error, "cannot read events"),
         }
@@ -169,6 +174,32 @@ async fn volume_hint(build: &ImageBuild, ctx: &Context) -> Result<Option<Why>, k
         reason: event.reason.unwrap_or_default(),
         message: event.message.unwrap_or_default(),
     }))
+}
+
+/// The same in the words of the spec, where it is about a Secret or a ConfigMap that a field names.
+fn explained(build: &ImageBuild, why: Why, ctx: &Context) -> Why {
+    if why.reason != "FailedMount" {
+        return why;
+    }
+    match crate::plan::inputs::explain(build, &ctx.settings, &why.message) {
+        Some(message) => Why { reason: MISSING_INPUT.to_owned(), message },
+        None => why,
+    }
+}
+
+/// Names of the Secrets for registries that the pod's ServiceAccount has; none where it may not be read.
+async fn pull_secrets(build: &ImageBuild, accounts: &Api<ServiceAccount>) -> Vec<String> {
+    let name = build.spec.pod.service_account_name.as_deref().unwrap_or("default");
+    match accounts.get_opt(name).await {
+        Ok(account) => {
+            let secrets = account.and_then(|account| account.image_pull_secrets).unwrap_or_default();
+            secrets.into_iter().map(|secret| secret.name).filter(|name| !name.is_empty()).collect()
+        }
+        Err(error) => {
+            warn!(%error, account = name, "cannot read the ServiceAccount: its imagePullSecrets are not used");
+            Vec::new()
+        }
+    }
 }
 
 /// The last warning about the pod.

@@ -249,7 +249,8 @@ impl Failure {
                 // What ssh says tells more than git's "could not read from remote repository".
                 let ssh = ["Permission denied", "Host key verification failed", "Load key", "ssh: "];
                 let of_ssh = || lines().find(|line| ssh.iter().any(|words| line.contains(words)));
-                let of_git = || lines().find(|line| line.starts_with("fatal: ") || line.starts_with("ERROR: "));
+                let of_git =
+                    || lines().find(|line| line.starts_with("fatal: ") || line.starts_with("ERROR: "));
                 let telling = of_ssh().or_else(of_git);
                 let line = telling.or_else(|| lines().next_back()).unwrap_or("git failed without a message");
                 line.strip_prefix("fatal: ").unwrap_or(line).chars().take(500).collect()
