@@ -184,3 +184,28 @@ fn a_state_in_use_is_not_pruned() {
     running.signal("INT");
     assert_eq!(running.wait().code, Some(16));
 }
+
+#[test]
+fn cache_mounts_count_and_go_when_nobody_has_them() {
+    let lab = Lab::new();
+    let text = |n: u32| {
+        format!(
+            "FROM @base\nRUN --mount=type=cache,target=/c ls /c >/seen; head -c 4000000 /dev/urandom >/c/{n}\n"
+        )
+    };
+    let build = |n: u32, size: &str| {
+        let dir = lab.context(&format!("c{n}"), &[("Dockerfile", &text(n))]);
+        let out = lab.path(&format!("files{n}"));
+        lab.build(dir).args(["--cache-size", size, "-o", out.to_str().unwrap()]).ok();
+        std::fs::read_to_string(out.join("seen")).unwrap()
+    };
+    assert_eq!(build(1, "1gb"), "");
+    assert_eq!(build(2, "1gb"), "1\n");
+    let mounts = builder_json(&lab, "state", &["du", "--json", "--filter", "type=exec.cachemount"]);
+    let size = mounts["items"][0]["sizeBytes"].as_u64().unwrap();
+    assert!((8_000_000..9_000_000).contains(&size), "{mounts}");
+    // More than may be: the mount is older than what this build made, and goes at its end.
+    assert_eq!(build(3, "10mb"), "1\n2\n");
+    assert!(walked(&lab.path("state")) <= 10 << 20);
+    assert_eq!(build(4, "1gb"), "");
+}
