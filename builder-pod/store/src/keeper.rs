@@ -97,16 +97,21 @@ struct Seen {
 fn run(shared: &Shared) {
     let stop = || shared.keeper.stop.load(Ordering::SeqCst);
     shared.empty_trash(&stop);
-    let mut seen = None;
+    let (mut seen, mut begun) = (None, None);
     while !stop() {
         let limits = *locked(&shared.keeper.limits);
-        if let Some(limits) = limits.filter(|_| shared.pins.is_busy()) {
+        let Some(limits) = limits.filter(|_| shared.pins.is_busy()) else {
+            begun = None;
+            shared.wait_for_turn(None);
+            continue;
+        };
+        // First a build says what it needs of what is there: that is not to go just before.
+        let grace = limits::KEEP_INTERVAL.saturating_sub(begun.get_or_insert_with(Instant::now).elapsed());
+        if grace.is_zero() {
             shared.measure_new(&stop);
             seen = look(shared, &limits, seen, &stop);
-            shared.wait_for_turn(Some(limits::KEEP_INTERVAL));
-        } else {
-            shared.wait_for_turn(None);
         }
+        shared.wait_for_turn(Some(if grace.is_zero() { limits::KEEP_INTERVAL } else { grace }));
     }
 }
 
