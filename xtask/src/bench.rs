@@ -6,6 +6,7 @@
 mod apply;
 mod engine;
 mod memory;
+mod mounts;
 mod peer;
 mod timeline;
 
@@ -23,7 +24,7 @@ use crate::process::{output, run as run_command};
 use crate::{images, install};
 
 /// What can be measured, in the order in which it is.
-const NAMES: [&str; 6] = ["steps", "rebuild", "gzip", "apply", "seed", "memory"];
+const NAMES: [&str; 7] = ["steps", "mounts", "rebuild", "gzip", "apply", "seed", "memory"];
 
 /// What every measurement works with.
 #[derive(Debug)]
@@ -57,6 +58,7 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
         println!("\n== {name} (load {})", load());
         match *name {
             "steps" => engine::steps(&bench),
+            "mounts" => mounts::mounts(&bench),
             "rebuild" => engine::rebuild(&bench),
             "gzip" => bench.gzip(),
             "apply" => apply::apply(&bench),

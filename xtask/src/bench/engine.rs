@@ -90,7 +90,7 @@ pub(super) fn rebuild(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// `lapstrake-builder build`.
-fn ours(bench: &Bench<'_>, state: &Path, context: &Path) -> Result<Command> {
+pub(super) fn ours(bench: &Bench<'_>, state: &Path, context: &Path) -> Result<Command> {
     let registries = bench.scratch.join("registries.json");
     fs::write(&registries, bench.cluster.registries.to_string())?;
     let mut command = bench.program("builder");
@@ -109,7 +109,7 @@ fn children_time() -> Result<Duration> {
 }
 
 /// The wall time of a command that must end well.
-fn timed(command: &mut Command) -> Result<Duration> {
+pub(super) fn timed(command: &mut Command) -> Result<Duration> {
     let start = Instant::now();
     let ended = command.stdin(Stdio::null()).output().with_context(|| spelled(command))?;
     let took = start.elapsed();
