@@ -75,13 +75,17 @@ fn a_secret_variable_wins_and_its_value_is_bytes() {
     let bench = Bench::new(Setting::Root);
     let mut spec = bench.spec(&["sh", "-c", "printf %s \"$TOKEN\" | od -An -tx1"]);
     spec.env = vec!["TOKEN=other".to_owned()];
-    let variable = |value: &[u8]| vec![SecretVar { name: "TOKEN".to_owned(), value: SecretBytes::new(value) }];
+    let variable =
+        |value: &[u8]| vec![SecretVar { name: "TOKEN".to_owned(), value: SecretBytes::new(value) }];
     spec.secret_env = variable(&[0xff, b'=', b'x']);
     assert_eq!(bench.run(&spec).ok().trim(), "ff 3d 78");
     let mut spec = bench.spec(&["true"]);
     spec.secret_env = variable(b"hunter2\0");
     let ran = bench.run(&spec);
-    assert!(ran.stderr.contains("variable TOKEN has a zero byte") && !ran.stderr.contains("hunter2"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("variable TOKEN has a zero byte") && !ran.stderr.contains("hunter2"),
+        "{ran:?}"
+    );
 }
 
 fn with_certificates(bench: &Bench, script: &str, usual: &str) -> StepSpec {
@@ -143,7 +147,11 @@ fn a_bundle_that_the_step_writes_is_kept_without_ours() {
             match expected {
                 "gone" => assert!(std::os::unix::fs::FileTypeExt::is_char_device(&kind), "{script}"),
                 "link" => assert!(kind.is_symlink()),
-                _ => assert_eq!(std::fs::read_to_string(&path).expect("file"), expected, "{script} {setting:?}"),
+                _ => assert_eq!(
+                    std::fs::read_to_string(&path).expect("file"),
+                    expected,
+                    "{script} {setting:?}"
+                ),
             }
         }
     }

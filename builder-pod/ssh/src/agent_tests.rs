@@ -58,7 +58,9 @@ async fn openssh_lists_and_signs_and_everything_else_is_refused() {
     assert!(listed.status.success() && text(&listed).contains("mine"), "{listed:?}");
     assert!(signs(&socket.path(), dir.path(), &path).await);
     let other = keygen(dir.path(), "other");
-    for args in [&["-D"][..], &["-x"], &[other.to_str().expect("UTF-8")], &["-d", path.to_str().expect("UTF-8")]] {
+    for args in
+        [&["-D"][..], &["-x"], &[other.to_str().expect("UTF-8")], &["-d", path.to_str().expect("UTF-8")]]
+    {
         let mut command = Command::new("ssh-add");
         command.args(args).env("SSH_AUTH_SOCK", socket.path()).stdin(std::process::Stdio::null());
         assert!(!command.output().await.expect("ssh-add").status.success(), "{args:?}");

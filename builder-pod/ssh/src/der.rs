@@ -59,9 +59,9 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
         return rest.split_at_checked(usize::from(first));
     }
     let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-    let length = digits.iter().try_fold(0_usize, |length, digit| {
-        length.checked_mul(256)?.checked_add(usize::from(*digit))
-    })?;
+    let length = digits
+        .iter()
+        .try_fold(0_usize, |length, digit| length.checked_mul(256)?.checked_add(usize::from(*digit)))?;
     rest.split_at_checked(length)
 }
 
@@ -116,9 +116,14 @@ mod tests {
     #[test]
     fn remainders_are_right() {
         let big = |n: u128| n.to_be_bytes().to_vec();
-        for (number, modulus) in
-            [(0, 3), (1, 3), (1_000_003, 257), (u128::MAX, 65_537), (u128::MAX - 4, (1 << 120) + 1), (5, 1_000_001)]
-        {
+        for (number, modulus) in [
+            (0, 3),
+            (1, 3),
+            (1_000_003, 257),
+            (u128::MAX, 65_537),
+            (u128::MAX - 4, (1 << 120) + 1),
+            (5, 1_000_001),
+        ] {
             let expected: u128 = number % (modulus - 1);
             let got = modulo_less_one(&big(number), &big(modulus));
             assert_eq!(got, without_zeros(&big(expected)), "{number} mod ({modulus} - 1)");

@@ -4,7 +4,8 @@
 use std::process::Command;
 
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512, UnparsedPublicKey,
+    ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512,
+    UnparsedPublicKey,
 };
 
 use super::*;
@@ -78,7 +79,8 @@ fn pkcs8_of_openssl_is_read_too() {
         let mut set = std::fs::metadata(&path).expect("key").permissions();
         std::os::unix::fs::PermissionsExt::set_mode(&mut set, 0o600);
         std::fs::set_permissions(&path, set).expect("mode");
-        let shown = Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output().expect("ssh-keygen").stdout;
+        let shown =
+            Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output().expect("ssh-keygen").stdout;
         let shown = String::from_utf8(shown).expect("ASCII");
         if let Some(public) = shown.split_whitespace().nth(1) {
             assert_eq!(base64(key.public()), public, "{name}");

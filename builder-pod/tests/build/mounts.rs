@@ -5,12 +5,17 @@ use std::os::unix::fs::PermissionsExt as _;
 use crate::lab::{Fate, Lab};
 
 /// Waits in a step until a file is there; a step that waits for ever fails.
-const AWAIT: &str = "await() { n=0; until [ -e $1 ]; do n=$((n+1)); [ $n -lt 600 ] || exit 9; sleep 0.05; done; }";
+const AWAIT: &str =
+    "await() { n=0; until [ -e $1 ]; do n=$((n+1)); [ $n -lt 600 ] || exit 9; sleep 0.05; done; }";
 
 #[test]
 fn a_cache_outlives_the_build_and_is_not_in_the_image() {
     let lab = Lab::new();
-    let text = |word: &str| format!("FROM @base\nRUN --mount=type=cache,target=/c/d cat /c/d/* >/out; echo {word} >/c/d/{word}; chmod 640 /c/d/{word}\n");
+    let text = |word: &str| {
+        format!(
+            "FROM @base\nRUN --mount=type=cache,target=/c/d cat /c/d/* >/out; echo {word} >/c/d/{word}; chmod 640 /c/d/{word}\n"
+        )
+    };
     let files = lab.files_of(lab.dockerfile(&text("first")));
     assert!(!files.join("c").exists(), "not even its mount point");
     std::fs::remove_dir_all(&files).unwrap();
@@ -34,7 +39,8 @@ fn a_cache_outlives_the_build_and_is_not_in_the_image() {
 #[test]
 fn a_failed_step_leaves_in_its_cache_what_it_put_there() {
     let lab = Lab::new();
-    lab.build(lab.dockerfile("FROM @base\nRUN --mount=type=cache,target=/c echo kept >/c/f; exit 3\n")).fails(10);
+    lab.build(lab.dockerfile("FROM @base\nRUN --mount=type=cache,target=/c echo kept >/c/f; exit 3\n"))
+        .fails(10);
     let text = "FROM @base\nRUN --mount=type=cache,target=/c cat /c/f >/out\n";
     assert_eq!(lab.file_of(lab.dockerfile(text), "out"), "kept\n");
 }
@@ -51,7 +57,9 @@ fn two(lab: &Lab, a: &str, b: &str) -> std::path::PathBuf {
 fn a_shared_cache_is_one_directory_for_all_at_the_same_time() {
     let lab = Lab::new();
     let step = |own: &str, other: &str| {
-        format!("--mount=type=cache,target=/c,sharing=shared {AWAIT}; touch /c/{own}; await /c/{other}; ls /c >/out")
+        format!(
+            "--mount=type=cache,target=/c,sharing=shared {AWAIT}; touch /c/{own}; await /c/{other}; ls /c >/out"
+        )
     };
     let files = lab.files_of(two(&lab, &step("a", "b"), &step("b", "a")));
     for name in ["a", "b"] {
@@ -78,11 +86,11 @@ fn a_private_cache_is_another_directory_for_whoever_comes_while_it_is_in_use() {
 #[test]
 fn a_locked_cache_is_had_by_one_step_at_a_time() {
     let lab = Lab::new();
-    let step = |caches: &str| {
-        format!("{caches} mkdir /x/busy && sleep 0.3 && rmdir /x/busy && echo alone >/out")
-    };
+    let step =
+        |caches: &str| format!("{caches} mkdir /x/busy && sleep 0.3 && rmdir /x/busy && echo alone >/out");
     // Two caches, named in either order: nobody waits for the other for ever.
-    let (x, y) = ("--mount=type=cache,target=/x,sharing=locked", "--mount=type=cache,target=/y,sharing=locked");
+    let (x, y) =
+        ("--mount=type=cache,target=/x,sharing=locked", "--mount=type=cache,target=/y,sharing=locked");
     let files = lab.files_of(two(&lab, &step(&format!("{x} {y}")), &step(&format!("{y} {x}"))));
     for name in ["a", "b"] {
         assert_eq!(std::fs::read_to_string(files.join(name)).unwrap(), "alone\n");
@@ -92,7 +100,8 @@ fn a_locked_cache_is_had_by_one_step_at_a_time() {
 #[test]
 fn two_mounts_of_one_locked_cache_in_one_step_do_not_wait_for_each_other() {
     let lab = Lab::new();
-    let mounts = "--mount=type=cache,id=l,target=/a,sharing=locked --mount=type=cache,id=l,target=/b,sharing=locked";
+    let mounts =
+        "--mount=type=cache,id=l,target=/a,sharing=locked --mount=type=cache,id=l,target=/b,sharing=locked";
     let text = format!("FROM @base\nRUN {mounts} echo x >/a/f; cat /b/f >/out\n");
     assert_eq!(lab.file_of(lab.dockerfile(&text), "out"), "x\n");
 }
@@ -101,7 +110,9 @@ fn two_mounts_of_one_locked_cache_in_one_step_do_not_wait_for_each_other() {
 fn a_cache_has_the_owner_and_mode_that_are_asked_for_and_others_are_another_cache() {
     let lab = Lab::new();
     let step = |keys: &str| {
-        format!("FROM @base\nRUN --mount=type=cache,target=/c{keys} stat -c '%u %g %a' /c >/out; ls /c >>/out; touch /c/f; : {keys}\n")
+        format!(
+            "FROM @base\nRUN --mount=type=cache,target=/c{keys} stat -c '%u %g %a' /c >/out; ls /c >>/out; touch /c/f; : {keys}\n"
+        )
     };
     for (keys, expected) in [
         ("", "0 0 755\n"),
@@ -187,7 +198,8 @@ fn networks_are_those_that_are_asked_for_and_host_only_with_leave() {
     let text = |flag: &str| format!("FROM @base\nRUN {flag} {devices}\n");
     let out = lab.path("files");
     let with = |flag: &str, args: &[&str]| {
-        let mut build = lab.build(lab.dockerfile(&text(flag))).args(["--no-cache", "-o", out.to_str().unwrap()]);
+        let mut build =
+            lab.build(lab.dockerfile(&text(flag))).args(["--no-cache", "-o", out.to_str().unwrap()]);
         build.0.args(args);
         std::fs::remove_dir_all(&out).ok(); // the first time there is none
         build.ok();
@@ -201,7 +213,10 @@ fn networks_are_those_that_are_asked_for_and_host_only_with_leave() {
     assert_eq!(with("--network=host", &["--network=host"]), hosts);
     let ran = lab.build(lab.dockerfile(&text("--network=host"))).fails(10);
     ran.says(&["network.host is not allowed", "--allow network.host", "Dockerfile:2:"]);
-    lab.build(lab.dockerfile(&text(""))).args(["--network=bridge"]).fails(2).says(&["default, none and host"]);
+    lab.build(lab.dockerfile(&text("")))
+        .args(["--network=bridge"])
+        .fails(2)
+        .says(&["default, none and host"]);
 }
 
 const CA: &str = "-----BEGIN CERTIFICATE-----\nT1VSUw==\n-----END CERTIFICATE-----\n";
@@ -218,7 +233,9 @@ fn certificates_of_steps_are_seen_and_are_in_neither_layer_nor_key() {
                 RUN echo written anew >/etc/ssl/certs/new && mv /etc/ssl/certs/new /etc/ssl/certs/ca-certificates.crt\n";
     let dir = lab.dockerfile(text);
     let files = lab.path("files");
-    let build = || lab.build(&dir).args(["-o", files.to_str().unwrap(), "--certificate", &pem, "--step-certificates"]);
+    let build = || {
+        lab.build(&dir).args(["-o", files.to_str().unwrap(), "--certificate", &pem, "--step-certificates"])
+    };
     build().ok();
     let out = std::fs::read_to_string(files.join("out")).unwrap();
     let expected = "/etc/ssl/certs/ca-certificates.crt:1\n/run/lapstrake/ca-certificates.crt:1\n\
@@ -235,5 +252,8 @@ fn certificates_of_steps_are_seen_and_are_in_neither_layer_nor_key() {
     assert!(again.ran().is_empty(), "{}", again.stderr());
     let mode = std::fs::metadata(lab.path("ca.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644, "the file itself is only read");
-    lab.build(&dir).args(["--step-certificates", "--certificate", "/etc/passwd", "--no-cache"]).fails(2).says(&["no certificate in PEM form"]);
+    lab.build(&dir)
+        .args(["--step-certificates", "--certificate", "/etc/passwd", "--no-cache"])
+        .fails(2)
+        .says(&["no certificate in PEM form"]);
 }

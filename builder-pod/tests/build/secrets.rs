@@ -111,7 +111,14 @@ fn a_secret_leaves_no_trace() {
         RUN --mount=type=secret,id=token cat /run/secrets/token; head -c 7 /run/secrets/token; sleep 0.1; tail -c +8 /run/secrets/token; echo it failed >&2; exit 3\n";
     let dir = lab.dockerfile(text);
     for progress in ["json", "plain"] {
-        let mut build = lab.build(&dir).args(["--secret", &flag("token", &file), "-t", &lab.name("out:1"), "--push", "--no-cache"]);
+        let mut build = lab.build(&dir).args([
+            "--secret",
+            &flag("token", &file),
+            "-t",
+            &lab.name("out:1"),
+            "--push",
+            "--no-cache",
+        ]);
         build.0.arg(format!("--progress={progress}")).arg("--log=trace").env("RUST_BACKTRACE", "1");
         let ran = build.fails(10);
         let said = ran.stderr();
@@ -127,6 +134,37 @@ fn a_secret_leaves_no_trace() {
     build.args(["-t", &lab.name("out:1"), "--push"]).ok();
     assert_eq!(leaks(lab.registry.storage().dir(), VALUE), Vec::<PathBuf>::new());
     assert_eq!(leaks(lab.dir.path(), VALUE), Vec::<PathBuf>::new());
+    // The search finds what is there.
+    let planted = lab.path("planted");
+    for form in forms(VALUE) {
+        std::fs::write(&planted, format!("some text {form} and more")).unwrap();
+        assert_eq!(leaks(lab.dir.path(), VALUE), [planted.clone()], "{form}");
+    }
+}
+
+#[test]
+fn a_pods_user_namespace_takes_nothing_away() {
+    use crate::userns::{Mode, PodPlace};
+    let lab = Lab::new();
+    let text = "FROM @base\nRUN --mount=type=secret,id=s,uid=1000,env=S --mount=type=secret,id=s,uid=1000 \
+                --mount=type=ssh,uid=1000,required --mount=type=cache,target=/c,uid=1000 --mount=type=tmpfs,target=/t \
+                [ \"$(stat -c %u /run/secrets/s)\" = 1000 ] && [ \"$(cat /run/secrets/s)\" = \"$S\" ] && [ $S = value ] && \
+                [ -S $SSH_AUTH_SOCK ] && [ \"$(stat -c %u $SSH_AUTH_SOCK)\" = 1000 ] && [ \"$(stat -c %u /c)\" = 1000 ] && \
+                touch /c/f /t/f && grep -q T1VSUw /etc/ssl/certs/ca-certificates.crt\n";
+    for mode in [Mode::UserNamespace, Mode::Baseline] {
+        let place = PodPlace::new(&lab, text);
+        let secret = flag("s", &place.file("s", "value"));
+        let key = place.file("key", "");
+        std::fs::remove_file(&key).unwrap();
+        crate::lab::tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", key.to_str().unwrap()]);
+        std::os::unix::fs::chown(&key, Some(100_000), Some(100_000)).unwrap();
+        let agent = format!("default={}", key.display());
+        let pem = "-----BEGIN CERTIFICATE-----\nT1VSUw==\n-----END CERTIFICATE-----\n";
+        let certificate = place.file("ca.pem", pem).display().to_string();
+        let flags =
+            ["--secret", &secret, "--ssh", &agent, "--certificate", &certificate, "--step-certificates"];
+        place.build(&lab, Some(mode)).args(&flags).ok();
+    }
 }
 
 #[test]
@@ -149,7 +187,9 @@ fn a_builder_that_is_killed_leaves_no_secret_either() {
 fn another_value_changes_no_key_and_a_missing_one_that_is_required_is_named() {
     let (lab, secrets) = (Lab::new(), place());
     let file = secret_file(&secrets, "token", VALUE.as_bytes());
-    let dir = lab.dockerfile("FROM @base\nRUN --mount=type=secret,id=token,required cat /run/secrets/token >/dev/null\n");
+    let dir = lab.dockerfile(
+        "FROM @base\nRUN --mount=type=secret,id=token,required cat /run/secrets/token >/dev/null\n",
+    );
     lab.build(&dir).args(["--secret", &flag("token", &file)]).ok();
     std::fs::write(&file, "another value").unwrap();
     let again = lab.build(&dir).args(["--secret", &flag("token", &file)]).ok();

@@ -97,7 +97,8 @@ fn with_client(lab: &Lab, dockerfile: &str) -> PathBuf {
         let mut files: Vec<String> = programs.map(str::to_owned).to_vec();
         for program in programs {
             let libraries = tool("ldd", &[program]);
-            files.extend(libraries.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+            files
+                .extend(libraries.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
         }
         files.sort();
         files.dedup();

@@ -28,6 +28,14 @@ const ENTER: &str = "read _ && exec setpriv --reuid=0 --regid=0 --clear-groups s
 pub(crate) struct PodPlace(TempDir);
 
 impl PodPlace {
+    /// Writes a file that a pod's root can read.
+    pub(crate) fn file(&self, name: &str, contents: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, contents).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        path
+    }
+
     pub(crate) fn new(lab: &Lab, dockerfile: &str) -> Self {
         let dir = lapstrake_testkit::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -81,6 +89,12 @@ pub(crate) struct PodBuild {
 }
 
 impl PodBuild {
+    /// The same with more flags.
+    pub(crate) fn args(mut self, args: &[&str]) -> Self {
+        self.build.0.args(args);
+        self
+    }
+
     #[track_caller]
     pub(crate) fn ok(self) -> crate::lab::Ran {
         let mut running = self.build.start();

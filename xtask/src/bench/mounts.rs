@@ -63,7 +63,11 @@ pub(super) fn mounts(bench: &Bench<'_>) -> Result<()> {
         let (ours_more, theirs_more) = (more(ours, base[0]), more(theirs, base[1]));
         println!("{name:17} lapstrake {ours} {ours_more:+8.2} ms   buildkit {theirs} {theirs_more:+8.2} ms");
     }
-    println!("{:17} lapstrake {with_certificates} {:+8.2} ms", "certificates", more(&with_certificates, base[0]));
+    println!(
+        "{:17} lapstrake {with_certificates} {:+8.2} ms",
+        "certificates",
+        more(&with_certificates, base[0])
+    );
     Ok(())
 }
 

@@ -154,7 +154,8 @@ fn with_secrets(env: Vec<String>, spec: &StepSpec) -> Result<Vec<CString>, Failu
         // The usual message would show the value.
         out.push(CString::new(entry).map_err(|_| {
             let name = &variable.name;
-            let message = format!("the secret for the variable {name} has a zero byte in it: mount it as a file");
+            let message =
+                format!("the secret for the variable {name} has a zero byte in it: mount it as a file");
             Failure::new(Stage::Program, message, Errno::INVAL)
         })?);
     }
