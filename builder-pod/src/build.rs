@@ -11,16 +11,18 @@ use lapstrake_dockerfile::{
 use lapstrake_handoff::{BaseImage, Reason, SourceFacts, StepNetwork, Timings};
 use lapstrake_llb::Graph;
 use lapstrake_oci::{Digest, Platform, Reference};
+use lapstrake_solver::CacheKey;
 use lapstrake_source::Local;
 use lapstrake_store::SnapshotId;
 use tokio_util::sync::CancellationToken;
 
 use crate::annotations::Place;
 use crate::context::{self, Acquired};
-use crate::engine::{Engine, Resolved, native_platform};
+use crate::engine::{Engine, Lazy, Resolved, native_platform};
 use crate::error::BuildError;
 use crate::excerpt::Excerpt;
 use crate::export::{self, Exported};
+use crate::import;
 use crate::naming;
 use crate::options::{BuildOptions, Context};
 use crate::platforms::{self, Target};
@@ -65,6 +67,10 @@ pub(crate) struct Solved {
     pub(crate) platform: Platform,
     /// The file system.
     pub(crate) snapshot: Option<SnapshotId>,
+    /// In place of a snapshot: the file system is in a cache of another build, and nothing needed it yet.
+    pub(crate) lazy: Option<Arc<Lazy>>,
+    /// What it is in caches: a key, and the number of the result.
+    pub(crate) key: Option<(CacheKey, u32)>,
     /// Config of the image around it, with its history.
     pub(crate) config: lapstrake_oci::ImageConfig,
     /// Base images: their layers may be mounted from their repositories.
@@ -73,23 +79,35 @@ pub(crate) struct Solved {
     pub(crate) base: Option<Arc<Resolved>>,
 }
 
+/// A file system that was built: where it is, and what it is in caches.
+#[derive(Default)]
+pub(crate) struct Tree {
+    pub(crate) snapshot: Option<SnapshotId>,
+    pub(crate) lazy: Option<Arc<Lazy>>,
+    pub(crate) key: Option<(CacheKey, u32)>,
+}
+
 /// The base image that a file system begins with: both its layers and its history stand at the beginning.
 /// (Layers alone may be an image's that was built here from the same steps and is now only copied from.)
 fn base_of(
     engine: &Engine,
-    snapshot: Option<SnapshotId>,
+    tree: &Tree,
     config: &lapstrake_oci::ImageConfig,
     bases: &[Arc<Resolved>],
 ) -> Result<Option<Arc<Resolved>>, BuildError> {
-    let chain = match snapshot {
-        None => Vec::new(),
-        Some(snapshot) => engine.store().chain_bottom_first(snapshot)?,
+    let chain: Vec<Option<Digest>> = match (&tree.lazy, tree.snapshot) {
+        (Some(lazy), _) => lazy.layers.iter().map(|layer| Some(layer.chain)).collect(),
+        (None, None) => Vec::new(),
+        (None, Some(snapshot)) => {
+            let chain = engine.store().chain_bottom_first(snapshot)?;
+            chain.iter().map(|s| s.layer.as_ref().map(|l| l.chain_id)).collect()
+        }
     };
     let begins = |base: &&Arc<Resolved>| {
         let diff_ids = &base.config.rootfs.diff_ids;
         let wanted = lapstrake_store::chain_of(diff_ids);
-        let at = diff_ids.len().checked_sub(1).and_then(|top| chain.get(top)).and_then(|s| s.layer.as_ref());
-        at.map(|l| l.chain_id) == wanted && config.history.starts_with(&base.config.history)
+        let at = diff_ids.len().checked_sub(1).and_then(|top| chain.get(top)).copied().flatten();
+        at == wanted && config.history.starts_with(&base.config.history)
     };
     let extent = |base: &&Arc<Resolved>| (base.config.rootfs.diff_ids.len(), base.config.history.len());
     Ok(bases.iter().filter(begins).max_by_key(extent).cloned())
@@ -138,6 +156,7 @@ async fn run(
     let source_ms = millis(began);
 
     let began = Instant::now();
+    import::caches(engine, &options.cache_from, progress, cancel).await?;
     let platforms = platforms::wanted(options);
     let multi = platforms.len() > 1;
     let planned = platforms.iter().map(|p| resolve_images(engine, &dockerfile, options, p, multi, progress));
@@ -154,17 +173,20 @@ async fn run(
         let graph = Arc::new(Graph::decode(&lowered.definition).map_err(BuildError::internal)?);
         targets.push(Target { platform: platform.clone(), graph });
     }
-    let snapshots = platforms::solve(engine, &targets, progress, cancel).await?;
+    let trees = platforms::solve(engine, &targets, progress, cancel).await?;
     let solve_ms = millis(began);
 
     let mut solved = Vec::new();
-    for (((snapshot, lowered), bases), target) in snapshots.into_iter().zip(lowered).zip(bases).zip(targets) {
-        let base = base_of(engine, snapshot, &lowered.config, &bases)?;
-        solved.push(Solved { platform: target.platform, snapshot, config: lowered.config, bases, base });
+    for (((tree, lowered), bases), target) in trees.into_iter().zip(lowered).zip(bases).zip(targets) {
+        let base = base_of(engine, &tree, &lowered.config, &bases)?;
+        let Tree { snapshot, lazy, key } = tree;
+        let (platform, config) = (target.platform, lowered.config);
+        solved.push(Solved { platform, snapshot, lazy, key, config, bases, base });
     }
     let (image, mut timings) = export::export(engine, &solved, options, progress, cancel).await?;
     timings.source_ms = source_ms;
     timings.solve_ms = solve_ms;
+    export::cache(engine, &solved, options, progress, cancel).await?;
     let Counts { steps, cached } = progress.counts();
     let names = options.outputs.iter().filter_map(|output| output.image()).flat_map(|image| &image.names);
     Ok(Built {

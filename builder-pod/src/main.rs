@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod excerpt;
 mod export;
+mod import;
 mod inputs;
 mod join;
 mod manifest;

@@ -38,6 +38,10 @@ pub(crate) struct BuildOptions {
     pub(crate) reach: crate::reach::Reach,
     /// What to say before the build begins.
     pub(crate) warnings: Vec<String>,
+    /// Caches of other builds, the first that knows a step wins.
+    pub(crate) cache_from: Vec<lapstrake_handoff::CacheImport>,
+    /// Caches that are written when the build succeeded.
+    pub(crate) cache_to: Vec<lapstrake_handoff::CacheExport>,
     /// Where results go; none: the build is run for its cache.
     pub(crate) outputs: Vec<Output>,
 }
@@ -186,6 +190,8 @@ impl BuildOptions {
             inputs: crate::inputs::Inputs::default(),
             reach: crate::reach::Reach::default(),
             warnings: Vec::new(),
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             outputs: Vec::new(),
         }
     }

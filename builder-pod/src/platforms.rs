@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::join_all;
 use lapstrake_llb::{Graph, VertexDigest};
 use lapstrake_oci::Platform;
-use lapstrake_solver::{Job, Outcome, Solver};
-use lapstrake_store::SnapshotId;
+use lapstrake_solver::{CacheKey, Job, Outcome, Solver};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::build::Tree;
 use crate::engine::{Engine, Res, native_platform};
 use crate::error::BuildError;
 use crate::options::BuildOptions;
@@ -52,7 +52,7 @@ pub(crate) async fn solve(
     targets: &[Target],
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<Vec<Option<SnapshotId>>, BuildError> {
+) -> Result<Vec<Tree>, BuildError> {
     let solver = Solver::start(Arc::clone(engine));
     let stop = cancel.child_token();
     let owners = Owners::default();
@@ -81,7 +81,7 @@ pub(crate) async fn solve(
     let mut canceled = false;
     for (outcome, target) in join_all(jobs).await.into_iter().zip(targets) {
         match outcome {
-            Outcome::Done(result) => results.push(snapshot(result.map(|(result, _)| result))?),
+            Outcome::Done(result) => results.push(tree(engine, target, result)?),
             Outcome::Failed(_, error) => {
                 let error = crate::build::in_file(&target.graph, &error);
                 let platform = (targets.len() > 1).then(|| target.platform.to_string());
@@ -99,10 +99,16 @@ pub(crate) async fn solve(
     Ok(results)
 }
 
-fn snapshot(result: Option<Res>) -> Result<Option<SnapshotId>, BuildError> {
+/// A result as exporters want it: as a snapshot where it is one by now.
+fn tree(engine: &Engine, target: &Target, result: Option<(Res, CacheKey)>) -> Result<Tree, BuildError> {
+    let Some((result, key)) = result else { return Ok(Tree::default()) };
+    let key = Some((key, target.graph.target().map_or(0, |target| target.index)));
     match result {
-        None => Ok(None),
-        Some(Res::Snapshot(id)) => Ok(id),
-        Some(Res::Context(_)) => Err(BuildError::internal("the result is a directory of the builder")),
+        Res::Snapshot(snapshot) => Ok(Tree { snapshot, lazy: None, key }),
+        Res::Lazy(lazy) => {
+            let snapshot = engine.unpacked(&lazy);
+            Ok(Tree { snapshot, lazy: snapshot.is_none().then_some(lazy), key })
+        }
+        Res::Context(_) => Err(BuildError::internal("the result is a directory of the builder")),
     }
 }

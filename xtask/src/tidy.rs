@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("operator", &["crds", "handoff"]),
     ("builder-pod/oci", &[]),
     ("builder-pod/llb", &["oci"]),
+    ("builder-pod/cache", &["llb", "oci"]),
     ("builder-pod/dockerfile", &["llb", "oci"]),
     ("builder-pod/solver", &["llb", "oci"]),
     ("builder-pod/sys", &[]),

@@ -1,9 +1,11 @@
-//! The content digest of what a copy would take.
+//! The content digest of what a copy would take: BuildKit's own, byte for byte, so that cache records of
+//! one are cache records of the other.
 //!
-//! [`checksum`] lists the entries that a [`Selector`] picks, has the contents of the files hashed (in
-//! parallel, and only those that a [`HashCache`] does not know), and hashes the list.
-//! An entry counts with its name relative to the selected path, its type, mode, owner (0 in a context), size,
-//! link target, device number, extended attributes and data; never with its times, inode or link count.
+//! [`checksum`] lists what a [`Selector`] picks, has the files hashed (in parallel, and only those that a
+//! [`HashCache`] does not know), and puts the digests together. An entry's digest is over a header as
+//! Docker's tarsum has it (mode, owner, size, type, link target, device, extended attributes; never times,
+//! inode or link count) and the file's data. A directory that is taken whole is the digest over its own
+//! header and its entries; what is picked by wildcards or patterns is a flat list of paths and digests.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
@@ -30,8 +32,6 @@ pub struct Selector {
     pub wildcard: bool,
     /// A selected symlink stands for what it points to.
     pub follow_links: bool,
-    /// A selected directory's own mode and owner do not count, since only its contents are copied.
-    pub contents_only: bool,
     /// Only what matches, relative to the selected path; empty means all.
     pub include_patterns: Vec<String>,
     /// Not what matches, relative to the selected path.
@@ -47,7 +47,6 @@ impl Selector {
             path: action.src.clone(),
             wildcard: action.allow_wildcard,
             follow_links: action.follow_symlink,
-            contents_only: action.dir_copy_contents,
             include_patterns: action.include_patterns.clone(),
             exclude_patterns: action.exclude_patterns.clone(),
             required_paths: action.required_paths.clone(),
@@ -70,9 +69,10 @@ pub struct FileStat {
     pub changed_ns: i128,
 }
 
-/// Remembers the digests of file contents.
+/// Remembers the digests of files, header and data together: of one kind of [`View`] only, since contexts and
+/// snapshots show owners differently.
 pub trait HashCache: Sync {
-    /// The digest of the content of the file at `path` (relative to the root), if it was stored for the same `stat`.
+    /// The digest of the file at `path` (relative to the root), if it was stored for the same `stat`.
     fn lookup(&self, path: &[u8], stat: &FileStat) -> Option<Digest>;
     /// Remembers a digest. Called from several threads at once, never for a file that changed just now.
     fn store(&self, path: &[u8], stat: &FileStat, digest: &Digest);
@@ -111,52 +111,103 @@ pub fn checksum(
 ) -> Result<Digest, Error> {
     let mut listing = Listing::new(view, selector, cancel)?;
     let clean = path::clean(selector.path.as_bytes());
-    // The name of a literal source is part of the operation, not of its content.
     let wild = selector.wildcard && path::has_wildcard(&clean);
-    let matched = if selector.wildcard { view.glob(&clean, selector.follow_links)? } else { vec![clean] };
+    if !wild && selector.include_patterns.is_empty() && selector.exclude_patterns.is_empty() {
+        let followed = view.resolve(&clean, selector.follow_links)?;
+        let stat = view.stat(&followed)?.ok_or_else(|| Error::NotFound(path::show(&clean)))?;
+        let tree = listing.whole(&followed, &stat)?;
+        listing.require(&clean, &tree);
+        listing.all_found()?;
+        hash_files(view, &mut listing.files, options, cancel)?;
+        return Ok(tree.digest(&listing.files));
+    }
+    let matched = if wild { view.glob(&clean, selector.follow_links)? } else { vec![clean.clone()] };
+    // What a wildcard matches is listed from where its fixed part leads.
+    let fixed = match wild {
+        true => view.resolve(&path::split_wildcard(&clean).0, selector.follow_links)?,
+        false => clean.clone(),
+    };
     for spelled in &matched {
-        let followed = view.resolve(spelled, selector.follow_links)?;
-        let stat = view.stat(&followed)?.ok_or_else(|| Error::NotFound(path::show(spelled)))?;
-        let name = match path::split(spelled) {
-            Some((_, name)) if wild => name,
-            _ => b"",
-        };
-        listing.top(&followed, spelled, name, &stat)?;
+        // A matched link is looked at as a link first: it may stand for its target as a whole.
+        let place = view.resolve(spelled, false)?;
+        let stat = view.stat(&place)?.ok_or_else(|| Error::NotFound(path::show(spelled)))?;
+        let shown = if wild { shown_below(spelled, &fixed) } else { Vec::new() };
+        listing.top(&place, spelled, shown, &stat, selector.follow_links)?;
     }
-    if let Some(path) = listing.missing.first() {
-        return Err(Error::NotFound(path::show(path)));
-    }
-    let mut entries = listing.entries;
-    hash_files(view, &mut entries, options, cancel)?;
-    let mut hasher = Hasher::new();
-    hasher.update(b"lapstrake tree 1\n");
-    for entry in &entries {
-        field(&mut hasher, &entry.name);
-        hasher.update(entry.header.as_bytes());
-        if let Some(file) = &entry.file {
-            hasher.update(file.data.unwrap_or_else(|| Digest::of(b"")).as_bytes());
+    listing.all_found()?;
+    hash_files(view, &mut listing.files, options, cancel)?;
+    let digests = listing.entries.iter().map(|entry| (entry, entry.node.digest(&listing.files)));
+    let base = |path: &[u8]| path::split(path).map_or(Vec::new(), |(_, name)| name.to_vec());
+    let mut list = Hasher::new();
+    for (entry, digest) in digests {
+        if listing.entries.len() == 1 && base(&entry.spelled) == base(&clean) {
+            return Ok(digest);
         }
+        list.update(&entry.shown);
+        list.update(digest.to_string().as_bytes());
     }
-    Ok(hasher.finish())
+    Ok(list.finish())
 }
 
-/// One entry of the list that is hashed.
+/// A path below `fixed` as it stands in a list: each component behind a zero byte, the top itself is one.
+fn shown_below(spelled: &[u8], fixed: &[u8]) -> Vec<u8> {
+    let rest = spelled.strip_prefix(fixed).unwrap_or(spelled);
+    let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+    let mut shown = Vec::with_capacity(rest.len() + 1);
+    if !rest.is_empty() {
+        shown.push(0);
+        shown.extend(rest.iter().map(|byte| if *byte == b'/' { 0 } else { *byte }));
+    }
+    shown
+}
+
+/// Something that has a digest, perhaps once its files are hashed.
+#[derive(Clone)]
+enum Node {
+    /// Known already.
+    Known(Digest),
+    /// A file with data, by its number.
+    File(usize),
+    /// A directory as a whole: its header, and its entries by name.
+    Dir(Digest, Vec<(Vec<u8>, Node)>),
+}
+
+impl Node {
+    fn digest(&self, files: &[FileEntry]) -> Digest {
+        match self {
+            Self::Known(digest) => *digest,
+            // All were hashed, or hashing failed.
+            Self::File(number) => {
+                files.get(*number).and_then(|file| file.digest).unwrap_or_else(|| Digest::of(b""))
+            }
+            Self::Dir(header, children) => {
+                let mut hasher = Hasher::new();
+                hasher.update(&[0]);
+                hasher.update(header.to_string().as_bytes());
+                for (name, child) in children {
+                    hasher.update(&[0]);
+                    hasher.update(name);
+                    hasher.update(child.digest(files).to_string().as_bytes());
+                }
+                hasher.finish()
+            }
+        }
+    }
+}
+
+/// One entry of a list.
 struct Entry {
-    name: Vec<u8>,
-    header: Digest,
-    file: Option<FileEntry>,
+    shown: Vec<u8>,
+    spelled: Vec<u8>,
+    node: Node,
 }
 
 struct FileEntry {
     path: Vec<u8>,
     stat: FileStat,
-    data: Option<Digest>,
-}
-
-/// A directory that is listed once something in it is.
-struct Pending {
-    name: Vec<u8>,
-    header: Option<Digest>,
+    /// What is hashed before the data.
+    header: Vec<u8>,
+    digest: Option<Digest>,
 }
 
 /// Where the listing is; see the copy action's counterpart.
@@ -179,12 +230,13 @@ struct States {
 struct Listing<'a> {
     view: &'a View<'a>,
     cancel: &'a Cancel,
-    contents_only: bool,
     include: Option<Patterns>,
     exclude: Option<Patterns>,
     missing: Vec<Vec<u8>>,
-    pending: Vec<Pending>,
+    /// Directories that are listed once something in them is.
+    pending: Vec<Option<Entry>>,
     entries: Vec<Entry>,
+    files: Vec<FileEntry>,
 }
 
 impl<'a> Listing<'a> {
@@ -196,31 +248,119 @@ impl<'a> Listing<'a> {
         Ok(Self {
             view,
             cancel,
-            contents_only: selector.contents_only,
             include: patterns(&selector.include_patterns)?,
             exclude: patterns(&selector.exclude_patterns)?,
             missing: selector.required_paths.iter().map(|path| path::clean(path.as_bytes())).collect(),
             pending: Vec::new(),
             entries: Vec::new(),
+            files: Vec::new(),
         })
     }
 
-    fn top(&mut self, path: &[u8], spelled: &[u8], shown: &[u8], stat: &Stat) -> Result<(), Error> {
-        let (parent, name) = path::split(path).unwrap_or((b"", b""));
-        let dir = self.view.open_dir(parent)?;
-        let here = Here { dir: dir.as_fd(), name, path, inside: b"", spelled, shown, stat };
-        if !at::is_dir(stat) {
-            return self.leaf(&here);
+    fn all_found(&self) -> Result<(), Error> {
+        match self.missing.first() {
+            None => Ok(()),
+            Some(path) => Err(Error::NotFound(path::show(path))),
         }
-        // A directory's contents keep their place below nothing, whatever the directory's name is.
-        let shown = if self.contents_only { b"" } else { shown };
-        self.directory(&Here { shown, ..here }, true, true, &States::default())
     }
 
-    fn entry(&mut self, here: &Here<'_>, parent: &States) -> Result<(), Error> {
+    /// All at and below a path.
+    fn whole(&mut self, path: &[u8], stat: &Stat) -> Result<Node, Error> {
+        let (parent, name) = path::split(path).unwrap_or((b"", b""));
+        let dir = self.view.open_dir(parent)?;
+        self.node(dir.as_fd(), name, path, stat, 0)
+    }
+
+    fn node(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        stat: &Stat,
+        depth: usize,
+    ) -> Result<Node, Error> {
         self.cancel.check()?;
-        let text = String::from_utf8_lossy(here.inside);
-        let (mut include, mut states) = (true, States::default());
+        if !at::is_dir(stat) {
+            return self.leaf_node(dir, name, path, stat);
+        }
+        if depth > DEPTH_MAX {
+            return Err(Error::TooDeep(path::show(path)));
+        }
+        let header = self.dir_header(dir, name, path, stat)?;
+        let fd = at::open_dir(dir, name).on("open", path)?;
+        let mut children = Vec::new();
+        for child in self.view.children(fd.as_fd(), path)? {
+            let below = path::join(path, &child.name);
+            let node = self.node(fd.as_fd(), &child.name, &below, &child.stat, depth + 1)?;
+            children.push((child.name, node));
+        }
+        Ok(Node::Dir(header, children))
+    }
+
+    /// Something that is no directory.
+    fn leaf_node(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        stat: &Stat,
+    ) -> Result<Node, Error> {
+        let header = self.header(dir, name, path, stat)?;
+        if at::kind(stat) != FileType::RegularFile || stat.st_size == 0 {
+            return Ok(Node::Known(Digest::of(&header)));
+        }
+        self.files.push(FileEntry { path: path.to_vec(), stat: file_stat(stat), header, digest: None });
+        Ok(Node::File(self.files.len() - 1))
+    }
+
+    fn dir_header(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        stat: &Stat,
+    ) -> Result<Digest, Error> {
+        // Of a context's root BuildKit knows nothing.
+        if path.is_empty() && self.view.is_context() {
+            return Ok(Digest::of(b""));
+        }
+        Ok(Digest::of(&self.header(dir, name, path, stat)?))
+    }
+
+    /// Something that a pattern or literal path names.
+    fn top(
+        &mut self,
+        path: &[u8],
+        spelled: &[u8],
+        shown: Vec<u8>,
+        stat: &Stat,
+        follow: bool,
+    ) -> Result<(), Error> {
+        let (include, _, states) = self.picks(b"", &States::default());
+        if follow && at::kind(stat) == FileType::Symlink {
+            let followed = self.view.resolve(spelled, true)?;
+            let stat = self.view.stat(&followed)?.ok_or_else(|| Error::NotFound(path::show(spelled)))?;
+            if include {
+                let node = self.whole(&followed, &stat)?;
+                self.require(spelled, &node);
+                self.entries.push(Entry { shown, spelled: spelled.to_vec(), node });
+            }
+            return Ok(());
+        }
+        let (parent, name) = path::split(path).unwrap_or((b"", b""));
+        let dir = self.view.open_dir(parent)?;
+        let here = Here { dir: dir.as_fd(), name, path, inside: b"", spelled, shown: &shown, stat };
+        match (at::is_dir(stat), include) {
+            (true, _) => self.directory(&here, include, &states),
+            (false, true) => self.leaf(&here),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// Whether the patterns pick a path, and whether nothing below it can be.
+    fn picks(&self, inside: &[u8], parent: &States) -> (bool, bool, States) {
+        let text = String::from_utf8_lossy(inside);
+        let (mut include, mut barren, mut states) = (true, false, States::default());
         if let Some(patterns) = &self.include {
             (include, states.include) = patterns.matches_below(&text, &parent.include);
         }
@@ -228,41 +368,50 @@ impl<'a> Listing<'a> {
             let (excluded, state) = patterns.matches_below(&text, &parent.exclude);
             states.exclude = state;
             include &= !excluded;
-            if excluded && !patterns.has_negations() {
-                return Ok(());
-            }
+            barren = excluded && !patterns.has_negations();
+        }
+        (include, barren, states)
+    }
+
+    fn entry(&mut self, here: &Here<'_>, parent: &States) -> Result<(), Error> {
+        self.cancel.check()?;
+        let (include, barren, states) = self.picks(here.inside, parent);
+        if barren {
+            return Ok(());
         }
         match (at::is_dir(here.stat), include) {
-            (true, _) => self.directory(here, include, false, &states),
+            (true, _) => self.directory(here, include, &states),
             (false, true) => self.leaf(here),
             (false, false) => Ok(()),
         }
     }
 
-    fn directory(&mut self, here: &Here<'_>, include: bool, top: bool, states: &States) -> Result<(), Error> {
+    fn directory(&mut self, here: &Here<'_>, include: bool, states: &States) -> Result<(), Error> {
         if self.pending.len() > DEPTH_MAX {
             return Err(Error::TooDeep(path::show(here.path)));
         }
-        let header = if top && self.contents_only {
-            // That there is a directory at all counts: its place is made even if nothing is in it.
-            Some(Digest::of(b"contents"))
+        // The root's own header is in no list.
+        let own = if here.path.is_empty() {
+            None
         } else {
-            Some(self.header(here.dir, here.name, here.path, here.stat, None)?)
+            let node = Node::Known(self.dir_header(here.dir, here.name, here.path, here.stat)?);
+            Some(Entry { shown: key_of(here.shown), spelled: here.spelled.to_vec(), node })
         };
-        self.pending.push(Pending { name: here.shown.to_vec(), header });
+        self.pending.push(own);
         if include {
             self.found(here.spelled);
             self.flush();
         }
         let fd = at::open_dir(here.dir, here.name).on("open", here.path)?;
         for child in self.view.children(fd.as_fd(), here.path)? {
+            let shown = [here.shown, &[0], &child.name].concat();
             let below = Here {
                 dir: fd.as_fd(),
                 name: &child.name,
                 path: &path::join(here.path, &child.name),
                 inside: &path::join(here.inside, &child.name),
                 spelled: &path::join(here.spelled, &child.name),
-                shown: &path::join(here.shown, &child.name),
+                shown: &shown,
                 stat: &child.stat,
             };
             self.entry(&below, states)?;
@@ -273,85 +422,88 @@ impl<'a> Listing<'a> {
 
     /// Lists the directories that the walk is in, as far as they are not.
     fn flush(&mut self) {
-        for pending in &mut self.pending {
-            if let Some(header) = pending.header.take() {
-                self.entries.push(Entry { name: pending.name.clone(), header, file: None });
-            }
-        }
+        self.entries.extend(self.pending.iter_mut().filter_map(Option::take));
     }
 
     fn leaf(&mut self, here: &Here<'_>) -> Result<(), Error> {
         self.found(here.spelled);
         self.flush();
-        let kind = at::kind(here.stat);
-        let target = match kind {
-            FileType::Symlink => Some(at::read_link(here.dir, here.name).on("read link", here.path)?),
-            _ => None,
-        };
-        let header = self.header(here.dir, here.name, here.path, here.stat, target.as_deref())?;
-        let file = (kind == FileType::RegularFile).then(|| FileEntry {
-            path: here.path.to_vec(),
-            stat: file_stat(here.stat),
-            data: None,
-        });
-        self.entries.push(Entry { name: here.shown.to_vec(), header, file });
+        let node = self.leaf_node(here.dir, here.name, here.path, here.stat)?;
+        self.entries.push(Entry { shown: key_of(here.shown), spelled: here.spelled.to_vec(), node });
         Ok(())
     }
 
-    fn header(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        stat: &Stat,
-        target: Option<&[u8]>,
-    ) -> Result<Digest, Error> {
+    /// What is hashed of an entry before its data: Docker's tarsum, version 1, without a name.
+    fn header(&self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], stat: &Stat) -> Result<Vec<u8>, Error> {
         let kind = at::kind(stat);
-        let (uid, gid) = self.view.owner(stat);
-        let device = match kind {
-            FileType::BlockDevice | FileType::CharacterDevice => stat.st_rdev,
-            _ => 0,
+        let target = match kind {
+            FileType::Symlink => at::read_link(dir, name).on("read link", path)?,
+            _ => Vec::new(),
         };
-        let size = if kind == FileType::RegularFile { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
+        let (uid, gid) = self.view.owner(stat);
+        let typeflag = match kind {
+            FileType::Symlink => b'2',
+            FileType::CharacterDevice => b'3',
+            FileType::BlockDevice => b'4',
+            FileType::Directory => b'5',
+            FileType::Fifo => b'6',
+            _ => b'0',
+        };
+        let size = if typeflag == b'0' { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
         // The mode of a symlink says nothing.
-        let mode = if kind == FileType::Symlink { stat.st_mode | 0o777 } else { stat.st_mode };
-        let mut hasher = Hasher::new();
-        for number in [u64::from(mode), uid.into(), gid.into(), size, device] {
-            hasher.update(&number.to_be_bytes());
-        }
-        field(&mut hasher, target.unwrap_or_default());
+        let mode = if kind == FileType::Symlink { 0o777 } else { stat.st_mode & 0o7777 };
+        let (major, minor) = match kind {
+            FileType::BlockDevice | FileType::CharacterDevice => {
+                (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+            }
+            _ => (0, 0),
+        };
+        let mut header = format!("namemode{mode}uid{uid}gid{gid}size{size}typeflag").into_bytes();
+        header.push(typeflag);
+        header.extend(b"linkname");
+        header.extend(target);
+        header.extend(format!("unamegnamedevmajor{major}devminor{minor}").into_bytes());
         for (key, value) in at::xattrs(dir, name).on("read attributes of", path)? {
-            field(&mut hasher, &key);
-            field(&mut hasher, &value);
+            header.extend(key);
+            header.extend(value);
         }
-        Ok(hasher.finish())
+        Ok(header)
     }
 
     fn found(&mut self, path: &[u8]) {
         self.missing.retain(|required| !path::is_at_or_below(path, required));
     }
+
+    /// Notes that a whole tree was found.
+    fn require(&mut self, path: &[u8], node: &Node) {
+        if self.missing.is_empty() {
+            return;
+        }
+        self.found(path);
+        if let Node::Dir(_, children) = node {
+            for (name, child) in children {
+                self.require(&path::join(path, name), child);
+            }
+        }
+    }
 }
 
-/// Length first, so that no two lists of fields look alike.
-fn field(hasher: &mut Hasher, bytes: &[u8]) {
-    hasher.update(&(bytes.len() as u64).to_be_bytes());
-    hasher.update(bytes);
+/// How a path stands in a list: the selected one itself is a zero byte.
+fn key_of(shown: &[u8]) -> Vec<u8> {
+    if shown.is_empty() { vec![0] } else { shown.to_vec() }
 }
 
 /// Fills in the digests of all file contents.
 fn hash_files(
     view: &View<'_>,
-    entries: &mut [Entry],
+    files: &mut [FileEntry],
     options: &ChecksumOptions<'_>,
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let mut todo: Vec<&mut FileEntry> = Vec::new();
-    for file in entries.iter_mut().filter_map(|entry| entry.file.as_mut()) {
-        if file.stat.size_bytes == 0 {
-            continue;
-        }
-        file.data = options.cache.and_then(|cache| cache.lookup(&file.path, &file.stat));
-        if file.data.is_none() {
+    for file in files {
+        file.digest = options.cache.and_then(|cache| cache.lookup(&file.path, &file.stat));
+        if file.digest.is_none() {
             todo.push(file);
         }
     }
@@ -395,6 +547,7 @@ fn hash_one(
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     let fd = at::beneath(view.root(), &file.path, flags).on("open", &file.path)?;
     let mut hasher = Hasher::new();
+    hasher.update(&file.header);
     let mut buf = vec![0; 256 << 10];
     loop {
         cancel.check()?;
@@ -406,7 +559,7 @@ fn hash_one(
         }
     }
     let digest = hasher.finish();
-    file.data = Some(digest);
+    file.digest = Some(digest);
     if let Some(cache) = options.cache
         && settled(&file.stat, options.settle)
         // Not what changed while it was read.

@@ -65,6 +65,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether this is a build context.
+    pub(crate) fn is_context(&self) -> bool {
+        self.owner_reset
+    }
+
     /// The owner that a build sees.
     pub(crate) fn owner(&self, stat: &Stat) -> (u32, u32) {
         if self.owner_reset { (0, 0) } else { (stat.st_uid, stat.st_gid) }

@@ -43,6 +43,9 @@ pub struct ImageConfig {
     /// One entry per instruction.
     #[serde(default, deserialize_with = "null_default")]
     pub history: Vec<History>,
+    /// An inline build cache. That of an image which is read is nothing to what is made of it.
+    #[serde(rename = "moby.buildkit.cache.v0", skip_deserializing, skip_serializing_if = "none")]
+    pub build_cache: Option<String>,
 }
 
 impl ImageConfig {

@@ -64,6 +64,17 @@ impl Client {
         Self { transport: Arc::clone(&self.transport), cancel: Some(token) }
     }
 
+    /// A client like this one that reaches a registry without TLS, or without checking its certificate where the
+    /// settings ask for TLS.
+    pub fn with_insecure(&self, registry: &str) -> Self {
+        let mut config = self.transport.config.clone();
+        let mut host = config.hosts.get(registry);
+        host.insecure = true;
+        host.http.get_or_insert(true);
+        config.hosts.hosts.insert(registry.to_owned(), host);
+        Self { transport: Arc::new(Transport::new(config)), cancel: self.cancel.clone() }
+    }
+
     /// Runs a whole method: its turn at the registry, its end by cancellation.
     pub(crate) async fn run<T>(
         &self,

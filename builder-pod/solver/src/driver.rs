@@ -13,7 +13,7 @@ use lapstrake_oci::Digest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::key::{CacheKey, OpKey};
+use crate::key::{CacheKey, Derivation, OpKey};
 use crate::machine::{self, Action, JobId, Machine, Outcome, Record, VertexId};
 
 /// What the solver asks of the world.
@@ -45,6 +45,8 @@ pub trait World: Send + Sync + 'static {
     ) -> Result<Vec<Self::Result>, Self::Error>;
     /// Keeps a record. Best effort: a record that could not be kept costs a rerun.
     fn save(&self, key: CacheKey, record: &Record<Self::Result>);
+    /// How a key came to be; told before anything is looked up under it.
+    fn derived(&self, _key: CacheKey, _derivation: Derivation) {}
     /// The error of a vertex that was canceled.
     fn canceled(&self) -> Self::Error;
     /// The error of work that panicked.
@@ -360,6 +362,7 @@ impl<W: World> Driver<W> {
                 self.spawn(id, work, move |result| E::Ran(id, result));
             }
             Action::Save(key, record) => self.world.save(key, &record),
+            Action::Derived(key, derivation) => self.world.derived(key, derivation),
             Action::Cached(id, vertex) => {
                 self.running.insert(id, vertex);
                 self.tell(id, ProgressKind::Cached);

@@ -29,7 +29,7 @@ impl World for Plain {
 
     async fn describe(&self, vertex: &Vertex, _: &Step) -> Result<OpKey, String> {
         assert_ne!(vertex.name(), "panics early", "as asked");
-        Ok(OpKey { digest: vertex.digest.0, inputs: Vec::new(), ephemeral: false })
+        Ok(OpKey { digest: vertex.digest.0, inputs: Vec::new(), ephemeral: false, name: None })
     }
 
     fn look_up(&self, _: CacheKey) -> Option<Record<u32>> {

@@ -1,12 +1,13 @@
 use std::fmt;
 
 use lapstrake_oci::{Digest, Hasher};
+use serde::{Deserialize, Serialize};
 
 /// Changing how keys are made makes every older record unreachable: raise it then.
 const VERSION: &[u8] = b"lapstrake cache key 1\0";
 
 /// Under what a result is recorded: equal keys mean equal work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CacheKey(pub Digest);
 
 impl fmt::Display for CacheKey {
@@ -25,6 +26,41 @@ pub struct OpKey {
     /// True where `digest` holds for this job only (a client's directory): no record is looked up or
     /// kept under a key that has it.
     pub ephemeral: bool,
+    /// What other builders call the operation; `None` where nobody else needs to know.
+    pub name: Option<OpName>,
+}
+
+/// What an operation is called in caches that several builders share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpName {
+    /// The operation, whatever its inputs.
+    pub digest: Digest,
+    /// What of each input is used, in the operation's order.
+    pub selectors: Vec<Option<Digest>>,
+    /// How many results it has.
+    pub outputs: u32,
+}
+
+/// How a key came to be, in terms that other builders know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Derivation {
+    /// The operation's [`OpName::digest`].
+    pub operation: Digest,
+    /// How many results it has.
+    pub outputs: u32,
+    /// Its inputs.
+    pub inputs: Vec<Origin>,
+}
+
+/// An input of a [`Derivation`]: known by its key, by the contents that are read of it, or both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its key and the number of the result that is used.
+    pub key: Option<(CacheKey, u32)>,
+    /// What of it is used.
+    pub selector: Option<Digest>,
+    /// The digest of the contents that are read.
+    pub content: Option<Digest>,
 }
 
 /// How an input enters a key.

@@ -15,5 +15,5 @@ mod machine;
 mod simulator;
 
 pub use driver::{Event as Progress, Job, Output, ProgressKind, Solved, Solver, Step, World};
-pub use key::{CacheKey, InputKey, Keying, OpKey};
+pub use key::{CacheKey, Derivation, InputKey, Keying, OpKey, OpName, Origin};
 pub use machine::{Action, Event, JobId, Machine, Outcome, Record, VertexId};

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use lapstrake_llb::{Graph, Vertex, VertexDigest};
 use lapstrake_oci::Digest;
 
-use crate::key::{CacheKey, OpKey};
+use crate::key::{CacheKey, Derivation, OpKey};
 
 /// One caller's wish for one target.
 pub type JobId = u64;
@@ -59,7 +59,7 @@ pub enum Event<R, E> {
     Ran(VertexId, Result<Vec<R>, E>),
 }
 
-/// What to do. Every action but `Cancel`, `Save`, `Cached` and `JobEnded` is answered by one event.
+/// What to do. Every action but `Cancel`, `Save`, `Derived`, `Cached` and `JobEnded` is answered by one event.
 #[derive(Debug)]
 pub enum Action<R, E> {
     /// Find out the operation's own key.
@@ -72,6 +72,8 @@ pub enum Action<R, E> {
     Run(VertexId, Arc<Vertex>, Vec<R>),
     /// Keep a record under a key.
     Save(CacheKey, Record<R>),
+    /// A key is known, and this is how it came to be. Keys of inputs were told before.
+    Derived(CacheKey, Derivation),
     /// A record was found: the vertex will not run.
     Cached(VertexId, Arc<Vertex>),
     /// Stop what is being done for a vertex; its answer is still awaited.

@@ -7,7 +7,7 @@ use lapstrake_llb::{Builder, Graph, Output, VertexDigest, pb};
 use lapstrake_oci::Digest;
 use proptest::prelude::*;
 
-use crate::key::{CacheKey, Keying, OpKey};
+use crate::key::{CacheKey, Keying, OpKey, OpName};
 use crate::machine::{Action, Event, Machine, Outcome, Record, VertexId};
 
 type Result_ = u64;
@@ -52,6 +52,8 @@ struct Sim {
     ended: BTreeMap<u64, Outcome<Result_, &'static str>>,
     ran: BTreeMap<VertexId, usize>,
     running: BTreeSet<VertexId>,
+    /// Keys that were told of.
+    derived: BTreeSet<CacheKey>,
     fails: BTreeSet<VertexDigest>,
     content: BTreeSet<VertexDigest>,
     ephemeral: BTreeSet<VertexDigest>,
@@ -68,6 +70,7 @@ impl Sim {
             ended: BTreeMap::new(),
             ran: BTreeMap::new(),
             running: BTreeSet::new(),
+            derived: BTreeSet::new(),
             fails: BTreeSet::new(),
             content: BTreeSet::new(),
             ephemeral: BTreeSet::new(),
@@ -89,6 +92,18 @@ impl Sim {
                     *self.ran.entry(id).or_default() += 1;
                     self.open.push(action);
                 }
+                Action::Derived(key, derivation) => {
+                    for (input, _) in derivation.inputs.iter().filter_map(|origin| origin.key) {
+                        let known =
+                            self.derived.contains(&input) || self.records.values().any(|r| r.key == input);
+                        assert!(known, "{key} came of {input}, of which nobody was told");
+                    }
+                    self.derived.insert(key);
+                }
+                Action::LookUp(_, key) => {
+                    assert!(self.derived.contains(&key), "{key} is looked up, of which nobody was told");
+                    self.open.push(action);
+                }
                 Action::Cached(..) | Action::Cancel(_) => {}
                 _ => self.open.push(action),
             }
@@ -106,10 +121,10 @@ impl Sim {
                 let work = self.work(id.digest);
                 let keying = if self.content.contains(&work) { Keying::ByContent } else { Keying::ByKey };
                 let inputs = vec![keying; vertex.inputs.len()];
-                Event::Described(
-                    id,
-                    Ok(OpKey { digest: work.0, inputs, ephemeral: self.ephemeral.contains(&work) }),
-                )
+                let selectors = vec![None; inputs.len()];
+                let name = Some(OpName { digest: work.0, selectors, outputs: 1 });
+                let ephemeral = self.ephemeral.contains(&work);
+                Event::Described(id, Ok(OpKey { digest: work.0, inputs, ephemeral, name }))
             }
             Action::LookUp(id, key) => Event::LookedUp(id, self.records.get(&key).cloned()),
             Action::Hash(id, _, input, of) => Event::Hashed(id, input, Ok(Digest::of(&of.to_le_bytes()))),

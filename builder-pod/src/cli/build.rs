@@ -13,7 +13,7 @@ use lapstrake_run::sandbox::Sandbox;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::output;
+use super::{cache, output};
 use crate::build::{self, Built};
 use crate::error::{BuildError, chain};
 use crate::manifest;
@@ -73,6 +73,14 @@ pub(crate) struct Args {
     no_cache: bool,
     #[command(flatten)]
     inputs: super::inputs::InputArgs,
+    /// Cache of other builds that is looked into, such as `type=registry,ref=NAME`, `type=local,src=DIR` or a name;
+    /// may be given several times.
+    #[arg(long = "cache-from", value_name = "CACHE")]
+    cache_from: Vec<String>,
+    /// Cache that is written, such as `type=registry,ref=NAME,mode=max`, `type=local,dest=DIR`, `type=inline` or a
+    /// name; may be given several times.
+    #[arg(long = "cache-to", value_name = "CACHE")]
+    cache_to: Vec<String>,
     /// How progress is shown (on standard error).
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     progress: Format,
@@ -216,6 +224,12 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
         options.platforms = platforms.collect::<Result<_, _>>()?;
     }
     outputs(args, named, &mut options)?;
+    for text in &args.cache_from {
+        options.cache_from.push(cache::import(text).map_err(usage)?);
+    }
+    for text in &args.cache_to {
+        options.cache_to.push(cache::export(text).map_err(usage)?);
+    }
     if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH")
         && !options.args.contains_key("SOURCE_DATE_EPOCH")
     {

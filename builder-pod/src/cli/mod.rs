@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod build;
+mod cache;
 pub(crate) mod du;
 mod inputs;
 mod output;

@@ -17,7 +17,7 @@ pub(super) fn parse(text: &str, named: &Image) -> Result<Output, String> {
     if !text.contains('=') {
         return Ok(Output::Local(PathBuf::from(text)));
     }
-    let mut fields = fields(text)?;
+    let mut fields = fields("--output", text)?;
     let kind = fields.remove("type").unwrap_or_else(|| "local".to_owned());
     let dest = fields.remove("dest");
     let file = |dest: Option<String>| match dest.as_deref() {
@@ -61,34 +61,50 @@ pub(super) fn parse(text: &str, named: &Image) -> Result<Output, String> {
 }
 
 /// Comma-separated `key=value` fields; a field may be quoted as a whole, as in CSV.
-fn fields(text: &str) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn fields(flag: &str, text: &str) -> Result<BTreeMap<String, String>, String> {
     let mut fields = BTreeMap::new();
     let mut rest = text;
     while !rest.is_empty() {
         let (field, after) = match rest.strip_prefix('"') {
             Some(quoted) => {
-                let (field, after) = quoted
-                    .split_once('"')
-                    .ok_or_else(|| format!("--output {text}: a quote is not closed"))?;
+                let (field, after) =
+                    quoted.split_once('"').ok_or_else(|| format!("{flag} {text}: a quote is not closed"))?;
                 (field, after.strip_prefix(',').unwrap_or(after))
             }
             None => rest.split_once(',').unwrap_or((rest, "")),
         };
         let (key, value) =
-            field.split_once('=').ok_or_else(|| format!("--output {text}: \"{field}\" is not key=value"))?;
+            field.split_once('=').ok_or_else(|| format!("{flag} {text}: \"{field}\" is not key=value"))?;
         fields.insert(key.trim().to_ascii_lowercase(), value.to_owned());
         rest = after;
     }
     Ok(fields)
 }
 
-fn boolean(fields: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, String> {
+pub(super) fn boolean(fields: &mut BTreeMap<String, String>, key: &str) -> Result<Option<bool>, String> {
     match fields.remove(key).as_deref() {
         None => Ok(None),
         Some("true" | "1") => Ok(Some(true)),
         Some("false" | "0") => Ok(Some(false)),
-        Some(other) => Err(format!("--output {key}={other}: it is true or false")),
+        Some(other) => Err(format!("{key}={other}: it is true or false")),
     }
+}
+
+/// How layers are compressed.
+pub(super) fn compression(fields: &mut BTreeMap<String, String>) -> Result<Option<Compression>, String> {
+    Ok(Some(match fields.remove("compression").as_deref() {
+        None => return Ok(None),
+        Some("gzip") => Compression::Gzip,
+        Some("zstd") => Compression::Zstd,
+        Some("uncompressed") => Compression::Uncompressed,
+        Some(other) => return Err(format!("compression={other}: it is gzip, zstd or uncompressed")),
+    }))
+}
+
+/// The level of that.
+pub(super) fn level(fields: &mut BTreeMap<String, String>) -> Result<Option<i32>, String> {
+    let Some(text) = fields.remove("compression-level") else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| format!("compression-level={text}: it is a number"))
 }
 
 fn image(fields: &mut BTreeMap<String, String>, named: &Image) -> Result<Image, String> {
@@ -99,18 +115,8 @@ fn image(fields: &mut BTreeMap<String, String>, named: &Image) -> Result<Image, 
             image.add_name(name)?;
         }
     }
-    let compression = match fields.remove("compression").as_deref() {
-        None | Some("gzip") => Compression::Gzip,
-        Some("zstd") => Compression::Zstd,
-        Some("uncompressed") => Compression::Uncompressed,
-        Some(other) => return Err(format!("--output compression={other}: it is gzip, zstd or uncompressed")),
-    };
-    let level = match fields.remove("compression-level") {
-        None => None,
-        Some(text) => {
-            Some(text.parse().map_err(|_| format!("--output compression-level={text}: it is a number"))?)
-        }
-    };
+    let compression = compression(fields)?.unwrap_or_default();
+    let level = level(fields)?;
     let oci = boolean(fields, "oci-mediatypes")?.unwrap_or(true);
     let by_digest = boolean(fields, "push-by-digest")?.unwrap_or(false);
     Ok(Image { by_digest, compression, level, docker_media_types: !oci, ..image })

@@ -243,6 +243,8 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     options.no_cache = request.no_cache;
     options.inputs = crate::inputs::Inputs::of_request(request);
     options.reach.complete(&mut options.inputs.proxy);
+    options.cache_from.clone_from(&request.cache_from);
+    options.cache_to.clone_from(&request.cache_to);
     options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
         None => request.source_date_epoch,
         Some(text) => Some(

@@ -113,6 +113,7 @@ impl Engine {
         };
         let id = match input {
             Res::Snapshot(id) => id,
+            Res::Lazy(_) => return Err(super::not_realised()),
             Res::Context(context) => {
                 let active = file::materialize(self, context, mount.selector.clone(), step).await?;
                 let layers = MountSource::Layers {

@@ -9,7 +9,7 @@ use lapstrake_fileop::{
     RmAction, Selector, SymlinkAction, View,
 };
 use lapstrake_llb::pb;
-use lapstrake_oci::{Digest, Hasher};
+use lapstrake_oci::Digest;
 use lapstrake_solver::Step;
 use lapstrake_source::Local;
 use lapstrake_store::{Active, SnapshotId, Store, Table};
@@ -58,6 +58,7 @@ impl Readable {
         match of {
             Res::Snapshot(id) => Ok(Self::Mounted(mounts.read(*id)?)),
             Res::Context(context) => Ok(Self::Context(Arc::clone(context))),
+            Res::Lazy(_) => Err(super::not_realised()),
         }
     }
 
@@ -103,12 +104,14 @@ struct Hashes(Store);
 
 impl Hashes {
     fn key(stat: &FileStat) -> Vec<u8> {
-        let mut key = Vec::with_capacity(56);
+        let mut key = Vec::with_capacity(57);
         key.extend(stat.dev.to_le_bytes());
         key.extend(stat.ino.to_le_bytes());
         key.extend(stat.size_bytes.to_le_bytes());
         key.extend(stat.modified_ns.to_le_bytes());
         key.extend(stat.changed_ns.to_le_bytes());
+        // Digests of another kind were kept under the same places.
+        key.push(2);
         key
     }
 }
@@ -138,12 +141,9 @@ pub(super) async fn checksum(
         // Snapshots of overlay have no stable device numbers; only directories of the builder are remembered.
         let cache: Option<&dyn HashCache> = matches!(of, Res::Context(_)).then_some(&hashes);
         let options = ChecksumOptions { cache, ..ChecksumOptions::default() };
-        let mut hasher = Hasher::new();
-        for selector in &selectors {
-            let digest = lapstrake_fileop::checksum(&readable.view(), selector, &options, cancel)?;
-            hasher.update(digest.as_bytes());
-        }
-        Ok(hasher.finish())
+        let digest = |selector| lapstrake_fileop::checksum(&readable.view(), selector, &options, cancel);
+        let digests = selectors.iter().map(digest).collect::<Result<Vec<_>, _>>()?;
+        Ok(super::key::joined(&digests))
     })
     .await
 }
@@ -275,6 +275,7 @@ impl Operation {
             Some(Res::Context(_)) => {
                 return Err(BuildError::internal("a file operation can't change a local source"));
             }
+            Some(Res::Lazy(_)) => return Err(super::not_realised()),
             None if input < 0 => None,
             None => Some(self.commit(input)?),
         };

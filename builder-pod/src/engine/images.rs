@@ -15,6 +15,8 @@ use lapstrake_store::{LayerFacts, SnapshotId, Store, chain_id};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::lazy::Watch;
+use super::remote::{LazyLayer, Place};
 use crate::error::{Asked, BuildError, chain, is_no_space};
 
 /// Documents of an image are no longer than this.
@@ -160,11 +162,24 @@ impl Images {
     ) -> Result<Option<SnapshotId>, BuildError> {
         let mut chain = None;
         let mut layers = Vec::new();
+        let place = Arc::new(Place::Registry { name: image.reference.clone(), client: self.client.clone() });
         for (diff_id, blob) in image.config.rootfs.diff_ids.iter().zip(&image.manifest.layers) {
             let id = chain_id(chain.as_ref(), diff_id);
             chain = Some(id);
-            layers.push(Layer { chain: id, diff_id: *diff_id, blob: blob.clone() });
+            let (blob, place) = (blob.clone(), Arc::clone(&place));
+            layers.push(LazyLayer { blob, diff_id: *diff_id, chain: id, created: None, place });
         }
+        self.unpack_all(store, layers, userxattr, &Watch::of(step)).await
+    }
+
+    /// Layers, lowest first, as a snapshot: fetches and unpacks those that are not there.
+    pub(crate) async fn unpack_all(
+        &self,
+        store: &Store,
+        mut layers: Vec<LazyLayer>,
+        userxattr: bool,
+        step: &Watch,
+    ) -> Result<Option<SnapshotId>, BuildError> {
         let there = layers.iter().rposition(|layer| store.snapshot_of_chain(&layer.chain).is_some());
         let missing = layers.split_off(there.map_or(0, |at| at + 1));
         let mut parent = layers.last().and_then(|layer| store.snapshot_of_chain(&layer.chain));
@@ -173,7 +188,7 @@ impl Images {
         let (fetched, mut unpackable) = mpsc::channel(missing.len().max(1));
         let fetch = async move {
             let layers = stream::iter(missing.into_iter().map(|layer| async move {
-                self.fetch_for(&image.reference, &layer.blob, step).await?;
+                self.fetch_for(&layer, step).await?;
                 Ok::<_, BuildError>(layer)
             }));
             let mut layers = layers.buffered(LAYERS_PARALLEL);
@@ -209,17 +224,30 @@ impl Images {
     }
 
     /// Brings a layer's blob into the store, and says how far it is.
-    async fn fetch_for(&self, name: &Reference, blob: &Descriptor, step: &Step) -> Result<(), BuildError> {
-        let label = format!("sha256:{}", blob.digest.short());
-        let (reporter, total) = (step.clone(), blob.size);
-        let progress = lapstrake_registry::Progress::new(move |done, _| reporter.status(&label, done, total));
-        self.fetch(name, blob, &progress, &step.cancel).await
+    async fn fetch_for(&self, layer: &LazyLayer, step: &Watch) -> Result<(), BuildError> {
+        let label = format!("sha256:{}", layer.blob.digest.short());
+        let (reporter, total) = (step.clone(), layer.blob.size);
+        let progress =
+            lapstrake_registry::Progress::new(move |done, _| (reporter.status)(&label, done, total));
+        self.fetch_from(&layer.place, &layer.blob, &progress, &step.cancel).await
     }
 
     /// Brings a layer's blob into the store; one that is there and whole stays.
     pub(crate) async fn fetch(
         &self,
         name: &Reference,
+        blob: &Descriptor,
+        progress: &lapstrake_registry::Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(), BuildError> {
+        let place = Place::Registry { name: name.clone(), client: self.client.clone() };
+        self.fetch_from(&place, blob, progress, cancel).await
+    }
+
+    /// The same from wherever it is.
+    pub(crate) async fn fetch_from(
+        &self,
+        place: &Place,
         blob: &Descriptor,
         progress: &lapstrake_registry::Progress,
         cancel: &CancellationToken,
@@ -231,25 +259,31 @@ impl Images {
             return Ok(());
         }
         let mut writer = self.store.blob_writer()?;
-        let client = self.client.with_cancel(cancel.clone());
-        client
-            .pull_blob_with(name, blob, |piece| writer.write_all(piece), progress)
-            .await
-            .map_err(pull_error)?;
+        match place {
+            Place::Registry { name, client } => {
+                let client = client.with_cancel(cancel.clone());
+                let take = |piece: &[u8]| writer.write_all(piece);
+                client.pull_blob_with(name, blob, take, progress).await.map_err(pull_error)?;
+            }
+            Place::Directory(dir) => {
+                let path = dir.join("blobs/sha256").join(digest.hex());
+                let copy = move || {
+                    let copied =
+                        std::fs::File::open(&path).and_then(|mut from| std::io::copy(&mut from, &mut writer));
+                    copied.map(|_| writer).map_err(|e| {
+                        BuildError::new(Reason::ImageNotFound, format!("cache {}: {e}", path.display()))
+                    })
+                };
+                writer = tokio::task::spawn_blocking(copy).await.map_err(BuildError::internal)??;
+            }
+        }
         let commit = move || writer.commit_with(Some(digest), lapstrake_store::Durability::Batched);
         tokio::task::spawn_blocking(commit).await.map_err(BuildError::internal)??;
         Ok(())
     }
 }
 
-/// A layer that is to be unpacked.
-struct Layer {
-    chain: Digest,
-    diff_id: Digest,
-    blob: Descriptor,
-}
-
-impl Layer {
+impl LazyLayer {
     fn unpack(
         &self,
         store: &Store,
@@ -283,7 +317,7 @@ impl Layer {
     }
 }
 
-impl Layer {
+impl LazyLayer {
     fn damaged(&self, error: &lapstrake_image::Error) -> BuildError {
         let reason = match error.is_no_space() || is_no_space(error) {
             true => Reason::DiskFull,

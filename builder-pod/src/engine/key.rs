@@ -1,34 +1,38 @@
 //! What identifies an operation apart from its inputs. Values in, values out.
+//!
+//! Our own keys are over an operation's bytes; beside them stand the names that BuildKit has for the same things,
+//! by which caches are shared (see `lapstrake-cache`).
 
-use std::collections::BTreeSet;
-
+use lapstrake_cache::op::{self, Use};
 use lapstrake_fileop::Selector;
 use lapstrake_llb::{Vertex, pb};
 use lapstrake_oci::{Digest, Hasher, Platform};
-use lapstrake_solver::{Keying, OpKey};
+use lapstrake_solver::{Keying, OpKey, OpName};
 use prost::Message as _;
 
 use super::file::copy_action;
 use crate::error::BuildError;
 
-/// An image is its layers: another manifest over the same ones is the same file system.
-pub(super) fn image(diff_ids: &[Digest], platform: &Platform) -> OpKey {
+/// An image is its layers: another manifest over the same ones is the same file system. Others know it by what
+/// its name stood for.
+pub(super) fn image(named: &Digest, diff_ids: &[Digest], platform: &Platform) -> OpKey {
     let mut hasher = Hasher::new();
     hasher.update(format!("image {platform}\n").as_bytes());
     for diff_id in diff_ids {
         hasher.update(diff_id.as_bytes());
     }
-    OpKey { digest: hasher.finish(), inputs: Vec::new(), ephemeral: false }
+    let name = OpName { digest: op::image(named, platform), selectors: Vec::new(), outputs: 1 };
+    OpKey { digest: hasher.finish(), inputs: Vec::new(), ephemeral: false, name: Some(name) }
 }
 
 /// A directory has no key: what is read of it counts.
 pub(super) fn local(vertex: &Vertex) -> OpKey {
-    OpKey { digest: vertex.digest.0, inputs: Vec::new(), ephemeral: true }
+    OpKey { digest: vertex.digest.0, inputs: Vec::new(), ephemeral: true, name: None }
 }
 
 /// A command: all that it can see but what BuildKit leaves out too (addresses of extra hosts and the
 /// proxy variables, which differ from machine to machine).
-pub(super) fn exec(exec: &pb::ExecOp, vertex: &Vertex, platform: &Platform) -> Result<OpKey, BuildError> {
+pub(super) fn exec(exec: &pb::ExecOp, vertex: &Vertex, platform: &Platform) -> OpKey {
     let mut counted = exec.clone();
     if let Some(meta) = &mut counted.meta {
         meta.proxy_env = None;
@@ -39,15 +43,9 @@ pub(super) fn exec(exec: &pb::ExecOp, vertex: &Vertex, platform: &Platform) -> R
     let mut hasher = Hasher::new();
     hasher.update(format!("exec {platform}\n").as_bytes());
     hasher.update(&counted.encode_to_vec());
-    let inputs = (0..vertex.inputs.len()).map(|input| exec_keying(exec, input)).collect();
-    Ok(OpKey { digest: hasher.finish(), inputs, ephemeral: false })
-}
-
-/// An input that the command only reads counts by what it reads; the root file system never does.
-fn exec_keying(exec: &pb::ExecOp, input: usize) -> Keying {
-    let mut mounts = exec.mounts.iter().filter(|m| usize::try_from(m.input) == Ok(input)).peekable();
-    let read_only = mounts.peek().is_some() && mounts.all(|m| m.dest != "/" && (m.readonly || m.output < 0));
-    if read_only { Keying::ByContent } else { Keying::ByKey }
+    let uses = op::exec_uses(exec, vertex.inputs.len());
+    let outputs = exec.mounts.iter().filter(|m| m.output >= 0).count();
+    over(hasher.finish(), op::exec(exec, platform), uses, outputs)
 }
 
 /// A file operation: its bytes. What is copied counts by content, what is copied onto by key.
@@ -55,58 +53,119 @@ pub(super) fn file(op: &pb::FileOp, vertex: &Vertex) -> OpKey {
     let mut hasher = Hasher::new();
     hasher.update(b"file\n");
     hasher.update(&op.encode_to_vec());
-    let onto: BTreeSet<i64> = op.actions.iter().map(|a| a.input).collect();
-    let lookups = owner_inputs(op);
-    let keying = |input: usize| {
-        let input = input as i64;
-        if onto.contains(&input) || lookups.contains(&input) { Keying::ByKey } else { Keying::ByContent }
-    };
-    OpKey {
-        digest: hasher.finish(),
-        inputs: (0..vertex.inputs.len()).map(keying).collect(),
-        ephemeral: false,
-    }
+    let uses = op::file_uses(op, vertex.inputs.len());
+    let outputs = op.actions.iter().filter(|a| a.output >= 0).count();
+    over(hasher.finish(), op::file(op, vertex.inputs.len()), uses, outputs)
 }
 
-/// Inputs whose account files are read.
-fn owner_inputs(op: &pb::FileOp) -> BTreeSet<i64> {
-    let owners = op.actions.iter().filter_map(|a| match &a.action {
-        Some(pb::file_action::Action::Copy(c)) => c.owner.as_ref(),
-        Some(pb::file_action::Action::Mkfile(c)) => c.owner.as_ref(),
-        Some(pb::file_action::Action::Mkdir(c)) => c.owner.as_ref(),
-        Some(pb::file_action::Action::Symlink(c)) => c.owner.as_ref(),
-        _ => None,
-    });
-    let users = owners.flat_map(|o| [&o.user, &o.group]).filter_map(|u| u.as_ref()?.user.as_ref());
-    users
-        .filter_map(|u| match u {
-            pb::user_opt::User::ByName(name) => Some(name.input),
-            pb::user_opt::User::ById(_) => None,
-        })
-        .collect()
+fn over(digest: Digest, name: Digest, uses: Vec<Use>, outputs: usize) -> OpKey {
+    let keying = |used: &Use| if used.by_contents { Keying::ByContent } else { Keying::ByKey };
+    let inputs = uses.iter().map(keying).collect();
+    let selectors = uses.iter().map(|used| used.selector).collect();
+    let name = OpName { digest: name, selectors, outputs: u32::try_from(outputs).unwrap_or(u32::MAX) };
+    OpKey { digest, inputs, ephemeral: false, name: Some(name) }
 }
 
-/// What an operation reads of an input that counts by content.
+/// What an operation reads of an input that counts by content, in the order in which it enters the digest.
 pub(super) fn selectors(vertex: &Vertex, input: usize) -> Result<Vec<Selector>, BuildError> {
     let input = input as i64;
     match &vertex.op {
         pb::op::Op::Exec(exec) => {
-            let mounts = exec.mounts.iter().filter(|m| m.input == input);
-            Ok(mounts
-                .map(|m| Selector { path: m.selector.clone(), follow_links: true, ..Selector::default() })
-                .collect())
+            let paths =
+                exec.mounts.iter().filter(|m| m.input == input).map(|m| rooted(&m.selector)).collect();
+            let paths = without_nested(paths);
+            if paths.iter().any(|path| path == "/") {
+                return Ok(vec![Selector::default()]);
+            }
+            let followed = |path| Selector { path, follow_links: true, ..Selector::default() };
+            Ok(paths.into_iter().map(followed).collect())
         }
-        pb::op::Op::File(op) => op
-            .actions
-            .iter()
-            .filter(|a| a.secondary_input == input)
-            .filter_map(|a| match &a.action {
-                Some(pb::file_action::Action::Copy(copy)) => {
-                    Some(copy_action(copy, None).map(|c| Selector::of(&c)))
+        pb::op::Op::File(op) => {
+            let mut all = Vec::new();
+            for action in &op.actions {
+                let accounts = op::account_files(action).into_iter().filter(|(at, _)| *at == input);
+                all.extend(accounts.map(|(_, path)| Selector {
+                    path: path.to_owned(),
+                    follow_links: true,
+                    ..Selector::default()
+                }));
+                if let Some(pb::file_action::Action::Copy(copy)) = &action.action
+                    && action.secondary_input == input
+                {
+                    let mut selector = Selector::of(&copy_action(copy, None)?);
+                    selector.wildcard &= has_wildcard(&copy.src);
+                    all.push(selector);
                 }
-                _ => None,
-            })
-            .collect(),
+            }
+            Ok(once(all))
+        }
         _ => Ok(vec![Selector::default()]),
     }
+}
+
+fn has_wildcard(path: &str) -> bool {
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => drop(chars.next()),
+            '*' | '?' | '[' => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// A path that lies below another one is read with it.
+fn once(all: Vec<Selector>) -> Vec<Selector> {
+    let narrow =
+        |s: &Selector| s.wildcard || !s.include_patterns.is_empty() || !s.exclude_patterns.is_empty();
+    let (narrow, plain): (Vec<_>, Vec<_>) = all.into_iter().partition(narrow);
+    let mut selectors = Vec::new();
+    for follow_links in [false, true] {
+        let paths = plain.iter().filter(|s| s.follow_links == follow_links).map(|s| s.path.clone()).collect();
+        for path in without_nested(paths) {
+            let required = plain.iter().filter(|s| s.path == path).flat_map(|s| s.required_paths.clone());
+            let required_paths = required.collect();
+            selectors.push(Selector { path, follow_links, required_paths, ..Selector::default() });
+        }
+    }
+    selectors.extend(narrow);
+    selectors.sort_by(|a, b| a.path.cmp(&b.path));
+    selectors
+}
+
+fn without_nested(mut paths: Vec<String>) -> Vec<String> {
+    if paths.len() <= 1 {
+        return paths;
+    }
+    paths.sort();
+    paths.dedup();
+    let below = |path: &String, dir: &String| {
+        let dir = if dir.ends_with('/') { dir.clone() } else { format!("{dir}/") };
+        path.starts_with(&dir)
+    };
+    let all = paths.clone();
+    paths.retain(|path| !all.iter().any(|dir| dir != path && below(path, dir)));
+    paths
+}
+
+/// Go's `path.Join("/", path)`.
+fn rooted(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// The digest of several contents together, as BuildKit joins them.
+pub(super) fn joined(digests: &[Digest]) -> Digest {
+    let texts: Vec<String> = digests.iter().map(ToString::to_string).collect();
+    Digest::of(texts.join("\0").as_bytes())
 }

@@ -6,7 +6,9 @@ mod exec;
 mod file;
 mod images;
 mod key;
+mod lazy;
 mod mounts;
+mod remote;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use lapstrake_handoff::Reason;
 use lapstrake_llb::{Vertex, pb};
 use lapstrake_oci::{Digest, Platform};
 use lapstrake_run::Executor;
-use lapstrake_solver::{CacheKey, OpKey, Record, Step, World};
+use lapstrake_solver::{CacheKey, Derivation, OpKey, Record, Step, World};
 use lapstrake_source::Local;
 use lapstrake_store::{Active, CommitOptions, SnapshotId, Store, Table};
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,9 @@ use crate::inputs::{Inputs, StepInputs};
 
 use emulation::Emulators;
 pub(crate) use images::{Images, Resolved};
+pub(crate) use lazy::Watch;
+use lazy::not_realised;
+pub(crate) use remote::{Lazy, LazyLayer, Place, Remote};
 
 /// When snapshots were made (RFC 3339), by their id.
 pub(crate) const CREATED: Table = Table::named("created");
@@ -49,6 +54,8 @@ pub(crate) enum Res {
     Snapshot(Option<SnapshotId>),
     /// A directory of the builder, read in place.
     Context(Arc<Local>),
+    /// A file system of another build's cache that nothing needed yet; no operation is given one.
+    Lazy(Arc<Lazy>),
 }
 
 /// All that vertices are made with. One per process; jobs share it.
@@ -57,6 +64,8 @@ pub(crate) struct Engine {
     executor: Executor,
     emulators: Emulators,
     images: Images,
+    remote: Remote,
+    turns: lazy::Turns,
     contexts: Mutex<HashMap<String, Arc<Local>>>,
     /// An empty directory: what a copy from `scratch` reads.
     nothing: PathBuf,
@@ -83,6 +92,8 @@ impl Engine {
             executor,
             emulators: Emulators::new(None),
             images,
+            remote: Remote::default(),
+            turns: lazy::Turns::default(),
             contexts: Mutex::default(),
             nothing,
             slots: Semaphore::new(slots_default()),
@@ -103,6 +114,11 @@ impl Engine {
 
     pub(crate) fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// Caches of other builds.
+    pub(crate) fn remote(&self) -> &Remote {
+        &self.remote
     }
 
     /// Marks of overlay are in `user.overlay.*`.
@@ -156,6 +172,7 @@ impl Engine {
     /// Makes the results of a vertex. Where it fails nothing is left, so that it may be done again.
     async fn run_once(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
         let platform = platform_of(vertex, &self.platform);
+        let inputs = self.all_realised(inputs, step).await?;
         match &vertex.op {
             pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
             pb::op::Op::Exec(exec) => self.exec(exec, &platform, inputs, step).await,
@@ -218,6 +235,9 @@ fn platform_of(vertex: &Vertex, native: &Platform) -> Platform {
 struct Kept {
     key: Digest,
     results: Vec<Option<SnapshotId>>,
+    /// How the key that it stands under came to be, for caches that others read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    derivation: Option<Derivation>,
 }
 
 #[async_trait]
@@ -231,14 +251,15 @@ impl World for Engine {
             pb::op::Op::Source(source) => {
                 if let Some(name) = source.identifier.strip_prefix("docker-image://") {
                     let resolved = self.images.resolve_text(name, &platform).await?;
-                    return Ok(key::image(&resolved.config.rootfs.diff_ids, &platform));
+                    let diff_ids = &resolved.config.rootfs.diff_ids;
+                    return Ok(key::image(&resolved.digest, diff_ids, &platform));
                 }
                 if source.identifier.starts_with("local://") {
                     return Ok(key::local(vertex));
                 }
                 Err(unsupported_source(&source.identifier))
             }
-            pb::op::Op::Exec(exec) => key::exec(exec, vertex, &platform),
+            pb::op::Op::Exec(exec) => Ok(key::exec(exec, vertex, &platform)),
             pb::op::Op::File(file) => Ok(key::file(file, vertex)),
             pb::op::Op::Merge(_) | pb::op::Op::Diff(_) | pb::op::Op::Build(_) => Err(BuildError::new(
                 Reason::NotSupported,
@@ -248,17 +269,24 @@ impl World for Engine {
     }
 
     fn look_up(&self, key: CacheKey) -> Option<Record<Res>> {
-        let kept: Kept = serde_json::from_slice(&self.store.get(Table::CACHE, key.0.as_bytes())?).ok()?;
-        if !kept.results.iter().flatten().all(|id| self.store.has_snapshot(*id)) {
-            return None;
+        if let Some(kept) = self.kept(key)
+            && kept.results.iter().flatten().all(|id| self.store.has_snapshot(*id))
+        {
+            let results = kept.results.into_iter().map(Res::Snapshot).collect();
+            return Some(Record { key: CacheKey(kept.key), results });
         }
-        let results = kept.results.into_iter().map(Res::Snapshot).collect();
-        Some(Record { key: CacheKey(kept.key), results })
+        let results = self.remote.look_up(key, &|key| self.derivation(key))?;
+        Some(Record { key, results })
+    }
+
+    fn derived(&self, key: CacheKey, derivation: Derivation) {
+        self.remote.derived(key, derivation);
     }
 
     async fn hash(&self, vertex: &Vertex, input: usize, of: &Res, step: &Step) -> Result<Digest, BuildError> {
         let selectors = key::selectors(vertex, input)?;
-        file::checksum(self, of, selectors, step).await.map_err(|error| located(&error, vertex))
+        let of = self.realised(of.clone(), step).await?;
+        file::checksum(self, &of, selectors, step).await.map_err(|error| located(&error, vertex))
     }
 
     async fn run(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
@@ -273,11 +301,13 @@ impl World for Engine {
             .iter()
             .map(|res| match res {
                 Res::Snapshot(id) => Some(*id),
-                Res::Context(_) => None,
+                // What is somewhere else becomes a record once it is here.
+                Res::Context(_) | Res::Lazy(_) => None,
             })
             .collect();
         let Some(results) = results else { return };
-        let kept = Kept { key: record.key.0, results };
+        let derivation = self.remote.derivation(key).map(|d| (*d).clone());
+        let kept = Kept { key: record.key.0, results, derivation };
         let kept = serde_json::to_vec(&kept).map_err(|e| e.to_string());
         let saved =
             kept.and_then(|v| self.store.put(Table::CACHE, key.0.as_bytes(), &v).map_err(|e| e.to_string()));

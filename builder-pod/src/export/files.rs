@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Packed;
 use crate::build::{Solved, abortable};
-use crate::engine::Engine;
+use crate::engine::{Engine, Watch};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::{Destination, Output};
 use crate::progress::Progress;
 
 /// Blobs out of the store.
-struct Blobs(Store);
+pub(super) struct Blobs(pub(super) Store);
 
 impl BlobSource for Blobs {
     fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read>> {
@@ -28,7 +28,7 @@ impl BlobSource for Blobs {
     }
 }
 
-fn failed(error: lapstrake_image::Error) -> BuildError {
+pub(super) fn failed(error: lapstrake_image::Error) -> BuildError {
     match error.is_no_space() || is_no_space(&error) {
         true => BuildError::new(Reason::DiskFull, chain(&error)),
         false => BuildError::internal(chain(&error)),
@@ -123,6 +123,9 @@ pub(super) async fn image(
         _ => "exporting to oci image format",
     };
     let step = progress.step(name);
+    for layer in &packed.layers {
+        layer.fetch(engine, cancel).await?;
+    }
     let (blobs, packed, output) = (Blobs(engine.store().clone()), Arc::clone(packed), output.clone());
     let stop = cancel.clone();
     let work = move || match &output {
@@ -164,8 +167,14 @@ pub(super) async fn rootfs(
         name if several => name,
         _ => String::new(),
     };
-    let mounted = solved.iter().map(|solved| Ok((name(solved), engine.mount(solved.snapshot)?)));
-    let roots = mounted.collect::<Result<Vec<_>, BuildError>>()?;
+    let mut roots = Vec::with_capacity(solved.len());
+    for solved in solved {
+        let snapshot = match &solved.lazy {
+            Some(lazy) => engine.realise(lazy, &Watch::silent(cancel)).await?,
+            None => solved.snapshot,
+        };
+        roots.push((name(solved), engine.mount(snapshot)?));
+    }
     let (output, stop) = (output.clone(), cancel.clone());
     let work = async move {
         let work = move || match &output {

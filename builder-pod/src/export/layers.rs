@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use futures::future::Either;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use lapstrake_handoff::CacheExport;
 use lapstrake_image::compress::{Compressor, Kind};
 use lapstrake_image::diff::{DiffOptions, write_changes};
 use lapstrake_image::media;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{Solved, abortable};
-use crate::engine::{CREATED, Engine, Resolved};
+use crate::engine::{CREATED, Engine, LazyLayer, Place, Resolved, Watch};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::Image;
 use crate::progress::Step;
@@ -38,9 +39,32 @@ pub(crate) struct Layer {
     pub(crate) tar_bytes: u64,
     /// When it was made, RFC 3339.
     pub(crate) created: Option<String>,
+    /// Where it is, should its blob not be in the store.
+    pub(crate) place: Option<Arc<Place>>,
 }
 
 impl Layer {
+    /// A layer of a cache.
+    pub(super) fn of_lazy(layer: &LazyLayer) -> Self {
+        Self {
+            descriptor: layer.blob.clone(),
+            diff_id: layer.diff_id,
+            tar_bytes: 0,
+            created: layer.created.clone(),
+            place: Some(Arc::clone(&layer.place)),
+        }
+    }
+
+    /// Brings its blob into the store.
+    pub(super) async fn fetch(&self, engine: &Engine, cancel: &CancellationToken) -> Result<(), BuildError> {
+        match &self.place {
+            None => Ok(()),
+            Some(place) => {
+                engine.images().fetch_from(place, &self.descriptor, &Progress::none(), cancel).await
+            }
+        }
+    }
+
     pub(super) fn for_assembly(&self) -> lapstrake_image::assemble::Layer {
         lapstrake_image::assemble::Layer {
             descriptor: self.descriptor.clone(),
@@ -83,8 +107,16 @@ pub(super) async fn make(
     step: &Step,
     cancel: &CancellationToken,
 ) -> Result<Vec<Layer>, BuildError> {
-    let Some(top) = solved.snapshot else { return Ok(Vec::new()) };
     let began = Instant::now();
+    if let Some(layers) = still_elsewhere(solved, image, docker, epoch) {
+        step.part("exporting layers", began.elapsed());
+        return Ok(layers);
+    }
+    let snapshot = match &solved.lazy {
+        Some(lazy) => engine.realise(lazy, &Watch::silent(cancel)).await?,
+        None => solved.snapshot,
+    };
+    let Some(top) = snapshot else { return Ok(Vec::new()) };
     let snapshots = engine.store().chain_bottom_first(top)?;
     let base = solved.base.as_ref().map_or(0, |base| base.manifest.layers.len());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -111,6 +143,78 @@ pub(super) async fn make(
     Ok(layers)
 }
 
+/// The layers of a result that is in a cache, without fetching any: as they are wanted they are there already.
+fn still_elsewhere(solved: &Solved, image: &Image, docker: bool, epoch: Option<i64>) -> Option<Vec<Layer>> {
+    let lazy = solved.lazy.as_ref()?;
+    if epoch.is_some() || image.level.is_some() {
+        return None;
+    }
+    let base = solved.base.as_ref().map_or(&[][..], |base| &base.manifest.layers);
+    let kind = super::kind(image.compression);
+    let mut layers = Vec::with_capacity(lazy.layers.len());
+    for (at, layer) in lazy.layers.iter().enumerate() {
+        let mut made = Layer::of_lazy(layer);
+        match base.get(at) {
+            // A base image's layers stay as they came.
+            Some(blob) if blob.digest == layer.blob.digest => {}
+            Some(_) => return None,
+            None if media::kind_of(&layer.blob.media_type) == Some(kind) => {}
+            None => return None,
+        }
+        made.descriptor.media_type = media::convert(&made.descriptor.media_type, docker);
+        layers.push(made);
+    }
+    Some(layers)
+}
+
+/// How snapshots become layers of a cache: as they are known already, else as the image's layers are made.
+#[derive(Clone, Copy)]
+pub(super) struct CacheLayers {
+    wanted: Wanted,
+    force: bool,
+}
+
+impl CacheLayers {
+    pub(super) fn new(engine: &Engine, export: &CacheExport, epoch: Option<i64>) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = Wanted {
+            kind: super::kind(export.compression),
+            level: export.compression_level,
+            userxattr: engine.userxattr(),
+            docker: false,
+            epoch,
+            threads,
+        };
+        Self { wanted, force: export.force_compression }
+    }
+
+    pub(super) fn is_variant(self) -> bool {
+        self.wanted.is_variant()
+    }
+
+    /// A snapshot's layer; `from_base` is never clamped or packed anew unless that is forced. Blocking.
+    pub(super) fn make(
+        self,
+        store: &Store,
+        snapshot: &SnapshotInfo,
+        from_base: bool,
+    ) -> Result<Layer, BuildError> {
+        if let Some(facts) =
+            snapshot.layer.as_ref().filter(|_| !self.force && (from_base || !self.is_variant()))
+            && let Some(blob) = facts.blobs.iter().find(|blob| is_there(store, blob))
+        {
+            let created = created(store, snapshot);
+            let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
+            return Ok(Layer { descriptor: blob.clone(), diff_id, tar_bytes, created, place: None });
+        }
+        let wanted = match from_base {
+            true => Wanted { epoch: None, ..self.wanted },
+            false => self.wanted,
+        };
+        one(store, snapshot, wanted)
+    }
+}
+
 /// A base image's layer, as its manifest has it. Its blob comes from the registry where it is not here: it
 /// was damaged, or the same files came in another blob.
 async fn from_base(
@@ -129,7 +233,7 @@ async fn from_base(
         room::retried(engine.store(), None, fetch).await?;
     }
     let descriptor = Descriptor::new(media::convert(&blob.media_type, docker), blob.digest, blob.size);
-    Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None })
+    Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None, place: None })
 }
 
 /// Whether a blob is in the store, by its size: one that a power cut damaged is as a rule too short.
@@ -138,7 +242,7 @@ fn is_there(store: &Store, blob: &Descriptor) -> bool {
 }
 
 /// Tells the store what the snapshots are as layers; the chain needs all below.
-fn remember_chain(
+pub(super) fn remember_chain(
     store: &Store,
     snapshots: &[SnapshotInfo],
     layers: &[Layer],
@@ -168,8 +272,7 @@ fn remember_chain(
 }
 
 fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, BuildError> {
-    let created =
-        store.get(CREATED, snapshot.id.to_string().as_bytes()).and_then(|b| String::from_utf8(b).ok());
+    let created = created(store, snapshot);
     if let Some(layer) = known(store, snapshot, wanted) {
         return Ok(Layer { created, ..layer });
     }
@@ -193,7 +296,12 @@ fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, 
             store.put(VARIANTS, &variant_key(snapshot, wanted), &value).ok(); // a cache: it is made again
         }
     }
-    Ok(Layer { descriptor, diff_id: made.diff_id, tar_bytes: made.tar_bytes, created })
+    Ok(Layer { descriptor, diff_id: made.diff_id, tar_bytes: made.tar_bytes, created, place: None })
+}
+
+/// When a snapshot was made.
+fn created(store: &Store, snapshot: &SnapshotInfo) -> Option<String> {
+    String::from_utf8(store.get(CREATED, snapshot.id.to_string().as_bytes())?).ok()
 }
 
 fn variant_key(snapshot: &SnapshotInfo, wanted: Wanted) -> Vec<u8> {
@@ -210,12 +318,18 @@ fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer
         let variant: Variant = serde_json::from_slice(&value).ok()?;
         is_there(store, &variant.descriptor).then_some(())?;
         let descriptor = renamed(variant.descriptor);
-        return Some(Layer { descriptor, diff_id: variant.diff_id, tar_bytes: 0, created: None });
+        return Some(Layer {
+            descriptor,
+            diff_id: variant.diff_id,
+            tar_bytes: 0,
+            created: None,
+            place: None,
+        });
     }
     let facts = snapshot.layer.as_ref()?;
     let fits =
         |blob: &&Descriptor| is_there(store, blob) && media::kind_of(&blob.media_type) == Some(wanted.kind);
     let blob = facts.blobs.iter().find(fits)?;
     let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
-    Some(Layer { descriptor: renamed(blob.clone()), diff_id, tar_bytes, created: None })
+    Some(Layer { descriptor: renamed(blob.clone()), diff_id, tar_bytes, created: None, place: None })
 }

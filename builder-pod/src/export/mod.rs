@@ -1,5 +1,6 @@
 //! From a solved file system to where it was asked for.
 
+mod cache;
 mod files;
 mod layers;
 pub(crate) mod push;
@@ -7,7 +8,7 @@ pub(crate) mod push;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lapstrake_handoff::{Compression, Reason, Timings};
+use lapstrake_handoff::{CacheTarget, Compression, Reason, Timings};
 use lapstrake_image::assemble::{Assembled, Spec, assemble, join};
 use lapstrake_oci::{Descriptor, Digest, Platform, media_type};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,8 @@ use crate::error::{BuildError, chain};
 use crate::options::{BuildOptions, Image, Output};
 use crate::progress::{Progress, Step};
 use crate::time;
+
+pub(crate) use cache::cache;
 
 /// An image that was made: of one platform, or an index over several.
 #[derive(Debug, Clone)]
@@ -50,6 +53,8 @@ pub(crate) struct Packed {
     pub(crate) documents: Assembled,
     /// Configs and layers, each once.
     pub(crate) blobs: Vec<Descriptor>,
+    /// The layers among them, each of them with where it is.
+    pub(crate) layers: Vec<layers::Layer>,
     pub(crate) platforms: Vec<OfPlatform>,
 }
 
@@ -57,6 +62,7 @@ impl Packed {
     /// Images of all platforms under one name.
     fn join(
         mut images: Vec<(OfPlatform, Assembled, Vec<Descriptor>)>,
+        layers: Vec<layers::Layer>,
         annotations: &Annotations,
         docker: bool,
     ) -> Result<Self, BuildError> {
@@ -80,7 +86,7 @@ impl Packed {
         if let (false, Some(first)) = (documents.joined.is_empty(), platforms.first()) {
             documents.manifest.1.annotations = annotations.of(Place::IndexDescriptor, &first.platform);
         }
-        Ok(Self { documents, blobs, platforms })
+        Ok(Self { documents, blobs, layers, platforms })
     }
 
     fn exported(&self) -> Exported {
@@ -150,12 +156,14 @@ async fn pack(
     let docker = image.docker_media_types || is_docker_archive(options, image);
     let step = progress.step("exporting to image");
     let packed = async {
-        let mut images = Vec::new();
+        let (mut images, mut layers) = (Vec::new(), Vec::new());
         for of in solved {
-            images.push(pack_one(engine, of, options, image, docker, &step, cancel).await?);
+            let (one, mut its) = pack_one(engine, of, options, image, docker, &step, cancel).await?;
+            images.push(one);
+            layers.append(&mut its);
         }
         let began = Instant::now();
-        let packed = Packed::join(images, &options.annotations, docker)?;
+        let packed = Packed::join(images, layers, &options.annotations, docker)?;
         if !packed.documents.joined.is_empty() {
             let (bytes, descriptor) = &packed.documents.manifest;
             engine.store().put_blob(bytes)?;
@@ -178,13 +186,17 @@ async fn pack_one(
     docker: bool,
     step: &Step,
     cancel: &CancellationToken,
-) -> Result<(OfPlatform, Assembled, Vec<Descriptor>), BuildError> {
+) -> Result<((OfPlatform, Assembled, Vec<Descriptor>), Vec<layers::Layer>), BuildError> {
     let layers = layers::make(engine, solved, image, docker, options.source_date_epoch, step, cancel).await?;
     let began = Instant::now();
     let base_history = solved.base.as_ref().map_or(0, |base| base.config.history.len());
     let platform = solved.platform.clone();
+    let mut config = solved.config.clone();
+    if options.cache_to.iter().any(|export| export.to == CacheTarget::Inline) {
+        config.build_cache = cache::inline(engine, solved, &layers)?;
+    }
     let spec = Spec {
-        config: solved.config.clone(),
+        config,
         layers: layers.iter().map(layers::Layer::for_assembly).collect(),
         docker_media_types: docker,
         annotations: options.annotations.of(Place::Manifest, &platform),
@@ -202,7 +214,7 @@ async fn pack_one(
     blobs.push(documents.config.1.clone());
     let size_bytes = blobs.iter().map(|blob| blob.size).sum();
     let of = OfPlatform { platform, manifest: documents.manifest.1.clone(), size_bytes };
-    Ok((of, documents, blobs))
+    Ok(((of, documents, blobs), layers))
 }
 
 /// What can't be done with several platforms.

@@ -11,7 +11,8 @@ use tokio::io::AsyncSeekExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Packed;
-use crate::engine::{Engine, Resolved};
+use super::layers::Layer;
+use crate::engine::{Engine, Place, Resolved};
 use crate::error::{Asked, BuildError, chain};
 use crate::options::Image;
 use crate::progress::Progress;
@@ -34,7 +35,7 @@ pub(super) async fn push(
         let repository = name.name();
         if !done.contains(&repository) {
             let step = progress.step(&format!("pushing layers to {repository}"));
-            step.close(blobs(engine, &client, packed, name, bases).await)?;
+            step.close(blobs(engine, &client, packed, name, bases, cancel).await)?;
             done.push(repository);
         }
         for image in &packed.documents.joined {
@@ -59,15 +60,19 @@ pub(crate) fn pinned(name: &Reference, digest: Digest) -> Reference {
 }
 
 async fn blobs(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     client: &Client,
     packed: &Packed,
     name: &Reference,
     bases: &[Arc<Resolved>],
+    cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let pushes = packed.blobs.iter().map(|blob| async move {
-        let source = source(engine.store(), blob.digest);
-        let from = mount_candidates(blob, name, bases);
+        let layer = packed.layers.iter().find(|layer| layer.descriptor.digest == blob.digest);
+        let (source, from) = match layer {
+            Some(layer) => (source(engine, layer, cancel), mount_candidates(layer, name, bases)),
+            None => (stored(engine.store(), blob.digest), Vec::new()),
+        };
         let silent = lapstrake_registry::Progress::none();
         client
             .push_blob(name, blob, &source, &from, &silent)
@@ -78,28 +83,58 @@ async fn blobs(
     Ok(())
 }
 
-/// A blob of the store; its digest is checked when it is opened first.
-fn source(store: &Store, digest: Digest) -> BlobSource {
-    let store = store.clone();
+/// A layer's blob, which comes from where it is should its bytes be needed.
+pub(super) fn source(engine: &Arc<Engine>, layer: &Layer, cancel: &CancellationToken) -> BlobSource {
+    if layer.place.is_none() {
+        return stored(engine.store(), layer.descriptor.digest);
+    }
+    let (engine, layer, cancel) = (Arc::clone(engine), layer.clone(), cancel.clone());
     BlobSource::new(move |offset| {
-        let store = store.clone();
+        let (engine, layer, cancel) = (Arc::clone(&engine), layer.clone(), cancel.clone());
         Box::pin(async move {
-            let open = move || store.open_blob(&digest).map_err(|e| io::Error::other(chain(&e)));
-            let mut file = tokio::fs::File::from_std(tokio::task::spawn_blocking(open).await??);
-            file.seek(io::SeekFrom::Start(offset)).await?;
-            Ok(Box::pin(file) as BlobReader)
+            layer.fetch(&engine, &cancel).await.map_err(io::Error::other)?;
+            open(engine.store().clone(), layer.descriptor.digest, offset).await
         })
     })
 }
 
-/// Repositories of the same registry that a base image's blob came from.
-fn mount_candidates(blob: &Descriptor, name: &Reference, bases: &[Arc<Resolved>]) -> Vec<String> {
+/// A blob of the store; its digest is checked when it is opened first.
+pub(super) fn stored(store: &Store, digest: Digest) -> BlobSource {
+    let store = store.clone();
+    BlobSource::new(move |offset| {
+        let store = store.clone();
+        Box::pin(open(store, digest, offset))
+    })
+}
+
+async fn open(store: Store, digest: Digest, offset: u64) -> io::Result<BlobReader> {
+    let open = move || store.open_blob(&digest).map_err(|e| io::Error::other(chain(&e)));
+    let mut file = tokio::fs::File::from_std(tokio::task::spawn_blocking(open).await??);
+    file.seek(io::SeekFrom::Start(offset)).await?;
+    Ok(Box::pin(file))
+}
+
+/// Repositories of the same registry that a layer's blob is in: a base image's, a cache's.
+pub(super) fn mount_candidates<'a>(
+    layer: &Layer,
+    name: &Reference,
+    bases: impl IntoIterator<Item = &'a Arc<Resolved>>,
+) -> Vec<String> {
+    let blob = &layer.descriptor;
     let has = |base: &&Arc<Resolved>| {
         base.reference.registry() == name.registry()
             && base.reference.repository() != name.repository()
             && base.manifest.layers.iter().any(|layer| layer.digest == blob.digest)
     };
-    bases.iter().filter(has).map(|base| base.reference.repository().to_owned()).collect()
+    let bases = bases.into_iter().filter(has).map(|base| base.reference.repository().to_owned());
+    let mut from: Vec<String> = bases.collect();
+    if let Some(Place::Registry { name: cache, .. }) = layer.place.as_deref()
+        && cache.registry() == name.registry()
+    {
+        from.push(cache.repository().to_owned());
+    }
+    from.dedup();
+    from
 }
 
 pub(crate) async fn manifest(

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use lapstrake_oci::{Descriptor, Index, Reference, media_type};
+use lapstrake_oci::{Descriptor, Digest, Index, Reference, media_type};
 
 use super::blobs::{BlobSource, Blobs, bare};
 use crate::assemble::Assembled;
@@ -52,6 +52,49 @@ pub fn oci_layout_dir(
     }
     write_whole(&dest.join("oci-layout"), LAYOUT)?;
     extend(&mut index, &describe(image, names));
+    write_whole(&index_path, &serde_json::to_vec(&index)?)
+}
+
+/// Writes something that is no image into the OCI layout at `dest`, under a tag: blobs of `source`, documents given
+/// as bytes, and the descriptor of the one that stands for all. As [`oci_layout_dir`] in all else. Blocking.
+///
+/// # Errors
+/// As [`oci_layout_dir`].
+pub fn oci_layout_artifact(
+    dest: &Path,
+    blobs: &[(Digest, u64)],
+    documents: &[&[u8]],
+    source: &dyn BlobSource,
+    descriptor: &Descriptor,
+    tag: &str,
+) -> Result<()> {
+    let dir = dest.join("blobs/sha256");
+    fs::create_dir_all(&dir).map_err(|e| Error::io_at("create", &dir, e))?;
+    let index_path = dest.join("index.json");
+    let mut index = read_index(&index_path)?;
+    let there = |path: &Path, size: u64| {
+        fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == size)
+    };
+    for (digest, size) in blobs {
+        let path = dir.join(digest.hex());
+        if there(&path, *size) {
+            continue;
+        }
+        let mut from = source.open(digest).map_err(|e| Error::io_at("open", &path, e))?;
+        replace(&path, |file| {
+            io::copy(&mut from, file).map(drop).map_err(|e| Error::io_at("write", &path, e))
+        })?;
+    }
+    for bytes in documents {
+        let path = dir.join(Digest::of(bytes).hex());
+        if !there(&path, bytes.len() as u64) {
+            write_whole(&path, bytes)?;
+        }
+    }
+    write_whole(&dest.join("oci-layout"), LAYOUT)?;
+    let mut named = descriptor.clone();
+    named.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
+    extend(&mut index, &[named]);
     write_whole(&index_path, &serde_json::to_vec(&index)?)
 }
 

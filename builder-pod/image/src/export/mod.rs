@@ -11,7 +11,7 @@ mod walk;
 
 pub use archive::{docker_archive, oci_layout_tar};
 pub use blobs::BlobSource;
-pub use layout::oci_layout_dir;
+pub use layout::{oci_layout_artifact, oci_layout_dir};
 pub use rootfs_dir::rootfs_dir;
 pub use rootfs_tar::{rootfs_tar, rootfs_tar_of};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lapstrake_oci::Digest;
 
 use super::{Action, Keys, Machine, State, VertexId};
-use crate::key::{InputKey, Keying, OpKey};
+use crate::key::{CacheKey, Derivation, InputKey, Keying, OpKey, Origin};
 
 impl<R: Clone, E: Clone> Machine<R, E> {
     pub(super) fn described(&mut self, id: VertexId, result: Result<OpKey, E>) {
@@ -57,6 +57,9 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         let ephemeral = op.ephemeral || inputs.iter().any(|(keys, _)| keys.ephemeral);
         let parts: Vec<_> = inputs.iter().map(|(keys, index)| InputKey::Key(keys.key, *index)).collect();
         let fast = op.over(&parts);
+        if !ephemeral {
+            self.actions.extend(derived(fast, &op, &inputs, &[]));
+        }
         if !op.has_content() {
             self.set(id, State::Keyed(Keys { key: fast, fast: None, ephemeral }));
         } else if ephemeral {
@@ -130,16 +133,20 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         };
         let mut ephemeral = op.ephemeral;
         let mut parts = Vec::with_capacity(inputs.len());
-        for ((keys, index), digest) in inputs.iter().zip(digests) {
+        for ((keys, index), digest) in inputs.iter().zip(&digests) {
             parts.push(match digest {
-                Some(digest) => InputKey::Content(digest),
+                Some(digest) => InputKey::Content(*digest),
                 None => {
                     ephemeral |= keys.ephemeral;
                     InputKey::Key(keys.key, *index)
                 }
             });
         }
-        self.set(id, State::Keyed(Keys { key: op.over(&parts), fast, ephemeral }));
+        let key = op.over(&parts);
+        if !ephemeral {
+            self.actions.extend(derived(key, &op, &inputs, &digests));
+        }
+        self.set(id, State::Keyed(Keys { key, fast, ephemeral }));
     }
 
     /// A vertex whose cheap look-up failed will as a rule run, and so will those above it: all that they
@@ -160,4 +167,21 @@ impl<R: Clone, E: Clone> Machine<R, E> {
             .get(&id)
             .is_some_and(|e| matches!(e.state, State::AwaitKeys(_)) && e.inputs.iter().any(slow))
     }
+}
+
+/// How a key over these inputs came to be, for those who share it.
+fn derived<R, E>(
+    key: CacheKey,
+    op: &OpKey,
+    inputs: &[(Keys, u32)],
+    contents: &[Option<Digest>],
+) -> Option<Action<R, E>> {
+    let name = op.name.as_ref()?;
+    let origin = |(at, (keys, index)): (usize, &(Keys, u32))| Origin {
+        key: (!keys.ephemeral).then_some((keys.key, *index)),
+        selector: name.selectors.get(at).copied().flatten(),
+        content: contents.get(at).copied().flatten(),
+    };
+    let inputs = inputs.iter().enumerate().map(origin).collect();
+    Some(Action::Derived(key, Derivation { operation: name.digest, outputs: name.outputs, inputs }))
 }

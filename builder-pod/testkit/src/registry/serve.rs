@@ -281,7 +281,11 @@ fn put_manifest(shared: &Shared, route: &Route, headers: &HeaderMap, bytes: Byte
             .chain(&manifest.layers)
             .find(|blob| storage.find_blob(repository, &blob.digest).is_none()),
         Document::Index(index) => {
-            index.manifests.iter().find(|m| storage.manifest(repository, &m.digest.to_string()).is_none())
+            // As the registries in use: an index may name blobs too, as that of a build cache does.
+            index.manifests.iter().find(|m| {
+                storage.manifest(repository, &m.digest.to_string()).is_none()
+                    && storage.find_blob(repository, &m.digest).is_none()
+            })
         }
     };
     if let Some(missing) = missing {

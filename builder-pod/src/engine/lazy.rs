@@ -1,0 +1,127 @@
+//! From a result that is somewhere else to a snapshot, when something needs it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lapstrake_oci::Digest;
+use lapstrake_solver::{CacheKey, Derivation, Record, Step, World as _};
+use lapstrake_store::{SnapshotId, Table};
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Kept, Lazy, Res};
+use crate::error::BuildError;
+
+/// One at a time for what begins with the same layer: results of one build share most of theirs.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, first: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(first).or_default())
+    }
+}
+
+/// Who is told of a fetch, and who may end it.
+#[derive(Clone)]
+pub(crate) struct Watch {
+    pub(super) cancel: CancellationToken,
+    /// What moves, bytes so far, bytes in all.
+    pub(super) status: Arc<dyn Fn(&str, u64, u64) + Send + Sync>,
+}
+
+impl Watch {
+    /// A vertex' own.
+    pub(super) fn of(step: &Step) -> Self {
+        let reporter = step.clone();
+        let status = Arc::new(move |name: &str, done, total| reporter.status(name, done, total));
+        Self { cancel: step.cancel.clone(), status }
+    }
+
+    /// Nobody is told.
+    pub(crate) fn silent(cancel: &CancellationToken) -> Self {
+        Self { cancel: cancel.clone(), status: Arc::new(|_, _, _| ()) }
+    }
+}
+
+/// A mistake of ours: operations are given what is here.
+pub(super) fn not_realised() -> BuildError {
+    BuildError::internal("an operation was given a result that is still somewhere else")
+}
+
+impl Engine {
+    /// The record under a key as it is kept, whatever became of its results.
+    pub(super) fn kept(&self, key: CacheKey) -> Option<Kept> {
+        serde_json::from_slice(&self.store.get(Table::CACHE, key.0.as_bytes())?).ok()
+    }
+
+    /// How a key came to be, here or in an earlier build.
+    pub(crate) fn derivation(&self, key: CacheKey) -> Option<Arc<Derivation>> {
+        self.remote.derivation(key).or_else(|| self.kept(key)?.derivation.map(Arc::new))
+    }
+
+    /// What is known as the results of a key, without looking into any cache anew.
+    pub(crate) fn results_of(&self, key: CacheKey) -> Option<Vec<Res>> {
+        if let Some(results) = self.remote.hit(key) {
+            return Some(results);
+        }
+        let kept = self.kept(key)?;
+        let there = kept.results.iter().flatten().all(|id| self.store.has_snapshot(*id));
+        there.then(|| kept.results.into_iter().map(Res::Snapshot).collect())
+    }
+
+    /// A result that operations can work on.
+    pub(super) async fn realised(&self, result: Res, step: &Step) -> Result<Res, BuildError> {
+        match result {
+            Res::Lazy(lazy) => Ok(Res::Snapshot(self.realise(&lazy, &Watch::of(step)).await?)),
+            here => Ok(here),
+        }
+    }
+
+    pub(super) async fn all_realised(&self, results: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
+        let mut realised = Vec::with_capacity(results.len());
+        for result in results {
+            realised.push(self.realised(result, step).await?);
+        }
+        Ok(realised)
+    }
+
+    /// The snapshot of a result, if all of it was unpacked already.
+    pub(crate) fn unpacked(&self, lazy: &Lazy) -> Option<SnapshotId> {
+        self.store.snapshot_of_chain(&lazy.chain()?)
+    }
+
+    /// Fetches and unpacks what is missing of a result, and keeps it as one of ours.
+    pub(crate) async fn realise(&self, lazy: &Lazy, step: &Watch) -> Result<Option<SnapshotId>, BuildError> {
+        let Some(first) = lazy.layers.first() else { return Ok(None) };
+        let turn = self.turns.of(first.chain);
+        let _turn = turn.lock().await;
+        let layers = lazy.layers.clone();
+        let snapshot =
+            self.images.unpack_all(&self.store, layers, self.userxattr(), step).await.map_err(|e| {
+                let message = format!("a result of cache {} can't be had: {e}", first.place);
+                BuildError::new(e.failure().reason, message)
+            })?;
+        if snapshot.is_some() {
+            self.remember_times(lazy);
+            // This and what lies below it are records of ours now.
+            for (key, results) in self.remote.settle(|lazy| self.unpacked(lazy)) {
+                self.save(key, &Record { key, results });
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Layers keep the time at which they were made.
+    fn remember_times(&self, lazy: &Lazy) {
+        for layer in &lazy.layers {
+            let (Some(created), Some(id)) = (&layer.created, self.store.snapshot_of_chain(&layer.chain))
+            else {
+                continue;
+            };
+            let key = id.to_string().into_bytes();
+            if self.store.get(super::CREATED, &key).is_none() {
+                self.store.put(super::CREATED, &key, created.as_bytes()).ok(); // the layer is then of no known time
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Caches of other builds: a second source of records, whose results are fetched only when something needs them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lapstrake_cache::{Alternatives, Found, NodeId, Records, content_record, inline, record_digest};
+use lapstrake_oci::{Descriptor, Digest, Reference};
+use lapstrake_registry::Client;
+use lapstrake_solver::{CacheKey, Derivation};
+use lapstrake_store::{SnapshotId, chain_id};
+
+use super::Res;
+
+/// Where the blobs of a cache are.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// In a registry's repository.
+    Registry {
+        /// The name of the cache.
+        name: Reference,
+        /// The client that reaches it.
+        client: Client,
+    },
+    /// In an OCI layout.
+    Directory(PathBuf),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry { name, .. } => name.fmt(f),
+            Self::Directory(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A file system whose layers are somewhere else.
+pub(crate) struct Lazy {
+    /// The layers, lowest first.
+    pub(crate) layers: Vec<LazyLayer>,
+}
+
+/// A layer that is somewhere else.
+#[derive(Clone)]
+pub(crate) struct LazyLayer {
+    /// Its blob, without annotations.
+    pub(crate) blob: Descriptor,
+    /// The digest of its tar.
+    pub(crate) diff_id: Digest,
+    /// Its chain id.
+    pub(crate) chain: Digest,
+    /// When it was made, RFC 3339.
+    pub(crate) created: Option<String>,
+    /// Where it is.
+    pub(crate) place: Arc<Place>,
+}
+
+impl Lazy {
+    /// The chain id of the whole.
+    pub(crate) fn chain(&self) -> Option<Digest> {
+        self.layers.last().map(|layer| layer.chain)
+    }
+
+    /// A result of a cache; `None` where a layer does not say what it unpacks to.
+    fn of(found: &Found, place: &Arc<Place>) -> Option<Self> {
+        let mut layers = Vec::with_capacity(found.layers.len());
+        let mut below: Option<Digest> = None;
+        for layer in &found.layers {
+            let diff_id: Digest = layer.annotations.get(inline::UNCOMPRESSED)?.parse().ok()?;
+            let chain = chain_id(below.as_ref(), &diff_id);
+            below = Some(chain);
+            layers.push(LazyLayer {
+                blob: Descriptor::new(&layer.media_type, layer.digest, layer.size),
+                diff_id,
+                chain,
+                created: layer.annotations.get(inline::CREATED_AT).cloned(),
+                place: Arc::clone(place),
+            });
+        }
+        Some(Self { layers })
+    }
+}
+
+struct Cache {
+    records: Records,
+    place: Arc<Place>,
+}
+
+/// For each cache the records that one result of a key is.
+type Nodes = Vec<BTreeSet<NodeId>>;
+
+#[derive(Default)]
+struct State {
+    derivations: HashMap<CacheKey, Arc<Derivation>>,
+    nodes: HashMap<(CacheKey, u32), Arc<Nodes>>,
+    hits: HashMap<CacheKey, Vec<Res>>,
+}
+
+/// All caches that a build reads, and what is known of keys.
+#[derive(Default)]
+pub(crate) struct Remote {
+    caches: Mutex<Vec<Arc<Cache>>>,
+    state: Mutex<State>,
+}
+
+impl Remote {
+    /// Adds a cache; those that were added before are asked first.
+    pub(crate) fn add(&self, records: Records, place: Place) {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.push(Arc::new(Cache { records, place: Arc::new(place) }));
+        // What was looked up without it may be found now.
+        self.state().nodes.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn caches(&self) -> Vec<Arc<Cache>> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn derived(&self, key: CacheKey, derivation: Derivation) {
+        self.state().derivations.insert(key, Arc::new(derivation));
+    }
+
+    /// How a key came to be, if that was in this process.
+    pub(super) fn derivation(&self, key: CacheKey) -> Option<Arc<Derivation>> {
+        self.state().derivations.get(&key).cloned()
+    }
+
+    /// Results that a cache gave for a key.
+    pub(super) fn hit(&self, key: CacheKey) -> Option<Vec<Res>> {
+        self.state().hits.get(&key).cloned()
+    }
+
+    /// Takes the hits whose results are all snapshots now, as `snapshot` tells.
+    pub(super) fn settle(&self, snapshot: impl Fn(&Lazy) -> Option<SnapshotId>) -> Vec<(CacheKey, Vec<Res>)> {
+        let here = |results: &[Res]| {
+            let here = results.iter().map(|result| match result {
+                Res::Lazy(lazy) => snapshot(lazy).map(|id| Res::Snapshot(Some(id))),
+                other => Some(other.clone()),
+            });
+            here.collect::<Option<Vec<Res>>>()
+        };
+        let mut state = self.state();
+        let settled: Vec<_> =
+            state.hits.iter().filter_map(|(key, results)| Some((*key, here(results)?))).collect();
+        for (key, _) in &settled {
+            state.hits.remove(key);
+        }
+        settled
+    }
+
+    /// Looks a key up in all caches. `derivation` tells how keys came to be.
+    pub(super) fn look_up(
+        &self,
+        key: CacheKey,
+        derivation: &dyn Fn(CacheKey) -> Option<Arc<Derivation>>,
+    ) -> Option<Vec<Res>> {
+        let caches = self.caches();
+        if caches.is_empty() {
+            return None;
+        }
+        if let Some(results) = self.hit(key) {
+            return Some(results);
+        }
+        let derived = derivation(key)?;
+        // A base image is a record without a result.
+        if derived.inputs.is_empty() || derived.outputs == 0 {
+            return None;
+        }
+        let results: Option<Vec<Res>> = (0..derived.outputs)
+            .map(|output| {
+                let nodes = self.nodes(key, output, &caches, derivation);
+                let found = caches.iter().zip(nodes.iter()).find_map(|(cache, nodes)| {
+                    let found = nodes.iter().flat_map(|node| cache.records.results(*node));
+                    found.filter_map(|found| Lazy::of(found, &cache.place)).next()
+                });
+                found.map(|lazy| Res::Lazy(Arc::new(lazy)))
+            })
+            .collect();
+        let results = results?;
+        self.state().hits.insert(key, results.clone());
+        Some(results)
+    }
+
+    /// The records that a result is, in each cache. Without recursion: a build may be a chain of any length.
+    fn nodes(
+        &self,
+        key: CacheKey,
+        output: u32,
+        caches: &[Arc<Cache>],
+        derivation: &dyn Fn(CacheKey) -> Option<Arc<Derivation>>,
+    ) -> Arc<Nodes> {
+        let mut stack = vec![(key, output)];
+        let mut entered = BTreeSet::new();
+        while let Some(&(key, output)) = stack.last() {
+            if self.state().nodes.contains_key(&(key, output)) {
+                stack.pop();
+                continue;
+            }
+            let derived = derivation(key);
+            let inputs = derived.iter().flat_map(|d| d.inputs.iter().filter_map(|input| input.key));
+            let missing: Vec<_> = {
+                let state = self.state();
+                inputs.filter(|input| !state.nodes.contains_key(input)).collect()
+            };
+            // The second time all that can be known of inputs is known.
+            if entered.insert((key, output)) && !missing.is_empty() {
+                stack.extend(missing);
+                continue;
+            }
+            let nodes = match &derived {
+                Some(derived) => self.found(derived, output, caches),
+                None => vec![BTreeSet::new(); caches.len()],
+            };
+            self.state().nodes.insert((key, output), Arc::new(nodes));
+            stack.pop();
+        }
+        self.state().nodes.get(&(key, output)).cloned().unwrap_or_default()
+    }
+
+    fn found(&self, derived: &Derivation, output: u32, caches: &[Arc<Cache>]) -> Nodes {
+        let record = record_digest(&derived.operation, output);
+        let state = self.state();
+        let in_cache = |(at, cache): (usize, &Arc<Cache>)| {
+            let alternatives = derived.inputs.iter().map(|input| {
+                let mut these: Alternatives = Vec::new();
+                if let Some(nodes) = input.key.and_then(|key| state.nodes.get(&key)?.get(at).cloned()) {
+                    these.push((nodes, input.selector));
+                }
+                if let Some(content) = &input.content {
+                    these.push((cache.records.find(&content_record(content), &[]), None));
+                }
+                these
+            });
+            cache.records.find(&record, &alternatives.collect::<Vec<_>>())
+        };
+        caches.iter().enumerate().map(in_cache).collect()
+    }
+}
