@@ -462,14 +462,16 @@ pub(crate) fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
 }
 
 fn base_images<'a>(bases: impl Iterator<Item = &'a Arc<Resolved>>) -> Vec<BaseImage> {
-    let mut seen: Vec<(String, Digest)> = Vec::new();
+    let mut seen: Vec<BaseImage> = Vec::new();
     for base in bases {
         let name = plain_name(&base.reference);
-        if !seen.iter().any(|(n, d)| *n == name && *d == base.digest) {
-            seen.push((name, base.digest));
+        let pinned = base.reference.digest().is_some();
+        let image = BaseImage { name, digest: base.digest.to_string(), pinned };
+        if !seen.contains(&image) {
+            seen.push(image);
         }
     }
-    seen.into_iter().map(|(name, digest)| BaseImage { name, digest: digest.to_string() }).collect()
+    seen
 }
 
 /// A name with its tag, without the digest that it was pinned to.

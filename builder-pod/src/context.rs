@@ -50,13 +50,16 @@ pub(crate) async fn acquire(
             only_dockerfile: None,
             facts: nothing(),
         }),
-        Context::Git { url, reference, path, submodules } => {
+        Context::Git { url, reference, commit, path, submodules } => {
             store.touch_side("git", "");
             let git = reach.git(store, url)?;
             // A repository on one's own disk is fine on a laptop; in a pod there is none.
             let git =
                 if url.starts_with("file://") || url.starts_with('/') { git.allow_local() } else { git };
-            let resolved = git.resolve(url, reference).await?;
+            let resolved = match commit {
+                Some(commit) => reference.at(commit),
+                None => git.resolve(url, reference).await?,
+            };
             let options = CheckoutOptions {
                 subdir: path.clone().unwrap_or_default(),
                 submodules: *submodules,

@@ -162,7 +162,13 @@ fn context(source: Source) -> Result<Context, String> {
                 (_, _, Some(commit)) => GitRef::Commit(commit),
                 _ => return Err("spec.source.git: branch and tag exclude each other".to_owned()),
             };
-            Ok(Context::Git { url: git.url, reference, path: git.path, submodules: git.submodules })
+            Ok(Context::Git {
+                url: git.url,
+                reference,
+                commit: None,
+                path: git.path,
+                submodules: git.submodules,
+            })
         }
         (None, Some(http), None) => Ok(Context::Http { url: http.url, sha256: http.sha256, path: http.path }),
         (None, None, Some(inline)) => {

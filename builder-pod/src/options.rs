@@ -68,6 +68,8 @@ pub(crate) enum Context {
         url: String,
         /// What to check out.
         reference: lapstrake_source::GitRef,
+        /// The commit that it stood for when the build was asked for: this one is built.
+        commit: Option<String>,
         /// Directory in it.
         path: Option<String>,
         /// With submodules.

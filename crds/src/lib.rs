@@ -9,6 +9,7 @@
 
 mod cache;
 mod conditions;
+mod follow;
 mod names;
 mod output;
 mod pod;
@@ -23,6 +24,7 @@ mod trust;
 
 pub use cache::{AccessMode, Cache, CacheEmptyDir, CacheVolume, Medium};
 pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
+pub use follow::Follow;
 pub use names::{annotation, field_manager, label};
 pub use output::{Output, SecretReference};
 pub use pod::{Pod, Resources, Sandbox};
@@ -33,7 +35,7 @@ pub use secrets::{
 pub use source::{GitSource, HttpSource, InlineFile, InlineSource, Source, SourceKind};
 pub use spec::{BuildArg, Dockerfile, History, ImageBuild, ImageBuildSpec};
 pub use status::{
-    BaseImageStatus, Failure, HistoryEntry, ImageBuildStatus, PlatformStatus, RunResult, RunStatus,
+    BaseImageStatus, Change, Failure, FollowStatus, FollowedSource, HistoryEntry, ImageBuildStatus, PlatformStatus, RunResult, RunStatus,
     SourceStatus, Summary, Timings, Why,
 };
 pub use trust::{CertificateReference, CertificateSource, Certificates, Proxy, ProxySource};

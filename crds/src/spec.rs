@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
+use crate::follow::Follow;
 use crate::output::{Output, SecretReference};
 use crate::pod::Pod;
 use crate::schema::{each, rules};
@@ -93,6 +94,10 @@ use crate::trust::{Certificates, Proxy};
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules(&[(
+    "!has(self.follow) || !has(self.follow.source) || !self.follow.source || \
+     (has(self.source.git) && !has(self.source.git.commit) && self.source.git.url.startsWith('http'))",
+    "follow.source needs a source that can move: source.git with an http or https url, and without commit",
+), (
     "!has(self.source.inline) || (has(self.dockerfile) && has(self.dockerfile.inline)) || \
      (has(self.source.inline.files) && self.source.inline.files.exists(f, f.path == \
      (has(self.dockerfile) && has(self.dockerfile.path) ? self.dockerfile.path : 'Dockerfile')))",
@@ -195,6 +200,9 @@ pub struct ImageBuildSpec {
     /// Whether to stop the run that is under way, and to start none until this is taken back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancel: bool,
+    /// What starts a new run by itself when it moves: the source's branch or tag, and base images.
+    #[serde(default, skip_serializing_if = "Follow::is_default")]
+    pub follow: Follow,
     /// How much is remembered of past runs.
     #[serde(default, skip_serializing_if = "History::is_default")]
     pub history: History,
@@ -236,6 +244,7 @@ impl Default for ImageBuildSpec {
             retries: RETRIES_DEFAULT,
             suspend: false,
             cancel: false,
+            follow: Follow::default(),
             history: History::default(),
         }
     }
@@ -319,6 +328,17 @@ pub struct History {
     #[serde(default = "default_history_limit")]
     #[schemars(range(min = 0, max = 50))]
     pub limit: u32,
+    /// How old a past run in `status.history` may get, counted from its end, such as `720h`; without a bound by
+    /// default. The last run stays in the rest of the status however old it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 32),
+        extend("x-kubernetes-validations" = rules(&[(
+            "self.matches('^([0-9]{1,7}([.][0-9]{1,3})?(ms|s|m|h)){1,4}$') && duration(self) >= duration('1m')",
+            "history.maxAge must be a length of time of at least a minute, such as 90m or 720h",
+        )]))
+    )]
+    pub max_age: Option<kube::core::Duration>,
 }
 
 fn default_history_limit() -> u32 {
@@ -327,11 +347,16 @@ fn default_history_limit() -> u32 {
 
 impl Default for History {
     fn default() -> Self {
-        Self { limit: HISTORY_LIMIT_DEFAULT }
+        Self { limit: HISTORY_LIMIT_DEFAULT, max_age: None }
     }
 }
 
 impl History {
+    /// How old a past run may get.
+    pub fn max_age(&self) -> Option<Duration> {
+        self.max_age.map(Into::into)
+    }
+
     /// Whether nothing differs from the default.
     pub fn is_default(&self) -> bool {
         self == &Self::default()

@@ -47,6 +47,12 @@ pub struct ImageBuildStatus {
     /// What made the last run start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<Why>,
+    /// What moved, if that made the last run start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// What is known of what `spec.follow` follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<FollowStatus>,
     /// What the source resolved to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceStatus>,
@@ -155,8 +161,10 @@ pub enum Why {
     Created,
     /// The spec changed.
     SpecChanged,
-    /// The source resolved to something new.
+    /// The branch or tag that is followed moved.
     SourceChanged,
+    /// A base image that is followed moved.
+    BaseImageChanged,
     /// A new run was asked for by annotation.
     Requested,
 }
@@ -168,9 +176,59 @@ impl Why {
             Self::Created => "Created",
             Self::SpecChanged => "SpecChanged",
             Self::SourceChanged => "SourceChanged",
+            Self::BaseImageChanged => "BaseImageChanged",
             Self::Requested => "Requested",
         }
     }
+}
+
+/// Something that moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// The branch or tag with its repository, as in `https://git.example/web.git#main`, or the image.
+    #[schemars(length(max = 2560))]
+    pub name: String,
+    /// The commit or digest that was built before; absent if nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub from: Option<String>,
+    /// The commit or digest that it was found at.
+    #[schemars(length(max = 256))]
+    pub to: String,
+}
+
+/// What is known of what `spec.follow` follows. Nothing in it ticks: it changes when a run starts, or when following
+/// stops or begins to work.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowStatus {
+    /// The branch or tag that is followed, and the commit that the last run was started for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<FollowedSource>,
+    /// Base images by the digest that the last run was started for, where it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["image"])
+    )]
+    pub base_images: Vec<BaseImageStatus>,
+    /// Why something cannot be followed now; absent if all can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub problem: Option<String>,
+}
+
+/// A branch or tag, and the commit that it was found at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowedSource {
+    /// The branch or tag with its repository, as in `https://git.example/web.git#main`.
+    #[schemars(length(max = 2560))]
+    pub name: String,
+    /// The commit.
+    #[schemars(length(max = 64))]
+    pub revision: String,
 }
 
 /// What the source resolved to.
@@ -259,6 +317,9 @@ pub struct BaseImageStatus {
     /// Digest that the name stood for.
     #[schemars(length(max = 256))]
     pub digest: String,
+    /// Whether the Dockerfile names it by this digest, so that it never moves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// What went wrong.
@@ -328,6 +389,9 @@ pub struct HistoryEntry {
     /// What made it start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<Why>,
+    /// What moved, if that made it start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
     /// Generation of the spec that it built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,

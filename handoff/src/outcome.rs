@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::limits::OUTCOME_BYTES_MAX;
 use crate::platforms::{PlatformResult, SourceFacts};
+use crate::request::is_false;
 
 /// How a run ended.
 ///
@@ -80,6 +81,9 @@ pub struct BaseImage {
     pub name: String,
     /// Digest it resolved to.
     pub digest: String,
+    /// True: the Dockerfile names it by this digest.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub pinned: bool,
 }
 
 /// Where a run's time went, in milliseconds.
@@ -479,7 +483,11 @@ mod tests {
     #[test]
     fn too_many_base_images_never_cost_the_digest() {
         let digest = format!("sha256:{}", "a".repeat(64));
-        let base = BaseImage { name: "registry.example/base/image:tag".to_owned(), digest: digest.clone() };
+        let base = BaseImage {
+            name: "registry.example/base/image:tag".to_owned(),
+            digest: digest.clone(),
+            pinned: false,
+        };
         let outcome = Outcome::Success(Success {
             digest: digest.clone(),
             base_images: vec![base; 200],

@@ -144,6 +144,9 @@ pub struct GitSource {
     /// What to check out; unset: the remote's default branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<GitRef>,
+    /// Full id of the commit that `reference` stood for when the run was asked for: this one is built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Folder inside the repository that is the context; unset: its root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -380,6 +383,7 @@ mod tests {
             source: Source::Git(GitSource {
                 url: "https://git.example/shop/web.git".to_owned(),
                 reference: Some(GitRef::Branch("main".to_owned())),
+                commit: None,
                 path: None,
                 submodules: false,
                 credentials: Some("/run/lapstrake/source".to_owned()),

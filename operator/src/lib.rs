@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod events;
+pub mod follow;
 pub mod leader;
 pub mod metrics;
 pub mod names;

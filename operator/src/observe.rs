@@ -29,6 +29,8 @@ pub struct Observed {
     pub refusal: Option<Refusal>,
     /// How far the builder says it is, from its log.
     pub progress: Option<Phase>,
+    /// Where the places stand that the ImageBuild follows.
+    pub follow: crate::follow::Facts,
 }
 
 /// An object other than a pod that belongs to the ImageBuild.

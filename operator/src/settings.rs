@@ -137,6 +137,8 @@ pub mod limits {
     pub const STALLED_RECHECK: Duration = Duration::from_secs(60);
     /// When to look again for what an older ImageBuild of the same name leaves behind.
     pub const LEAVING_RECHECK: Duration = Duration::from_secs(1);
+    /// When to look again for the first answer of a place that is followed, should it go unnoticed.
+    pub const FOLLOW_RECHECK: Duration = Duration::from_secs(30);
     /// Time for the builder to clean up after SIGTERM.
     pub const TERMINATION_GRACE: Duration = Duration::from_secs(30);
     /// The kubelet ends the pod this much after the builder should have ended itself.

@@ -36,6 +36,19 @@ pub enum GitRef {
     Any(String),
 }
 
+impl GitRef {
+    /// This ref, found at a commit by somebody else.
+    pub fn at(&self, commit: &str) -> Resolved {
+        let reference = match self {
+            Self::Branch(name) => Some(format!("refs/heads/{}", strip(name, "refs/heads/"))),
+            Self::Tag(name) => Some(format!("refs/tags/{}", strip(name, "refs/tags/"))),
+            Self::Default => Some("HEAD".to_owned()),
+            Self::Commit(_) | Self::Any(_) => None,
+        };
+        Resolved { commit: commit.to_ascii_lowercase(), reference }
+    }
+}
+
 /// A commit, and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {

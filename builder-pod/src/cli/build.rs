@@ -311,6 +311,7 @@ fn context(text: &str) -> Result<Context, BuildError> {
         return Ok(Context::Git {
             url: git.remote,
             reference,
+            commit: None,
             path,
             submodules: git.submodules.unwrap_or(true),
         });

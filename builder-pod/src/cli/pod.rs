@@ -189,6 +189,7 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
                 Some(GitRef::Tag(name)) => lapstrake_source::GitRef::Tag(name.clone()),
                 Some(GitRef::Commit(id)) => lapstrake_source::GitRef::Commit(id.clone()),
             },
+            commit: git.commit.clone(),
             path: git.path.clone(),
             submodules: git.submodules,
         },

@@ -8,9 +8,10 @@
 //! may be just what it needed.
 //! `suspend`, `cancel`, `retries` and `history` never start a run.
 
-use lapstrake_crds::{ImageBuild, ImageBuildStatus, annotation};
+use lapstrake_crds::{BaseImageStatus, FollowedSource, ImageBuild, ImageBuildStatus, annotation};
 use serde_json::json;
 
+use crate::follow::Wish;
 use crate::names::short_hash;
 
 /// What a run is asked to do, as a name.
@@ -33,6 +34,10 @@ pub struct Requests {
     pub reconcile_at: Option<String>,
     /// `reconcile.fluxcd.io/forceAt`, which counts only while it equals `requestedAt`.
     pub force_at: Option<String>,
+    /// The commit that is followed.
+    pub source: Option<FollowedSource>,
+    /// Base images that moved.
+    pub base_images: Vec<BaseImageStatus>,
 }
 
 /// Longest value of a request that status may repeat.
@@ -45,7 +50,28 @@ impl Requests {
             rebuild: status.last_handled_rebuild.clone(),
             reconcile_at: status.last_handled_reconcile_at.clone(),
             force_at: status.last_handled_force_at.clone(),
+            ..Self::followed(status)
         }
+    }
+
+    /// What following asked for last.
+    fn followed(status: &ImageBuildStatus) -> Self {
+        let follow = status.follow.clone().unwrap_or_default();
+        Self { source: follow.source, base_images: follow.base_images, ..Self::default() }
+    }
+
+    /// The same requests, with what following asks for now.
+    pub fn with_wish(mut self, wish: &Wish) -> Self {
+        self.source.clone_from(&wish.source);
+        self.base_images.clone_from(&wish.base_images);
+        self
+    }
+
+    /// Whether all that was asked for by hand was acted on.
+    pub fn by_hand_handled(&self, status: &ImageBuildStatus) -> bool {
+        let handled = Self::handled(status);
+        (&self.rebuild, &self.reconcile_at, &self.force_at)
+            == (&handled.rebuild, &handled.reconcile_at, &handled.force_at)
     }
 
     /// The requests of this ImageBuild.
@@ -60,6 +86,7 @@ impl Requests {
             rebuild: asked(annotation::REBUILD).or_else(|| status.last_handled_rebuild.clone()),
             reconcile_at: reconcile.or_else(|| status.last_handled_reconcile_at.clone()),
             force_at: force.or_else(|| status.last_handled_force_at.clone()),
+            ..Self::followed(status)
         }
     }
 }
@@ -73,7 +100,7 @@ impl Identity {
         let spec = &build.spec;
         let mut platforms = spec.platforms.clone();
         platforms.sort();
-        let what = json!([
+        let mut what = json!([
             build.metadata.uid,
             spec.source,
             spec.dockerfile,
@@ -84,6 +111,12 @@ impl Identity {
             requests.reconcile_at,
             requests.force_at,
         ]);
+        // Nothing is added where nothing is followed: those runs keep their names.
+        if let Some(parts) = what.as_array_mut()
+            && (requests.source.is_some() || !requests.base_images.is_empty())
+        {
+            parts.push(json!([requests.source, requests.base_images]));
+        }
         let mut how = vec![json!(spec.pod), json!(spec.cache), json!(spec.timeout().as_millis().to_string())];
         // A build without any has the name that it had before there were such fields.
         how.extend(Some(crate::plan::inputs::identity(spec)).filter(|inputs| !inputs.is_null()));

@@ -24,6 +24,12 @@ mod tests;
 #[cfg(test)]
 mod trouble_tests;
 
+/// What tests of other modules start from.
+#[cfg(test)]
+pub(crate) mod testing {
+    pub(crate) use super::tests::{begun, build, end, fresh, go, now};
+}
+
 use std::time::Duration;
 
 use jiff::Timestamp;

@@ -1,9 +1,10 @@
 //! From the spec to the request that a builder pod is given.
 
-use lapstrake_crds::{GitSource, ImageBuild, Sandbox, SourceKind};
+use lapstrake_crds::{GitSource, ImageBuild, ImageBuildStatus, Sandbox, SourceKind};
 use lapstrake_handoff as handoff;
 use lapstrake_handoff::{paths, request::REQUEST_VERSION};
 
+use crate::follow::Target;
 use crate::plan::docker_config_path;
 use crate::settings::{Settings, limits::REQUEST_BYTES_MAX};
 
@@ -20,6 +21,7 @@ pub(crate) fn request(
     sandbox: Sandbox,
     pull_secrets: &[String],
     settings: &Settings,
+    status: &ImageBuildStatus,
 ) -> Result<String, String> {
     let spec = &build.spec;
     let meta = &build.metadata;
@@ -34,7 +36,7 @@ pub(crate) fn request(
         platforms: platform.map(str::to_owned).into_iter().collect(),
         index: Vec::new(),
         facts: None,
-        source: source(build)?,
+        source: source(build, status)?,
         dockerfile: handoff::Dockerfile {
             path: spec.dockerfile.path.clone(),
             inline: spec.dockerfile.inline.clone(),
@@ -87,11 +89,12 @@ pub(crate) fn request(
     Ok(text)
 }
 
-fn source(build: &ImageBuild) -> Result<handoff::Source, String> {
+fn source(build: &ImageBuild, status: &ImageBuildStatus) -> Result<handoff::Source, String> {
     Ok(match build.spec.source.kind() {
         Some(SourceKind::Git(git)) => handoff::Source::Git(handoff::GitSource {
             url: git.url.clone(),
             reference: reference(git),
+            commit: followed(build, status),
             path: git.path.clone(),
             submodules: git.submodules,
             credentials: None,
@@ -115,6 +118,13 @@ fn source(build: &ImageBuild) -> Result<handoff::Source, String> {
         ),
         None => return Err("source needs exactly one of git, http and inline".to_owned()),
     })
+}
+
+/// The commit that the run was started for, if its source is followed.
+fn followed(build: &ImageBuild, status: &ImageBuildStatus) -> Option<String> {
+    let target = Target::source(build).filter(|_| build.spec.follow.source)?;
+    let source = status.follow.as_ref()?.source.as_ref()?;
+    (source.name == target.to_string()).then(|| source.revision.clone())
 }
 
 fn reference(git: &GitSource) -> Option<handoff::GitRef> {

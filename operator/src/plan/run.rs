@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lapstrake_crds::{ImageBuild, ImageBuildStatus, Reason, RunResult, RunStatus, Sandbox, Why};
+use lapstrake_crds::{Change, ImageBuild, ImageBuildStatus, Reason, RunResult, RunStatus, Sandbox, Why};
 
+use crate::follow::{Moved, Wish, wish};
 use crate::names;
 use crate::observe::{Observed, Owned, PodFacts, PodSecurity, Refusal};
 use crate::plan::ending::{Broken, Ending, Retry, ending, gone};
@@ -28,16 +29,22 @@ pub(super) struct Planner<'a> {
     plan: Plan,
     /// What was decided needs fresh facts even if it is only a status.
     needs_fresh: bool,
+    /// What following asks for.
+    wish: Wish,
 }
 
 impl<'a> Planner<'a> {
     pub(super) fn new(seen: &'a Observed, settings: &'a Settings, now: Timestamp) -> Self {
         let old = seen.build.status.clone().unwrap_or_default();
-        Self { seen, settings, now, draft: old.clone(), old, plan: Plan::default(), needs_fresh: false }
+        Self { seen, settings, now, draft: old.clone(), old, plan: Plan::default(), needs_fresh: false, wish: Wish::default() }
     }
 
     pub(super) fn plan(mut self) -> Plan {
         let requests = Requests::of(&self.seen.build, &self.old);
+        let asked = !requests.by_hand_handled(&self.old);
+        self.wish = wish(&self.seen.build, &self.old, &self.seen.follow, asked);
+        let requests = requests.with_wish(&self.wish);
+        self.follow_problem();
         let wanted = Identity::of(&self.seen.build, &requests);
         self.draft.observed_generation = self.seen.build.metadata.generation;
         match self.current(&wanted, &requests) {
@@ -56,6 +63,18 @@ impl<'a> Planner<'a> {
             self.plan.finished = None;
         }
         self.plan
+    }
+
+    /// Says what cannot be followed, once that is known.
+    fn follow_problem(&mut self) {
+        let problem = self.wish.problem.clone();
+        if self.old.follow.as_ref().and_then(|follow| follow.problem.as_ref()) == problem.as_ref()
+            || (problem.is_none() && self.seen.follow.unknown(&self.build().spec.follow))
+        {
+            return;
+        }
+        let follow = self.draft.follow.get_or_insert_default();
+        follow.problem = problem.map(|text| text.chars().take(1024).collect());
     }
 
     fn build(&self) -> &'a ImageBuild {
@@ -104,7 +123,11 @@ impl<'a> Planner<'a> {
             }
         }
         status::observe_generation(&mut self.draft);
-        status::shorten_history(&mut self.draft, &self.seen.build);
+        status::shorten_history(&mut self.draft, &self.seen.build, self.now);
+        if let Some(due) = status::history_expires(&self.draft, &self.seen.build) {
+            let wait = Duration::try_from(due.duration_since(self.now)).unwrap_or_default();
+            self.requeue(wait.max(Duration::from_secs(1)));
+        }
     }
 
     /// Something else is wanted than what status speaks of.
@@ -129,6 +152,13 @@ impl<'a> Planner<'a> {
             self.supersede("the spec changed, and suspend is set");
             return self
                 .say_without_run(Reason::Suspended, "no new run starts while suspend is set".to_owned());
+        }
+        // The first answer is worth waiting for: it says which commit this run builds. Nothing is written, so
+        // that nobody takes the old status for the new spec's.
+        if self.wish.undecided {
+            self.draft = self.old.clone();
+            self.plan.requeue = Some(limits::FOLLOW_RECHECK);
+            return;
         }
         let Some(sandbox) = self.sandbox() else {
             self.needs_fresh = true;
@@ -169,7 +199,7 @@ impl<'a> Planner<'a> {
                     .to_owned(),
             ));
         }
-        request(self.build(), "", self.platform(), sandbox, &self.seen.pull_secrets, self.settings)
+        request(self.build(), "", self.platform(), sandbox, &self.seen.pull_secrets, self.settings, &self.draft)
             .err()
             .map(|message| (Reason::SpecInvalid, message))
     }
@@ -205,19 +235,44 @@ impl<'a> Planner<'a> {
         self.draft.last_handled_rebuild = requests.rebuild;
         self.draft.last_handled_reconcile_at = requests.reconcile_at;
         self.draft.last_handled_force_at = requests.force_at;
+        if requests.source.is_some() || !requests.base_images.is_empty() || self.draft.follow.is_some() {
+            let follow = self.draft.follow.get_or_insert_default();
+            follow.source = requests.source;
+            follow.base_images = requests.base_images;
+        }
+    }
+
+    /// Why a run starts, and what moved if that is why.
+    fn why(&self, requests: &Requests) -> (Why, Option<Change>) {
+        if self.old.run.is_none() && self.old.history.is_empty() {
+            return (Why::Created, None);
+        }
+        if !requests.by_hand_handled(&self.old) {
+            return (Why::Requested, None);
+        }
+        let run = self.old.run.as_ref();
+        if run.is_some_and(|run| run.generation != self.build().metadata.generation) {
+            return (Why::SpecChanged, None);
+        }
+        match self.wish.change.clone() {
+            Some(Moved::Source(change)) => (Why::SourceChanged, Some(change)),
+            Some(Moved::BaseImage(change)) => (Why::BaseImageChanged, Some(change)),
+            None => (Why::SpecChanged, None),
+        }
     }
 
     fn begin(&mut self, id: &str, attempt: u32, sandbox: Sandbox, requests: Requests) {
-        let asked = requests != Requests::handled(&self.old);
-        let why = match (self.old.run.is_none() && self.old.history.is_empty(), asked) {
-            (true, _) => Why::Created,
-            (false, true) => Why::Requested,
-            (false, false) => Why::SpecChanged,
-        };
+        let (why, change) = self.why(&requests);
+        self.draft.change = change;
         self.handled(requests);
         let platform = self.platform();
         status::begin(&mut self.draft, &self.seen.build, id, attempt, why, sandbox, platform, self.now);
         self.note(false, "Build", Reason::Starting, format!("run {id} starts ({})", why.as_str()));
+    }
+
+    /// Looks again after `wait` at the latest.
+    fn requeue(&mut self, wait: Duration) {
+        self.plan.requeue = Some(self.plan.requeue.map_or(wait, |other| other.min(wait)));
     }
 
     /// The wanted run is under way.
@@ -267,7 +322,7 @@ impl<'a> Planner<'a> {
     fn launch(&mut self, id: &str, attempt: u32, name: String) {
         let (build, settings, platform) = (self.build(), self.settings, self.platform());
         let sandbox = self.draft.sandbox.unwrap_or_default();
-        let text = match request(build, id, platform, sandbox, &self.seen.pull_secrets, settings) {
+        let text = match request(build, id, platform, sandbox, &self.seen.pull_secrets, settings, &self.draft) {
             Ok(text) => text,
             Err(problem) => {
                 let broken = Broken::new(Reason::SpecInvalid, Retry::Never, problem);

@@ -98,6 +98,7 @@ impl World {
             pull_secrets: Vec::new(),
             refusal: None,
             progress: None,
+            follow: crate::follow::Facts::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use lapstrake_crds::{
-    BaseImageStatus, ConditionType, Failure, HistoryEntry, ImageBuild, ImageBuildStatus, PlatformStatus,
+    BaseImageStatus, ConditionType, Failure, FollowStatus, HistoryEntry, ImageBuild, ImageBuildStatus, PlatformStatus,
     Reason, ReasonKind, RunResult, RunStatus, Sandbox, SourceStatus, Summary, Timings, Why,
 };
 use lapstrake_handoff::Success;
@@ -180,7 +180,11 @@ pub(super) fn succeed(status: &mut ImageBuildStatus, build: &ImageBuild, success
     status.base_images = success
         .base_images
         .iter()
-        .map(|base| BaseImageStatus { image: cut(&base.name, 512), digest: cut(&base.digest, 256) })
+        .map(|base| BaseImageStatus {
+            image: cut(&base.name, 512),
+            digest: cut(&base.digest, 256),
+            pinned: base.pinned,
+        })
         .filter(|base| named.insert(base.image.clone()))
         .take(BASE_IMAGES_MAX)
         .collect();
@@ -284,6 +288,7 @@ pub(super) fn close(
             reason: reason.as_str().to_owned(),
             message: Some(cut(message, 1024)),
             why: status.why,
+            change: status.change.clone(),
             generation: run.generation,
             revision: status.source.as_ref().filter(|_| success).map(|source| source.revision.clone()),
             digest: status.digest.clone().filter(|_| success),
@@ -293,18 +298,34 @@ pub(super) fn close(
             duration_milliseconds: status.duration_milliseconds,
         },
     );
-    shorten_history(status, build);
+    shorten_history(status, build, now);
 }
 
-/// Forgets runs beyond the limit.
-pub(super) fn shorten_history(status: &mut ImageBuildStatus, build: &ImageBuild) {
-    let limit = usize::try_from(build.spec.history.limit).unwrap_or(usize::MAX);
+/// When a past run is too old to be remembered.
+fn expiry(entry: &HistoryEntry, age: Duration) -> Option<Timestamp> {
+    entry.completion_time.as_ref().and_then(|end| end.0.checked_add(age).ok())
+}
+
+/// When the next of the past runs is to be forgotten, if any is.
+pub(super) fn history_expires(status: &ImageBuildStatus, build: &ImageBuild) -> Option<Timestamp> {
+    let age = build.spec.history.max_age()?;
+    status.history.iter().filter_map(|entry| expiry(entry, age)).min()
+}
+
+/// Forgets runs beyond the limits.
+pub(super) fn shorten_history(status: &mut ImageBuildStatus, build: &ImageBuild, now: Timestamp) {
+    let history = &build.spec.history;
+    let limit = usize::try_from(history.limit).unwrap_or(usize::MAX);
     status.history.truncate(limit);
+    if let Some(age) = history.max_age() {
+        status.history.retain(|entry| expiry(entry, age).is_none_or(|end| end > now));
+    }
 }
 
 /// Leaves out objects without a field: applied, they would become null, which the schema refuses.
 pub(super) fn tidy(status: &mut ImageBuildStatus) {
     status.summary.take_if(|summary| *summary == Summary::default());
+    status.follow.take_if(|follow| *follow == FollowStatus::default());
     for entry in &mut status.platforms {
         entry.timings.take_if(|timings| *timings == Timings::default());
     }

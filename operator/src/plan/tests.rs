@@ -15,7 +15,7 @@ pub(super) fn settings() -> Settings {
     Settings { builder_image: "registry.example/builder:1".into(), ..Settings::default() }
 }
 
-pub(super) fn build() -> ImageBuild {
+pub(crate) fn build() -> ImageBuild {
     let source = Source {
         git: Some(GitSource { url: "https://git.example/shop/web.git".into(), ..GitSource::default() }),
         ..Source::default()
@@ -33,11 +33,11 @@ pub(super) fn pod_of(pods: &BTreeMap<String, PodFacts>) -> &PodFacts {
     pods.values().next().expect("a pod")
 }
 
-pub(super) fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
 }
 
-pub(super) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
+pub(crate) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
     Observed {
         build,
         pods,
@@ -47,15 +47,16 @@ pub(super) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
         pull_secrets: Vec::new(),
         refusal: None,
         progress: None,
+        follow: crate::follow::Facts::default(),
     }
 }
 
-pub(super) fn go(seen: &Observed) -> Plan {
+pub(crate) fn go(seen: &Observed) -> Plan {
     super::plan(seen, &settings(), now())
 }
 
 /// Plans once, and gives what is seen afterwards: the pod, pending, and the status.
-pub(super) fn begun() -> Observed {
+pub(crate) fn begun() -> Observed {
     let mut seen = fresh(build(), Vec::new());
     let plan = go(&seen);
     let mut pod = PodFacts::of(plan.create.as_deref().expect("a pod"));
@@ -67,7 +68,7 @@ pub(super) fn begun() -> Observed {
     seen
 }
 
-pub(super) fn end(seen: &mut Observed, message: &str, exit_code: i32) {
+pub(crate) fn end(seen: &mut Observed, message: &str, exit_code: i32) {
     let pod = &mut seen.pods[0];
     pod.phase = if exit_code == 0 { "Succeeded" } else { "Failed" }.into();
     pod.node = Some("n1".into());

@@ -58,6 +58,7 @@ pub(super) fn cached(build: &ImageBuild, ctx: &Context) -> Observed {
         pod_security: None,
         pull_secrets: Vec::new(),
         refusal: None,
+        follow: ctx.pollers.look(build),
     }
 }
 
@@ -107,6 +108,7 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
         .chain(claims.items.iter().map(|claim| Owned::Volume(claim.name_any())))
         .collect();
     Ok(Some(Observed {
+        follow: ctx.pollers.look(&build),
         build,
         progress: progress(&pods, ctx),
         pods,

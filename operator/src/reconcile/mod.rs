@@ -24,6 +24,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 pub use run::{Scope, run};
 
 use crate::events::Recorder;
+use crate::follow::Pollers;
 use crate::metrics::Metrics;
 use crate::observe::{Container, Observed, PodFacts};
 use crate::plan::{Plan, plan};
@@ -51,6 +52,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// Follows the logs of running builders.
     pub followers: Followers,
+    /// Asks the places that ImageBuilds follow.
+    pub pollers: Pollers,
     errors: Mutex<HashMap<ObjectRef<ImageBuild>, u32>>,
 }
 
@@ -90,8 +93,9 @@ impl Context {
         metrics: Arc<Metrics>,
         recorder: Recorder,
         followers: Followers,
+        pollers: Pollers,
     ) -> Self {
-        Self { client, settings, pods, metrics, recorder, followers, errors: Mutex::default() }
+        Self { client, settings, pods, metrics, recorder, followers, pollers, errors: Mutex::default() }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::events::Recorder;
+use crate::follow::{Pollers, Registries};
 use crate::metrics::Metrics;
 use crate::observe::{strip_build, strip_pod};
 use crate::progress::Followers;
@@ -78,6 +79,16 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         async move { stop.cancelled().await }
     });
     scope.metrics.serve(build_store.clone(), pod_store.clone());
+    // What the builder will refuse too, with a better place to say it.
+    let registries = Registries::new(&scope.settings.registries).or_else(|problem| {
+        warn!("base images are followed as if nothing were set for their registries: {problem}");
+        Registries::new("")
+    });
+    let registries = match registries {
+        Ok(registries) => registries,
+        Err(problem) => return warn!("cannot serve: {problem}"),
+    };
+    let pollers = Pollers::new(registries, trigger.clone(), build_store.clone());
     let context = Arc::new(Context::new(
         client.clone(),
         scope.settings.clone(),
@@ -85,6 +96,7 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         scope.metrics.clone(),
         Recorder::new(client.clone(), scope.identity.clone()),
         Followers::new(client.clone(), trigger),
+        pollers,
     ));
     info!(namespace = scope.namespace.as_deref().unwrap_or("(all)"), "serving");
     // Boxed, since the applier wants its futures to be movable.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tower_test::mock;
 
 use super::*;
+use crate::follow::Registries;
 
 /// One request that the API server got.
 #[derive(Clone, Debug)]
@@ -107,6 +108,8 @@ fn context(answers: Answers) -> (Arc<Context>, Log) {
     // The store lives as long as its writer.
     std::mem::forget(writer);
     let (trigger, _triggers) = mpsc::channel(1);
+    let (builds, _) = reflector::store();
+    let pollers = Pollers::new(Registries::new("").unwrap(), trigger.clone(), builds);
     let settings =
         Arc::new(Settings { builder_image: "registry.example/builder:1".into(), ..Settings::default() });
     let context = Context::new(
@@ -116,6 +119,7 @@ fn context(answers: Answers) -> (Arc<Context>, Log) {
         Arc::new(Metrics::new()),
         Recorder::new(client.clone(), "me".into()),
         Followers::new(client, trigger),
+        pollers,
     );
     (Arc::new(context), log)
 }
