@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema::{each, rules, text};
 
+/// What may stand for a part of a tag.
+macro_rules! placeholder {
+    () => {
+        "[{](commit|shortCommit|date|time|branch|tag|semver|major|minor|patch)[}]"
+    };
+}
 /// Name of the image and of the tags that it is pushed under.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -25,18 +31,54 @@ pub struct Output {
         ),
     ])))]
     pub image: String,
-    /// Tags that the image is pushed under, each once. More of them cost one small request each.
+    /// Tags that the image is pushed under, each once. More of them cost one small request each. A tag may be filled
+    /// from the source: `{commit}`, `{shortCommit}` (12 digits), `{date}` (20260131) and `{time}` (133700) of the commit in
+    /// UTC, `{branch}`, `{tag}`, and of a tag such as `v1.2.3` `{semver}` (1.2.3), `{major}`, `{minor}` and `{patch}`. A tag
+    /// for which the source has no value, as `{semver}` on a branch, is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 32),
         inner(length(max = 128)),
         extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = each(
-            "x.matches('^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$')",
+            concat!(
+                "x.matches('^([A-Za-z0-9_]|", placeholder!(), ")([A-Za-z0-9_.-]|", placeholder!(), ")*$')",
+            ),
             "output.tags holds what is not a tag",
-            "; a tag has letters, digits, dots, dashes and underscores, as in 1.2.3-rc.1, and no repository in front of it",
+            "; a tag has letters, digits, dots, dashes and underscores, as in 1.2.3-rc.1, or placeholders such as {semver}, \
+             and no repository in front of it",
         ))
     )]
     pub tags: Vec<String>,
+    /// Further names of the same image, in this or other registries. One with a tag (`mirror.example/web:1.2`) is pushed
+    /// under that tag, one without under all tags that `image` has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        inner(length(max = 512)),
+        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = each(
+            concat!(
+                "x.matches('^(",
+                r"(localhost|[A-Za-z0-9-]+([.][A-Za-z0-9-]+)+|\\[[0-9a-fA-F:]+\\])(:[0-9]{1,5})?/|[A-Za-z0-9-]+:[0-9]{1,5}/",
+                ")?[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*)*",
+                "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$')",
+            ),
+            "output.additionalImages holds what is not an image name",
+            "; write registry/repository[:tag] with the repository in lower case, such as mirror.example/shop/web",
+        ))
+    )]
+    pub additional_images: Vec<String>,
+    /// Whether OCI's standard annotations and labels (`org.opencontainers.image.source`, `.revision`, `.version` and
+    /// `.created`) are filled from the source, where `annotations` and `labels` do not say otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub source_metadata: bool,
+    /// The time in the image's config, in its layers' files and in `SOURCE_DATE_EPOCH`, so that the same source gives the
+    /// same image: `Commit` (that of the commit), or seconds since 1970. By default the time of the build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = rules(&[(
+        "self.matches('^(Commit|0|[1-9][0-9]{0,10})$')",
+        "output.timestamp must be Commit or a number of seconds since 1970, in quotes",
+    )])))]
+    pub timestamp: Option<String>,
     /// Secret of type `kubernetes.io/dockerconfigjson`, in the ImageBuild's namespace, with the
     /// credentials for the registries that the build pulls from and pushes to. It is mounted into
     /// the builder pod; the operator never reads it.
@@ -79,12 +121,53 @@ impl Output {
         tags
     }
 
-    fn split(&self) -> (&str, Option<&str>) {
-        match self.image.rsplit_once(':') {
-            // A colon before a slash starts a port, not a tag.
-            Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
-            _ => (&self.image, None),
+    /// All full names to push, those of `image` first.
+    pub fn names(&self) -> Vec<String> {
+        let tags = self.all_tags();
+        let all = |repository: &str| -> Vec<String> {
+            tags.iter().map(|tag| format!("{repository}:{tag}")).collect()
+        };
+        let mut names = all(self.repository());
+        for image in &self.additional_images {
+            let more = match split(image) {
+                (_, Some(_)) => vec![image.clone()],
+                (repository, None) => all(repository),
+            };
+            names.extend(more);
         }
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        names
+    }
+
+    fn split(&self) -> (&str, Option<&str>) {
+        split(&self.image)
+    }
+}
+
+/// A name's repository and tag.
+fn split(image: &str) -> (&str, Option<&str>) {
+    match image.rsplit_once(':') {
+        // A colon before a slash starts a port, not a tag.
+        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
+        _ => (image, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_repository_has_the_tags_of_the_first_unless_it_has_one_itself() {
+        let output = Output {
+            image: "a.example/web".into(),
+            tags: vec!["1".into(), "{semver}".into()],
+            additional_images: vec!["b.example:5000/web".into(), "c.example/web:x".into(), "a.example/web:1".into()],
+            ..Output::default()
+        };
+        let names = ["a.example/web:1", "a.example/web:{semver}", "b.example:5000/web:1", "b.example:5000/web:{semver}", "c.example/web:x"];
+        assert_eq!(output.names(), names);
     }
 }
 

@@ -38,6 +38,14 @@ pub struct ImageBuildStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub digest: Option<String>,
+    /// Full names that the image was pushed under, with their placeholders filled in; the first 64 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 1024)), extend("x-kubernetes-list-type" = "set"))]
+    pub names: Vec<String>,
+    /// Names that the image was not pushed under, since the source has no value for a placeholder of their tag.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 1024)), extend("x-kubernetes-list-type" = "set"))]
+    pub names_left_out: Vec<String>,
     /// What the columns of `kubectl get` print. Programs read the fields that it is made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,

@@ -45,18 +45,15 @@ pub(crate) fn request(
         args: spec.args.iter().map(|arg| (arg.name.clone(), arg.value.clone())).collect(),
         args_from: Vec::new(),
         output: handoff::Output {
-            names: spec
-                .output
-                .all_tags()
-                .iter()
-                .map(|tag| format!("{}:{tag}", spec.output.repository()))
-                .collect(),
+            names: spec.output.names(),
             labels: spec.output.labels.clone(),
             annotations: spec.output.annotations.clone(),
+            annotations_from_source: spec.output.source_metadata,
+            labels_from_source: spec.output.source_metadata,
             ..handoff::Output::default()
         },
-        source_date_epoch: None,
-        source_date_epoch_from_source: false,
+        source_date_epoch: spec.output.timestamp.as_deref().and_then(|seconds| seconds.parse().ok()),
+        source_date_epoch_from_source: spec.output.timestamp.as_deref() == Some("Commit"),
         no_cache: false,
         secrets: Vec::new(),
         ssh: Vec::new(),

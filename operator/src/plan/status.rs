@@ -21,6 +21,8 @@ use crate::plan::ending::Broken;
 const PLATFORM_UNKNOWN: &str = "default";
 /// Longest message of a condition that is written.
 const MESSAGE_CHARS_MAX: usize = 4096;
+/// Names of the image that status has.
+const NAMES_MAX: usize = 64;
 /// Base images that status names.
 const BASE_IMAGES_MAX: usize = 64;
 
@@ -188,11 +190,20 @@ pub(super) fn succeed(status: &mut ImageBuildStatus, build: &ImageBuild, success
         .filter(|base| named.insert(base.image.clone()))
         .take(BASE_IMAGES_MAX)
         .collect();
+    status.names = names(&success.names);
+    status.names_left_out = names(&success.names_left_out);
     status.failure = None;
     status.digest = Some(cut(&success.digest, 256));
     status.image = Some(cut(&image, 1024));
     close(status, RunResult::Succeeded, Reason::Succeeded, &format!("pushed {image}"), now, build);
     say(status, Reason::Succeeded, &format!("pushed {image}"), now);
+}
+
+/// As many of these names as status has room for.
+fn names(all: &[String]) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let fits = |name: &&String| name.len() <= 1024 && seen.insert((*name).clone());
+    all.iter().filter(fits).take(NAMES_MAX).cloned().collect()
 }
 
 /// The run has failed for good.
