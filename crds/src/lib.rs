@@ -35,8 +35,8 @@ pub use secrets::{
 pub use source::{GitSource, HttpSource, InlineFile, InlineSource, Source, SourceKind};
 pub use spec::{BuildArg, Dockerfile, History, ImageBuild, ImageBuildSpec};
 pub use status::{
-    BaseImageStatus, Change, Failure, FollowStatus, FollowedSource, HistoryEntry, ImageBuildStatus, PlatformStatus, RunResult, RunStatus,
-    SourceStatus, Summary, Timings, Why,
+    BaseImageStatus, Change, Failure, FollowStatus, FollowedSource, HistoryEntry, ImageBuildStatus,
+    PlatformStatus, RunResult, RunStatus, SourceStatus, Summary, Timings, Why,
 };
 pub use trust::{CertificateReference, CertificateSource, Certificates, Proxy, ProxySource};
 

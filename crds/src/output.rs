@@ -163,10 +163,20 @@ mod tests {
         let output = Output {
             image: "a.example/web".into(),
             tags: vec!["1".into(), "{semver}".into()],
-            additional_images: vec!["b.example:5000/web".into(), "c.example/web:x".into(), "a.example/web:1".into()],
+            additional_images: vec![
+                "b.example:5000/web".into(),
+                "c.example/web:x".into(),
+                "a.example/web:1".into(),
+            ],
             ..Output::default()
         };
-        let names = ["a.example/web:1", "a.example/web:{semver}", "b.example:5000/web:1", "b.example:5000/web:{semver}", "c.example/web:x"];
+        let names = [
+            "a.example/web:1",
+            "a.example/web:{semver}",
+            "b.example:5000/web:1",
+            "b.example:5000/web:{semver}",
+            "c.example/web:x",
+        ];
         assert_eq!(output.names(), names);
     }
 }

@@ -46,7 +46,9 @@ impl Registries {
     pub fn new(settings: &str) -> Result<Self, String> {
         let hosts = match settings {
             "" => BTreeMap::new(),
-            text => serde_json::from_str(text).map_err(|error| format!("the registries' settings: {error}"))?,
+            text => {
+                serde_json::from_str(text).map_err(|error| format!("the registries' settings: {error}"))?
+            }
         };
         let plain = client().build().map_err(|error| format!("cannot make an HTTP client: {error}"))?;
         Ok(Self { hosts, plain, special: Mutex::default() })
@@ -83,7 +85,8 @@ impl Registries {
 
     /// Asks for the digest of a name (`host/repository:tag`), or says why there is none.
     pub(super) async fn ask(&self, name: &str) -> Result<String, String> {
-        let place = Place::of(name).ok_or_else(|| format!("{name} is not the name of an image with a tag"))?;
+        let place =
+            Place::of(name).ok_or_else(|| format!("{name} is not the name of an image with a tag"))?;
         let client = self.client(place.host)?;
         let loopback = place.host.starts_with("localhost") || place.host.starts_with("127.");
         let http = self.hosts.get(place.host).and_then(|one| one.http).unwrap_or(loopback);
@@ -100,7 +103,8 @@ impl Registries {
         };
         let mut response = ask(None).await.map_err(|error| unreachable(name, &error))?;
         if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(challenge) = response.headers().get(WWW_AUTHENTICATE).and_then(|text| text.to_str().ok())
+            && let Some(challenge) =
+                response.headers().get(WWW_AUTHENTICATE).and_then(|text| text.to_str().ok())
             && let Some(token) = self.token(&client, challenge, place.repository).await
         {
             response = ask(Some(token)).await.map_err(|error| unreachable(name, &error))?;
@@ -157,7 +161,9 @@ impl<'a> Place<'a> {
     fn of(name: &'a str) -> Option<Self> {
         let (host, rest) = name.split_once('/')?;
         let (repository, tag) = rest.rsplit_once(':').unwrap_or((rest, "latest"));
-        let plain = |text: &str| !text.is_empty() && !text.contains(['@', '?', '#', ' ', '\\']) && !text.contains("..");
+        let plain = |text: &str| {
+            !text.is_empty() && !text.contains(['@', '?', '#', ' ', '\\']) && !text.contains("..")
+        };
         (plain(host) && plain(repository) && plain(tag)).then_some(Self { host, repository, tag })
     }
 }

@@ -3,7 +3,9 @@
 //! Holds: the same answers, asked again, wish for the same; a place that was not asked, or does not answer,
 //! changes nothing; a run under way is not overtaken by a change, which waits until it has ended.
 
-use lapstrake_crds::{BaseImageStatus, Change, ConditionType, Follow, FollowedSource, ImageBuild, ImageBuildStatus};
+use lapstrake_crds::{
+    BaseImageStatus, Change, ConditionType, Follow, FollowedSource, ImageBuild, ImageBuildStatus,
+};
 
 use super::{Answer, Target};
 
@@ -19,7 +21,8 @@ pub struct Facts {
 impl Facts {
     /// Whether a place was not asked yet.
     pub fn unknown(&self, follow: &Follow) -> bool {
-        (follow.source && self.source == Answer::Unknown) || self.bases.iter().any(|(_, answer)| *answer == Answer::Unknown)
+        (follow.source && self.source == Answer::Unknown)
+            || self.bases.iter().any(|(_, answer)| *answer == Answer::Unknown)
     }
 }
 
@@ -117,7 +120,8 @@ impl Past<'_> {
     }
 
     fn base_images(&self, answers: &[(String, Answer)], wish: &mut Wish) {
-        let handled = self.status.follow.as_ref().map(|follow| follow.base_images.clone()).unwrap_or_default();
+        let handled =
+            self.status.follow.as_ref().map(|follow| follow.base_images.clone()).unwrap_or_default();
         if !self.build.spec.follow.base_images || self.busy {
             wish.base_images = handled;
             return;

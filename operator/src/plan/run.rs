@@ -36,7 +36,16 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(seen: &'a Observed, settings: &'a Settings, now: Timestamp) -> Self {
         let old = seen.build.status.clone().unwrap_or_default();
-        Self { seen, settings, now, draft: old.clone(), old, plan: Plan::default(), needs_fresh: false, wish: Wish::default() }
+        Self {
+            seen,
+            settings,
+            now,
+            draft: old.clone(),
+            old,
+            plan: Plan::default(),
+            needs_fresh: false,
+            wish: Wish::default(),
+        }
     }
 
     pub(super) fn plan(mut self) -> Plan {
@@ -199,9 +208,17 @@ impl<'a> Planner<'a> {
                     .to_owned(),
             ));
         }
-        request(self.build(), "", self.platform(), sandbox, &self.seen.pull_secrets, self.settings, &self.draft)
-            .err()
-            .map(|message| (Reason::SpecInvalid, message))
+        request(
+            self.build(),
+            "",
+            self.platform(),
+            sandbox,
+            &self.seen.pull_secrets,
+            self.settings,
+            &self.draft,
+        )
+        .err()
+        .map(|message| (Reason::SpecInvalid, message))
     }
 
     /// The sandbox to use, unless the namespace has not been looked at.
@@ -322,7 +339,8 @@ impl<'a> Planner<'a> {
     fn launch(&mut self, id: &str, attempt: u32, name: String) {
         let (build, settings, platform) = (self.build(), self.settings, self.platform());
         let sandbox = self.draft.sandbox.unwrap_or_default();
-        let text = match request(build, id, platform, sandbox, &self.seen.pull_secrets, settings, &self.draft) {
+        let text = match request(build, id, platform, sandbox, &self.seen.pull_secrets, settings, &self.draft)
+        {
             Ok(text) => text,
             Err(problem) => {
                 let broken = Broken::new(Reason::SpecInvalid, Retry::Never, problem);

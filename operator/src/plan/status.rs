@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use lapstrake_crds::{
-    BaseImageStatus, ConditionType, Failure, FollowStatus, HistoryEntry, ImageBuild, ImageBuildStatus, PlatformStatus,
-    Reason, ReasonKind, RunResult, RunStatus, Sandbox, SourceStatus, Summary, Timings, Why,
+    BaseImageStatus, ConditionType, Failure, FollowStatus, HistoryEntry, ImageBuild, ImageBuildStatus,
+    PlatformStatus, Reason, ReasonKind, RunResult, RunStatus, Sandbox, SourceStatus, Summary, Timings, Why,
 };
 use lapstrake_handoff::Success;
 
