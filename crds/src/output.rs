@@ -32,7 +32,7 @@ pub struct Output {
     ])))]
     pub image: String,
     /// Tags that the image is pushed under, each once. More of them cost one small request each. A tag may be filled
-    /// from the source: `{commit}`, `{shortCommit}` (12 digits), `{date}` (20260131) and `{time}` (133700) of the commit in
+    /// from the source: `{commit}`, `{shortCommit}` (7 digits), `{date}` (20260131) and `{time}` (133700) of the commit in
     /// UTC, `{branch}`, `{tag}`, and of a tag such as `v1.2.3` `{semver}` (1.2.3), `{major}`, `{minor}` and `{patch}`. A tag
     /// for which the source has no value, as `{semver}` on a branch, is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

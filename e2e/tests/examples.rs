@@ -8,11 +8,13 @@ use lapstrake_e2e::{Server, Test, example, examples, repository_root, run_in};
 
 /// What the image of an example prints.
 const PRINTS: &[(&str, &str)] = &[
+    ("follow", "Hello!\nThis page was built from a directory of a repository."),
     ("git", "Hello from a Git repository!\nThis page was built from a directory of a repository."),
     ("go", "Hello from Go!"),
     ("hello", "Hello from Lapstrake! This boat has:\na hull of four planks\na sail of four seams"),
     ("multi-stage", "one\ntwo\nthree\nfour\nfive"),
     ("python", "Hello from Python!"),
+    ("results", "Hello!\nThis page was built from a directory of a repository."),
     ("rust", "Hello from Rust! In order: 1.9.0 < 1.10.0-rc.1 < 1.10.0"),
 ];
 
@@ -30,7 +32,7 @@ fn builds_and_runs(name: &str, sandbox: Sandbox) {
         let image = test.image(name);
         let mut manifest = example(test.cluster, name, &image)?;
         let server;
-        if name == "git" {
+        if ["follow", "git", "results"].contains(&name) {
             server = Server::start(test.cluster).await?;
             let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
             manifest = manifest.set("/spec/source/git/url", url);
@@ -62,11 +64,13 @@ macro_rules! examples {
 }
 
 examples! {
+    follow: "follow",
     git: "git",
     go: "go",
     hello: "hello",
     multi_stage: "multi-stage",
     python: "python",
+    results: "results",
     rust: "rust",
 }
 
