@@ -176,7 +176,7 @@ fn attempt<T>(path: &Path, job: impl FnOnce() -> Result<T, redb::Error>) -> Resu
 
 /// Opens the file and checks its schema; true where it was empty.
 fn open_checked(path: &Path) -> Result<(Database, bool), redb::Error> {
-    let database = Database::builder().set_cache_size(limits::INDEX_CACHE_BYTES).create(path)?;
+    let mut database = Database::builder().set_cache_size(limits::INDEX_CACHE_BYTES).create(path)?;
     let found = {
         let read = database.begin_read()?;
         match read.open_table(SCHEMA_TABLE.definition()) {
@@ -197,7 +197,24 @@ fn open_checked(path: &Path) -> Result<(Database, bool), redb::Error> {
             return Err(redb::Error::Corrupted(format!("schema {other} is not known")));
         }
     }
+    // Best effort: it works as it is too.
+    trim(&mut database, path, limits::INDEX_BYTES_MAX).ok();
     Ok((database, found.is_none()))
+}
+
+/// Digests of files are the only records that nothing else bounds: each new file has one. Where the index got
+/// long they go, and files are read again. Whether that was so.
+fn trim(database: &mut Database, path: &Path, bytes_max: u64) -> Result<bool, redb::Error> {
+    if std::fs::metadata(path).map_or(0, |meta| meta.len()) <= bytes_max {
+        return Ok(false);
+    }
+    let write = database.begin_write()?;
+    let were_there = write.delete_table(Table::FILE_HASHES.definition())?;
+    write.commit()?;
+    if were_there {
+        database.compact()?;
+    }
+    Ok(were_there)
 }
 
 impl Store {
@@ -237,4 +254,33 @@ pub(crate) fn check_size(table: Table, key: &[u8], value: &[u8]) -> Result<()> {
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_got_long_loses_digests_of_files_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index.redb");
+        let (index, _) = Index::open(&path).unwrap();
+        let mut changes = Changes::new();
+        changes.insert((Table::CACHE, b"kept".to_vec()), Some(b"1".to_vec()));
+        for n in 0u32..3000 {
+            changes.insert((Table::FILE_HASHES, n.to_be_bytes().to_vec()), Some(vec![7; 1000]));
+        }
+        index.write(&changes).unwrap();
+        drop(index);
+        let length = || std::fs::metadata(&path).unwrap().len();
+        let before = length();
+        let (mut database, _) = open_checked(&path).unwrap();
+        assert!(!trim(&mut database, &path, before).unwrap(), "it is not too long");
+        assert!(trim(&mut database, &path, 1_000_000).unwrap());
+        drop(database);
+        assert!(length() < before / 2, "{} of {before}", length());
+        let (index, _) = Index::open(&path).unwrap();
+        assert_eq!(index.get(Table::CACHE, b"kept").as_deref(), Some(&b"1"[..]));
+        assert_eq!(index.get(Table::FILE_HASHES, &1u32.to_be_bytes()), None);
+    }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
 /// Memory that the index may use for cached pages.
 pub const INDEX_CACHE_BYTES: usize = 16 << 20;
+/// A longer index loses the digests of files when it is opened.
+pub const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Longest value of a record.
 pub const VALUE_BYTES_MAX: usize = 16 << 20;
 /// Longest key of a record.
