@@ -159,7 +159,11 @@ async fn run(
     import::caches(engine, &options.cache_from, progress, cancel).await?;
     let platforms = platforms::wanted(options);
     let multi = platforms.len() > 1;
-    let planned = platforms.iter().map(|p| resolve_images(engine, &dockerfile, options, p, multi, progress));
+    let contexts = abortable(cancel, crate::named::offer(engine, &options.named)).await?;
+    let planned = platforms.iter().map(|p| {
+        let asked = Options { named_contexts: contexts.clone(), ..frontend_options(options, p, multi) };
+        resolve_images(engine, &dockerfile, asked, progress)
+    });
     let planned = abortable(cancel, try_join_all(planned)).await?;
     let (mut lowered, mut bases) = (Vec::new(), Vec::new());
     for ((plan, configs), images) in planned {
@@ -345,14 +349,11 @@ type Planned = (Plan, ImageConfigs);
 async fn resolve_images(
     engine: &Engine,
     dockerfile: &Dockerfile,
-    options: &BuildOptions,
-    platform: &Platform,
-    multi: bool,
+    asked: Options,
     progress: &Progress,
 ) -> Result<(Planned, Vec<Arc<Resolved>>), BuildError> {
     let parsed = lapstrake_dockerfile::parse(&dockerfile.name, &dockerfile.text);
-    let plan =
-        lapstrake_dockerfile::plan(&parsed, &frontend_options(options, platform, multi)).map_err(invalid)?;
+    let plan = lapstrake_dockerfile::plan(&parsed, &asked).map_err(invalid)?;
     let mut known = ImageConfigs::new();
     let mut bases = Vec::new();
     loop {
@@ -361,7 +362,7 @@ async fn resolve_images(
             return Ok(((plan, known), bases));
         }
         let lookups = needed.iter().map(|request| async {
-            let of = if multi { format!("{} ", request.key.platform) } else { String::new() };
+            let of = if asked.multi_platform { format!("{} ", request.key.platform) } else { String::new() };
             let step = progress.step(&format!("[{of}internal] load metadata for {}", request.key.reference));
             let found = engine.images().resolve(&request.key.reference, &request.key.platform).await;
             step.close(found).map_err(|error| at_request(&plan, request, &error))

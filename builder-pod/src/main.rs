@@ -19,6 +19,7 @@ mod import;
 mod inputs;
 mod join;
 mod manifest;
+mod named;
 mod naming;
 mod options;
 mod platforms;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::annotations::Annotations;
+use crate::named::Named;
 use lapstrake_oci::{Platform, Reference};
 
 /// One build.
@@ -26,6 +27,8 @@ pub(crate) struct BuildOptions {
     pub(crate) annotations: Annotations,
     /// What is filled in from the source's revision.
     pub(crate) from_source: FromSource,
+    /// What stands for stages and images of these names.
+    pub(crate) named: BTreeMap<String, Named>,
     /// Platforms to build for, each once; this machine's where there is none.
     pub(crate) platforms: Vec<Platform>,
     /// Nothing is taken from the cache.
@@ -186,6 +189,7 @@ impl BuildOptions {
             labels: BTreeMap::new(),
             annotations: Annotations::default(),
             from_source: FromSource::default(),
+            named: BTreeMap::new(),
             platforms: Vec::new(),
             no_cache: false,
             source_date_epoch: None,

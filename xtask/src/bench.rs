@@ -4,6 +4,7 @@
 //! the machine at that moment. Nothing here passes or fails: a figure is compared by people.
 
 mod apply;
+mod emulation;
 mod engine;
 mod memory;
 mod mounts;
@@ -24,7 +25,7 @@ use crate::process::{output, run as run_command};
 use crate::{images, install};
 
 /// What can be measured, in the order in which it is.
-const NAMES: [&str; 7] = ["steps", "mounts", "rebuild", "gzip", "apply", "seed", "memory"];
+const NAMES: [&str; 8] = ["steps", "mounts", "rebuild", "emulation", "gzip", "apply", "seed", "memory"];
 
 /// What every measurement works with.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
             "steps" => engine::steps(&bench),
             "mounts" => mounts::mounts(&bench),
             "rebuild" => engine::rebuild(&bench),
+            "emulation" => emulation::emulation(&bench),
             "gzip" => bench.gzip(),
             "apply" => apply::apply(&bench),
             "seed" => apply::seed(&bench),

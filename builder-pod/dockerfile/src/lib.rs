@@ -39,7 +39,9 @@ mod words;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Label, Severity};
 pub use lower::{ContextUse, Lowered};
-pub use options::{Capabilities, ExtraHost, MainContext, Network, NoCache, Options, ResolveMode, Ulimit};
+pub use options::{
+    Capabilities, ExtraHost, MainContext, NamedContext, Network, NoCache, Options, ResolveMode, Ulimit,
+};
 pub use parse::{Parsed, parse};
 pub use plan::{ImageKey, ImageRequest, Images, Plan, ResolvedImage, plan};
 pub use render::Style;

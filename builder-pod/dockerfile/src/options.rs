@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lapstrake_oci::Platform;
+use lapstrake_oci::{Platform, Reference};
 
 /// What a build asks for beside the Dockerfile.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +28,8 @@ pub struct Options {
     pub source_date_epoch: Option<i64>,
     /// Where `COPY` without `--from` copies from.
     pub context: MainContext,
+    /// What stands for a stage or an image of this name, lower case.
+    pub named_contexts: BTreeMap<String, NamedContext>,
     /// Network of steps that ask for none.
     pub network: Network,
     /// Whether `RUN --network=host` is allowed here, where the engine can do it.
@@ -61,6 +63,7 @@ impl Default for Options {
             resolve_mode: ResolveMode::default(),
             source_date_epoch: None,
             context: MainContext::default(),
+            named_contexts: BTreeMap::new(),
             network: Network::default(),
             allow_host_network: true,
             hostname: String::new(),
@@ -141,6 +144,17 @@ pub enum MainContext {
         /// The name that progress shows.
         name: String,
     },
+}
+
+/// What a name stands for in place of a stage or an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    /// Another image.
+    Image(Reference),
+    /// A stage of the file.
+    Stage(String),
+    /// A directory that the engine has under this name.
+    Local(String),
 }
 
 impl Default for MainContext {

@@ -83,21 +83,31 @@ impl Platform {
     pub fn rank_for(&self, wanted: &Self) -> Option<u32> {
         let (have, want) = (self.clone().normalize(), wanted.clone().normalize());
         if have.os != want.os || have.architecture != want.architecture {
-            // A 64-bit ARM machine runs 32-bit images, after all of its own.
-            return (have.os == want.os && want.architecture == "arm64" && have.architecture == "arm")
-                .then(|| 100 - have.variant_number());
+            // 64-bit machines run 32-bit images, after all of their own.
+            let smaller = match (want.architecture.as_str(), have.architecture.as_str()) {
+                ("arm64", "arm") => have.variant_number() <= 80,
+                ("amd64", "386") => true,
+                _ => false,
+            };
+            return (have.os == want.os && smaller).then(|| 1000 - have.variant_number());
         }
         let (have, want) = (have.variant_number(), want.variant_number());
         (have <= want).then(|| want - have)
     }
 
+    /// The variant in tenths: `v8.1` is 81, and `v9` above all of `v8`.
     fn variant_number(&self) -> u32 {
         let default = match self.architecture.as_str() {
-            "amd64" => 1,
-            "arm64" => 8,
+            "amd64" => 10,
+            "arm64" => 80,
             _ => 0,
         };
-        self.variant.as_deref().and_then(|v| v.trim_start_matches('v').parse().ok()).unwrap_or(default)
+        let number = |variant: &str| {
+            let (whole, tenth) = variant.trim_start_matches('v').split_once('.').unwrap_or((variant, "0"));
+            let whole: u32 = whole.trim_start_matches('v').parse().ok().filter(|n| *n < 90)?;
+            Some(whole * 10 + tenth.parse::<u32>().ok().filter(|n| *n < 10)?)
+        };
+        self.variant.as_deref().and_then(number).unwrap_or(default)
     }
 }
 
@@ -157,11 +167,19 @@ mod tests {
 
     #[test]
     fn an_older_variant_serves_a_newer_machine_and_not_the_other_way_round() {
-        assert_eq!(p("linux/arm/v6").rank_for(&p("linux/arm/v7")), Some(1));
+        assert_eq!(p("linux/arm/v6").rank_for(&p("linux/arm/v7")), Some(10));
         assert_eq!(p("linux/arm/v7").rank_for(&p("linux/arm/v6")), None);
-        assert_eq!(p("linux/amd64").rank_for(&p("linux/amd64/v2")), Some(1));
+        assert_eq!(p("linux/amd64").rank_for(&p("linux/amd64/v2")), Some(10));
+        assert_eq!(p("linux/amd64/v3").rank_for(&p("linux/amd64/v2")), None);
+        assert_eq!(p("linux/arm64/v8.1").rank_for(&p("linux/arm64")), None);
+        assert_eq!(p("linux/arm64").rank_for(&p("linux/arm64/v9")), Some(10));
         assert_eq!(p("linux/arm64").rank_for(&p("linux/arm64")), Some(0));
+        let better = |a: &str, b: &str, wanted: &str| p(a).rank_for(&p(wanted)) < p(b).rank_for(&p(wanted));
+        assert!(better("linux/arm64", "linux/arm/v8", "linux/arm64/v9"));
+        assert!(better("linux/arm/v7", "linux/arm/v6", "linux/arm64"));
+        assert!(better("linux/amd64", "linux/386", "linux/amd64/v4"));
         assert!(p("linux/arm/v7").rank_for(&p("linux/arm64")).is_some());
+        assert_eq!(p("linux/amd64").rank_for(&p("linux/386")), None);
         assert_eq!(p("linux/arm64").rank_for(&p("linux/amd64")), None);
     }
 

@@ -55,6 +55,10 @@ pub(crate) struct Args {
     /// Label of the image.
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
+    /// What stands for a stage or image of this name: a directory, an address, docker-image://IMAGE,
+    /// oci-layout://DIR[:TAG|@DIGEST], or target:STAGE.
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    build_contexts: Vec<String>,
     /// Annotation, for manifests or for what stands before it: manifest, index, manifest-descriptor,
     /// index-descriptor, with [PLATFORM] behind the manifest's.
     #[arg(long = "annotation", value_name = "[TYPE:]NAME=VALUE")]
@@ -208,6 +212,10 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     for label in &args.labels {
         let (name, value) = label.split_once('=').unwrap_or((label, ""));
         options.labels.insert(name.to_owned(), value.to_owned());
+    }
+    for text in &args.build_contexts {
+        let (name, named) = crate::named::parse(text, context)?;
+        options.named.insert(name, named);
     }
     for text in &args.annotations {
         options.annotations.add(text).map_err(usage)?;

@@ -321,7 +321,7 @@ impl Ran {
     pub(crate) fn ran(&self) -> Vec<String> {
         let instruction = |name: &str| {
             let (number, text) = name.strip_prefix('[')?.split_once("] ")?;
-            (number != "internal" && !text.starts_with("FROM ")).then(|| text.to_owned())
+            (!number.ends_with("internal") && !text.starts_with("FROM ")).then(|| text.to_owned())
         };
         let mut ran: Vec<String> = self
             .steps()

@@ -15,6 +15,7 @@ mod mounts;
 mod outputs;
 mod parallel;
 mod peer;
+mod platforms;
 mod pod;
 mod registry;
 mod room;

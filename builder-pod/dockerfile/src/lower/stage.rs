@@ -192,6 +192,16 @@ impl<'a> Lowering<'a> {
     pub(crate) fn files(&mut self, from: &From) -> Lower<Option<DraftOutput>> {
         match from {
             From::Default | From::Scratch => Ok(None),
+            From::Context(name, span) => {
+                let source = pb::SourceOp {
+                    identifier: format!("local://{name}"),
+                    attrs: [("local.sharedkeyhint".to_owned(), name.clone())].into_iter().collect(),
+                };
+                let op = operation(pb::op::Op::Source(source), None);
+                let line = self.plan.source.line_of(span.start);
+                let metadata = named(&format!("[context {name}] load from client"));
+                Ok(Some(self.graph.add(op, Vec::new(), metadata, Some((line, line)))))
+            }
             From::Stage(stage, span) => match self.states.get(*stage).and_then(Option::as_ref) {
                 Some(state) => Ok(state.output),
                 None => self.failed_before(*span),

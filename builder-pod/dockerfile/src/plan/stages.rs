@@ -1,6 +1,6 @@
 //! Stages, what they build on and what they copy from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lapstrake_oci::{Platform, Reference};
 
@@ -8,7 +8,7 @@ use crate::ast::{self, Dockerfile, Instruction, Kind, Word};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Lexer;
 use crate::limits::ERRORS_MAX;
-use crate::options::Options;
+use crate::options::{NamedContext, Options};
 use crate::plan::GlobalArgs;
 use crate::source::Span;
 use crate::suggest;
@@ -28,6 +28,7 @@ pub(crate) struct Stages {
     pub(crate) reachable: Vec<bool>,
     /// The last stage of each name.
     by_name: HashMap<String, StageId>,
+    contexts: BTreeMap<String, NamedContext>,
 }
 
 /// A stage.
@@ -71,6 +72,8 @@ pub(crate) enum From {
     Default,
     Stage(StageId, Span),
     Image(Reference, Span),
+    /// A directory of the engine's.
+    Context(String, Span),
     Scratch,
 }
 
@@ -84,7 +87,8 @@ impl Stages {
 /// Reads the stages, resolves their names, picks the target and what it needs.
 pub(super) fn collect(ast: &Dockerfile, options: &Options, args: &GlobalArgs) -> (Stages, Vec<Diagnostic>) {
     let mut findings = Vec::new();
-    let mut stages = Stages::default();
+    let mut stages = Stages { contexts: options.named_contexts.clone(), ..Stages::default() };
+    let mut replaced = false;
     for instruction in &ast.instructions {
         if findings.len() >= ERRORS_MAX {
             break;
@@ -96,11 +100,14 @@ pub(super) fn collect(ast: &Dockerfile, options: &Options, args: &GlobalArgs) ->
                 if let Some(name) = &from.name {
                     stages.by_name.insert(name.text.clone(), index);
                 }
+                replaced = from.name.as_ref().is_some_and(|name| stages.contexts.contains_key(&name.text));
                 stages.list.push(found.unwrap_or_else(|finding| {
                     findings.push(*finding);
                     broken(instruction, from)
                 }));
             }
+            // Another place has the stage's result.
+            _ if replaced => {}
             _ => {
                 let Some(stage) = stages.list.last_mut() else { continue };
                 let instruction = instruction.clone();
@@ -130,7 +137,10 @@ fn stage(
     from: &ast::From,
 ) -> Found<Stage> {
     let image = expand(ast, args, &from.image, "base name")?;
-    let base = base(stages, &image)?;
+    let base = match from.name.as_ref().filter(|name| stages.contexts.contains_key(&name.text)) {
+        Some(name) => base(stages, &Word { text: name.text.clone(), span: image.span })?,
+        None => base(stages, &image)?,
+    };
     let platform = match &from.platform {
         None => None,
         Some(word) => {
@@ -174,10 +184,46 @@ fn base(stages: &Stages, image: &Word) -> Found<Base> {
     if image.text == "scratch" {
         return Ok(Base::Scratch);
     }
+    match context(stages, image)? {
+        Some(From::Image(reference, _)) => return Ok(Base::Image(reference)),
+        Some(From::Stage(stage, _)) => return Ok(Base::Stage(stage)),
+        Some(_) => {
+            let finding = Diagnostic::not_yet(image.span, "FROM a directory that a context names");
+            return Err(Box::new(finding.help("copy from it into a stage")));
+        }
+        None => {}
+    }
     if let Some(stage) = stages.by_name.get(&image.text) {
         return Ok(Base::Stage(*stage));
     }
     reference(stages, image).map(Base::Image)
+}
+
+/// What a name stands for that a context is given for.
+fn context(stages: &Stages, word: &Word) -> Found<Option<From>> {
+    let name = word.text.to_lowercase();
+    let found = stages.contexts.get(&name).or_else(|| {
+        // An image may be meant by its full name.
+        let full: Reference = word.text.parse().ok()?;
+        let same = |name: &String| name.parse::<Reference>().is_ok_and(|known| known.name() == full.name());
+        let tagged = |name: &String| name.parse::<Reference>().is_ok_and(|known| known.tag() == full.tag());
+        stages.contexts.iter().find(|(name, _)| same(name) && tagged(name)).map(|(_, context)| context)
+    });
+    Ok(match found {
+        None => None,
+        Some(NamedContext::Image(reference)) => {
+            let word = Word { text: reference.to_string(), span: word.span };
+            Some(From::Image(self::reference(stages, &word)?, word.span))
+        }
+        Some(NamedContext::Local(name)) => Some(From::Context(name.clone(), word.span)),
+        Some(NamedContext::Stage(stage)) => match stages.by_name.get(&stage.to_lowercase()) {
+            Some(stage) => Some(From::Stage(*stage, word.span)),
+            None => {
+                let message = format!("the context {} is the stage {stage}, which is not there", word.text);
+                return Err(Box::new(Diagnostic::error("unknown-target", word.span, message)));
+            }
+        },
+    })
 }
 
 fn reference(stages: &Stages, word: &Word) -> Found<Reference> {
@@ -268,6 +314,9 @@ fn mount_from(stages: &Stages, mount: &Word) -> Found<From> {
 }
 
 fn named_from(stages: &Stages, word: &Word) -> Found<From> {
+    if let Some(from) = context(stages, word)? {
+        return Ok(from);
+    }
     if let Some(stage) = stages.by_name.get(&word.text.to_lowercase()) {
         return Ok(From::Stage(*stage, word.span));
     }
@@ -280,7 +329,7 @@ fn named_from(stages: &Stages, word: &Word) -> Found<From> {
 /// BuildKit shows no stage name where there is just one; an image that is copied from counts as one.
 fn name_them(stages: &mut Stages) {
     let images = |step: &Step| {
-        step.from.iter().any(|f| matches!(f, From::Image(..) | From::Scratch))
+        step.from.iter().any(|f| matches!(f, From::Image(..) | From::Context(..) | From::Scratch))
             || matches!(&step.instruction.kind, Kind::Run(run) if !run.mounts.is_empty())
     };
     if let [only] = stages.list.as_mut_slice()

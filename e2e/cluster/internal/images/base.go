@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,15 +44,19 @@ type recipe struct {
 	// inputs give what else the cached image depends on.
 	inputs func(context.Context) (string, error)
 	make   func(ctx context.Context, folder string) (v1.Image, error)
+	// foreign makes the same for other architectures: then the image is an index.
+	foreign map[string]func(ctx context.Context, folder string) (v1.Image, error)
 }
 
 // recipes by the name that a user gives.
 var recipes = map[string]recipe{
-	"debian":  {"bookworm", "Debian " + suite + " (about half a minute)", machine, debian(nil, nil)},
-	"busybox": {"1", "busybox", busyboxInputs, busybox},
-	"golang":  {"1", "Debian with this machine's Go (about a minute)", tool("go", "env", "GOVERSION"), debian(nil, goToolchain)},
-	"rust":    {"1", "Debian with gcc and this machine's Rust (about two minutes)", tool("rustc", "-vV"), debian([]string{"gcc", "libc6-dev"}, rustToolchain)},
-	"python":  {"3", "Debian with Python (about a minute)", machine, debian([]string{"python3", "python3-pip", "python3-venv"}, nil)},
+	"debian":  {"bookworm", "Debian " + suite + " (about half a minute)", machine, debian(nil, nil), nil},
+	"busybox": {"1", "busybox", busyboxInputs, busybox, nil},
+	"golang":  {"1", "Debian with this machine's Go (about a minute)", tool("go", "env", "GOVERSION"), debian(nil, goToolchain), nil},
+	"rust":    {"1", "Debian with gcc and this machine's Rust (about two minutes)", tool("rustc", "-vV"), debian([]string{"gcc", "libc6-dev"}, rustToolchain), nil},
+	"python":  {"3", "Debian with Python (about a minute)", machine, debian([]string{"python3", "python3-pip", "python3-venv"}, nil), nil},
+	"debian-multi": {"bookworm", "Debian " + suite + " for this machine and for arm64, emulated (some minutes)", machine, debian(nil, nil),
+		map[string]func(context.Context, string) (v1.Image, error){"arm64": foreignDebian("arm64")}},
 }
 
 // Names lists the base images.
@@ -148,6 +153,23 @@ func makeLayout(ctx context.Context, recipe recipe, folder string) error {
 	}
 	if err := written.AppendImage(made, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: architecture()})); err != nil {
 		return err
+	}
+	for _, foreign := range slices.Sorted(maps.Keys(recipe.foreign)) {
+		if foreign == architecture() {
+			continue
+		}
+		scratch, err := os.MkdirTemp(filepath.Dir(folder), "scratch-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(scratch)
+		made, err := recipe.foreign[foreign](ctx, scratch)
+		if err != nil {
+			return err
+		}
+		if err := written.AppendImage(made, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: foreign})); err != nil {
+			return err
+		}
 	}
 	return os.Rename(unfinished, folder)
 }
@@ -249,6 +271,11 @@ func debian(packages []string, toolchain func(context.Context, string, *v1.Confi
 
 func bootstrap(ctx context.Context, aptFile string, packages []string, out io.Writer) error {
 	include := strings.Join(append([]string{"ca-certificates"}, packages...), ",")
+	return mmdebstrap(ctx, aptFile, include, nil, out)
+}
+
+// mmdebstrap runs that program, below others where it needs them.
+func mmdebstrap(ctx context.Context, aptFile, include string, below func(*exec.Cmd) error, out io.Writer) error {
 	command := exec.CommandContext(ctx, "mmdebstrap", "--variant=minbase", "--format=tar",
 		"--include="+include,
 		"--aptopt=Acquire::Languages \"none\"",
@@ -259,6 +286,11 @@ func bootstrap(ctx context.Context, aptFile string, packages []string, out io.Wr
 	var problems strings.Builder
 	command.Stdout, command.Stderr = out, &problems
 	command.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()))
+	if below != nil {
+		if err := below(command); err != nil {
+			return err
+		}
+	}
 	if err := command.Run(); err != nil {
 		return fmt.Errorf("mmdebstrap: %w\n%s", err, problems.String())
 	}

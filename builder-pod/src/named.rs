@@ -1,0 +1,186 @@
+//! Named contexts (`--build-context`): what stands for a stage or an image of the Dockerfile.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lapstrake_dockerfile::NamedContext;
+use lapstrake_handoff::Reason;
+use lapstrake_oci::{Digest, Document, Index, Reference};
+use lapstrake_store::{Durability, Store};
+
+use crate::context;
+use crate::engine::Engine;
+use crate::error::{BuildError, chain};
+use crate::options::Context;
+
+/// Documents of a layout are no longer than this.
+const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
+
+/// What a name is given for.
+#[derive(Debug, Clone)]
+pub(crate) enum Named {
+    /// An image of a registry.
+    Image(Reference),
+    /// A stage of the Dockerfile.
+    Stage(String),
+    /// Files from anywhere that a main context may come from.
+    Files(Context),
+    /// An image of an OCI layout, by its tag or digest.
+    Layout {
+        /// The layout's directory.
+        dir: PathBuf,
+        /// Tag or digest; the only image where absent.
+        image: Option<String>,
+    },
+}
+
+/// Reads `NAME=VALUE`; `files` reads a value that is a directory or an address.
+pub(crate) fn parse(
+    text: &str,
+    files: impl FnOnce(&str) -> Result<Context, BuildError>,
+) -> Result<(String, Named), BuildError> {
+    let wrong =
+        |why: String| BuildError::new(Reason::RequestInvalid, format!("--build-context {text}: {why}"));
+    let (name, value) = text.split_once('=').ok_or_else(|| wrong("it is not NAME=VALUE".to_owned()))?;
+    let name = name.to_lowercase();
+    if name.is_empty() || name == "scratch" || name == "context" {
+        return Err(wrong(format!("\"{name}\" can't be the name of a context")));
+    }
+    let named = if let Some(image) = value.strip_prefix("docker-image://") {
+        Named::Image(image.parse().map_err(|e| wrong(format!("{e}")))?)
+    } else if let Some(stage) = value.strip_prefix("target:") {
+        Named::Stage(stage.to_owned())
+    } else if let Some(layout) = value.strip_prefix("oci-layout://") {
+        let (dir, image) = match (layout.split_once('@'), layout.rsplit_once(':')) {
+            (Some((dir, digest)), _) => (dir, Some(digest)),
+            (None, Some((dir, tag))) if !tag.contains('/') => (dir, Some(tag)),
+            _ => (layout, None),
+        };
+        Named::Layout { dir: PathBuf::from(dir), image: image.map(str::to_owned) }
+    } else {
+        Named::Files(files(value)?)
+    };
+    Ok((name, named))
+}
+
+/// Fetches what has to be fetched, makes it known to the engine, and says what the names stand for.
+pub(crate) async fn offer(
+    engine: &Engine,
+    all: &BTreeMap<String, Named>,
+) -> Result<BTreeMap<String, NamedContext>, BuildError> {
+    let mut known = BTreeMap::new();
+    for (name, named) in all {
+        let stands_for = match named {
+            Named::Image(reference) => NamedContext::Image(reference.clone()),
+            Named::Stage(stage) => NamedContext::Stage(stage.clone()),
+            Named::Files(from) => {
+                let acquired = context::acquire(engine.store(), from, false).await?;
+                let rules = acquired.local.ignore_rules("Dockerfile");
+                let (_, rules) = rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;
+                // Beside the main context's name no other one has this prefix.
+                let key = format!("named/{name}");
+                engine.add_context(&key, Arc::new(acquired.local.with_ignore(rules)));
+                NamedContext::Local(key)
+            }
+            Named::Layout { dir, image } => {
+                let (store, dir, image) = (engine.store().clone(), dir.clone(), image.clone());
+                let work = move || import(&store, &dir, image.as_deref());
+                let digest = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
+                let reference: Reference =
+                    "localhost/oci-layout".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
+                NamedContext::Image(reference.with_digest(digest))
+            }
+        };
+        known.insert(name.clone(), stands_for);
+    }
+    Ok(known)
+}
+
+/// Brings an image of a layout, all of its platforms that are there, into the store.
+fn import(store: &Store, dir: &Path, image: Option<&str>) -> Result<Digest, BuildError> {
+    let wrong = |why: String| {
+        BuildError::new(Reason::ImageNotFound, format!("image layout {}: {why}", dir.display()))
+    };
+    let bytes = std::fs::read(dir.join("index.json")).map_err(|e| wrong(format!("index.json: {e}")))?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("index.json: {e}")))?;
+    let tag = |d: &lapstrake_oci::Descriptor| d.annotations.get("org.opencontainers.image.ref.name").cloned();
+    let wanted = |d: &&lapstrake_oci::Descriptor| match image {
+        Some(image) => d.digest.to_string() == image || tag(d).as_deref() == Some(image),
+        None => true,
+    };
+    let found: HashSet<Digest> = index.manifests.iter().filter(wanted).map(|d| d.digest).collect();
+    let mut found = found.into_iter();
+    let (Some(digest), None) = (found.next(), found.next()) else {
+        let tags: Vec<String> = index.manifests.iter().filter_map(tag).collect();
+        return Err(wrong(format!(
+            "{} is not one image of it; it has {}",
+            image.unwrap_or("the layout"),
+            tags.join(", ")
+        )));
+    };
+    let mut open = vec![digest];
+    while let Some(digest) = open.pop() {
+        let path = dir.join("blobs/sha256").join(digest.hex());
+        let read = std::fs::read(&path).ok().filter(|b| b.len() as u64 <= DOCUMENT_BYTES_MAX);
+        let Some(bytes) = read else { continue };
+        if Digest::of(&bytes) != digest {
+            return Err(wrong(format!("blob {digest} is damaged")));
+        }
+        store.put_blob(&bytes)?;
+        match Document::parse(&bytes, "").map_err(|e| wrong(format!("{digest}: {e}")))? {
+            Document::Index(index) => open.extend(index.manifests.iter().map(|d| d.digest)),
+            Document::Manifest(manifest) => {
+                for blob in manifest.layers.iter().chain([&manifest.config]) {
+                    copy_blob(store, dir, blob.digest).map_err(|e| wrong(format!("{}: {e}", blob.digest)))?;
+                }
+            }
+        }
+    }
+    Ok(digest)
+}
+
+fn copy_blob(store: &Store, dir: &Path, digest: Digest) -> Result<(), Box<dyn std::error::Error>> {
+    if store.blob_size_bytes(&digest).is_some() {
+        return Ok(());
+    }
+    let mut file = File::open(dir.join("blobs/sha256").join(digest.hex()))?;
+    let mut writer = store.blob_writer()?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let count = file.read(&mut buffer)?;
+        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else { break };
+        std::io::Write::write_all(&mut writer, piece)?;
+    }
+    writer.commit_with(Some(digest), Durability::Batched)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<(String, Named), BuildError> {
+        parse(text, |value| Ok(Context::Directory(PathBuf::from(value))))
+    }
+
+    #[test]
+    fn values_read_as_buildx_reads_them() {
+        let named = |text: &str| parsed(text).expect("valid").1;
+        assert!(matches!(named("a=docker-image://alpine:3"), Named::Image(r) if r.tag() == Some("3")));
+        assert!(matches!(named("a=target:base"), Named::Stage(s) if s == "base"));
+        assert!(matches!(named("A=dir"), Named::Files(Context::Directory(_))));
+        let layout = |text: &str| match named(text) {
+            Named::Layout { dir, image } => (dir.display().to_string(), image),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(layout("a=oci-layout:///x/y:1"), ("/x/y".to_owned(), Some("1".to_owned())));
+        assert_eq!(layout("a=oci-layout://x@sha256:1"), ("x".to_owned(), Some("sha256:1".to_owned())));
+        assert_eq!(layout("a=oci-layout://x/y"), ("x/y".to_owned(), None));
+        for text in ["a", "=b", "scratch=x", "a=docker-image://Ä"] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
+    }
+}
