@@ -18,6 +18,7 @@ mod peer;
 mod platforms;
 mod pod;
 mod registry;
+mod results;
 mod room;
 mod secrets;
 mod shared_cache;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::lab::{Lab, tool};
 
 /// A repository with two commits on `main`; the first one has the tag `v1`.
-fn repository(lab: &Lab) -> PathBuf {
+pub(crate) fn repository(lab: &Lab) -> PathBuf {
     let dir = lab.context(
         "repository",
         &[("app/Dockerfile", "FROM scratch\nCOPY f /f\n"), ("app/f", "one"), ("other", "x")],
