@@ -159,7 +159,7 @@ async fn run(
     import::caches(engine, &options.cache_from, progress, cancel).await?;
     let platforms = platforms::wanted(options);
     let multi = platforms.len() > 1;
-    let contexts = abortable(cancel, crate::named::offer(engine, &options.named)).await?;
+    let contexts = abortable(cancel, crate::named::offer(engine, &options.named, &options.reach)).await?;
     let planned = platforms.iter().map(|p| {
         let asked = Options { named_contexts: contexts.clone(), ..frontend_options(options, p, multi) };
         resolve_images(engine, &dockerfile, asked, progress)

@@ -15,6 +15,7 @@ use crate::context;
 use crate::engine::Engine;
 use crate::error::{BuildError, chain};
 use crate::options::Context;
+use crate::reach::Reach;
 
 /// Documents of a layout are no longer than this.
 const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
@@ -70,6 +71,7 @@ pub(crate) fn parse(
 pub(crate) async fn offer(
     engine: &Engine,
     all: &BTreeMap<String, Named>,
+    reach: &Reach,
 ) -> Result<BTreeMap<String, NamedContext>, BuildError> {
     let mut known = BTreeMap::new();
     for (name, named) in all {
@@ -77,7 +79,7 @@ pub(crate) async fn offer(
             Named::Image(reference) => NamedContext::Image(reference.clone()),
             Named::Stage(stage) => NamedContext::Stage(stage.clone()),
             Named::Files(from) => {
-                let acquired = context::acquire(engine.store(), from, false).await?;
+                let acquired = context::acquire(engine.store(), from, reach, false).await?;
                 let rules = acquired.local.ignore_rules("Dockerfile");
                 let (_, rules) = rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;
                 // Beside the main context's name no other one has this prefix.
