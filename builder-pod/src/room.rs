@@ -3,6 +3,7 @@
 use lapstrake_handoff::Reason;
 use lapstrake_solver::Step;
 use lapstrake_store::{Disk, Job, Limits, Store};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::BuildError;
 use crate::progress::bytes;
@@ -46,10 +47,11 @@ pub(crate) fn begin(store: &Store, host: Host, max_bytes: Option<u64>) -> Result
 }
 
 /// Ends a build: what is over the limits goes. Returns the bytes that the state takes; `None` where they
-/// could not be counted, which is said in the log and no reason to fail.
-pub(crate) async fn end(store: &Store, job: Job) -> Option<u64> {
+/// could not be counted, which is said in the log and no reason to fail. Who was told to stop stops: the next
+/// build cleans up.
+pub(crate) async fn end(store: &Store, job: Job, cancel: &CancellationToken) -> Option<u64> {
     drop(job);
-    let limits = store.limits()?;
+    let limits = store.limits().filter(|_| !cancel.is_cancelled())?;
     let store = store.clone();
     let settled = tokio::task::spawn_blocking(move || store.settle(&limits)).await;
     match settled {

@@ -171,7 +171,7 @@ async fn run(args: &Args, sandbox: &Sandbox, progress: &Progress) -> Result<Buil
     let result = build::build(&engine, &options, progress, &cancel).await;
     // What finished steps made is kept, however the build ended.
     let flushed = wiring::flush(&engine).await;
-    let cache_bytes = room::end(engine.store(), job).await;
+    let cache_bytes = room::end(engine.store(), job, &cancel).await;
     let built = Built { cache_bytes, ..result? };
     flushed?;
     if let Some(path) = &args.metadata_file {

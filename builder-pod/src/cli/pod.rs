@@ -140,7 +140,7 @@ async fn run(
     };
     // What finished steps made is kept, however the build ended.
     let flushed = wiring::flush(&engine).await;
-    let cache_bytes = room::end(engine.store(), job).await;
+    let cache_bytes = room::end(engine.store(), job, &cancel).await;
     let built = match result {
         Ok(built) => Built { cache_bytes, ..built },
         Err(error) => return Err(error.noted(|failure| failure.cache_bytes = cache_bytes)),
