@@ -9,6 +9,7 @@ mod engine;
 mod memory;
 mod mounts;
 mod peer;
+mod share;
 mod timeline;
 
 use std::env;
@@ -25,7 +26,8 @@ use crate::process::{output, run as run_command};
 use crate::{images, install};
 
 /// What can be measured, in the order in which it is.
-const NAMES: [&str; 8] = ["steps", "mounts", "rebuild", "emulation", "gzip", "apply", "seed", "memory"];
+const NAMES: [&str; 9] =
+    ["steps", "mounts", "rebuild", "share", "emulation", "gzip", "apply", "seed", "memory"];
 
 /// What every measurement works with.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
             "mounts" => mounts::mounts(&bench),
             "rebuild" => engine::rebuild(&bench),
             "emulation" => emulation::emulation(&bench),
+            "share" => share::share(&bench),
             "gzip" => bench.gzip(),
             "apply" => apply::apply(&bench),
             "seed" => apply::seed(&bench),

@@ -78,7 +78,8 @@ impl Peer {
         Ok(())
     }
 
-    fn control(&self) -> Command {
+    /// `buildctl`, told of the daemon.
+    pub(super) fn control(&self) -> Command {
         let mut command = Command::new(&self.buildctl);
         command.args(["--addr", &self.address]);
         command
