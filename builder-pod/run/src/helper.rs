@@ -127,8 +127,11 @@ fn conclude(request: &Request, reports: &[u8]) -> Report {
             Report::Stubs(stubs) => Some(stubs),
             _ => None,
         });
-        let block = init::block(&request.spec);
-        stubs.for_each(|stubs: &Stubs| stubs.remove(upper, &block));
+        let texts = init::texts(&request.spec);
+        stubs.for_each(|stubs: &Stubs| stubs.remove(upper, &texts));
+        if request.spec.certificates.is_some() {
+            init::remove_links(upper);
+        }
     }
     let told = reports.into_iter().find(|report| !matches!(report, Report::Stubs(_)));
     // Killed before it could tell: by us, by somebody outside, or for want of memory.

@@ -133,6 +133,15 @@ fn a_bundle_that_the_step_writes_is_kept_without_ours() {
     let renews = format!("cd /etc/ssl/certs && echo NEW >x && chmod 644 x && mv x {bundle}");
     for (script, expected) in [
         (renews, "NEW\n"),
+        (
+            format!(
+                "cd /etc/ssl/certs && cp {bundle} old && grep -q OURS /usr/local/share/ca-certificates/*.crt && \
+                 ln -s /usr/local/share/ca-certificates/lapstrake.crt lapstrake.pem && ln -s lapstrake.pem 1234.0 && \
+                 rm old && {{ echo NEW; cat /usr/local/share/ca-certificates/*.crt; echo END; }} >x && mv x {bundle} && \
+                 grep -q OURS {bundle}"
+            ),
+            "NEW\nEND\n",
+        ),
         (format!("echo MORE >>{bundle}"), "-- USUAL --MORE\n"),
         (format!("chmod 600 {bundle}"), "-- USUAL --"),
         (format!("mv {bundle} /moved; ln -s /moved {bundle}"), "link"),

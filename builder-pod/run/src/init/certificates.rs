@@ -29,6 +29,11 @@ const BUNDLES: [&str; 6] = [
 const WHOLE: &str = "/run/lapstrake/ca-certificates.crt";
 /// Ours alone.
 const EXTRA: &str = "/run/lapstrake/extra-ca-certificates.crt";
+/// Ours once more, where Debian's and Alpine's `update-ca-certificates` look for those of the machine: a bundle that
+/// a step writes anew has them then, for the rest of the step.
+const LOCAL: &str = "/usr/local/share/ca-certificates/lapstrake.crt";
+/// Where that program makes links to it.
+const LINKS: &str = "etc/ssl/certs";
 
 /// Variables that name a file in place of the usual ones.
 const IN_PLACE: [&str; 6] = [
@@ -51,9 +56,36 @@ pub(crate) fn block(spec: &StepSpec) -> Vec<u8> {
     format!("\n# Shown to this step only; no part of the image.\n{text}\n").into_bytes()
 }
 
+/// What may be in a bundle after the step and is not the image's: the block, and what a program put there itself.
+pub(crate) fn texts(spec: &StepSpec) -> Vec<Vec<u8>> {
+    match &spec.certificates {
+        None => Vec::new(),
+        Some(_) => vec![block(spec), local(spec)],
+    }
+}
+
+/// Ours, as the file of [`LOCAL`] has them.
+fn local(spec: &StepSpec) -> Vec<u8> {
+    let extra = spec.certificates.as_ref().map_or("", |certificates| certificates.extra.trim());
+    format!("{extra}\n").into_bytes()
+}
+
+/// Takes links to our file out of an upper directory.
+pub(crate) fn remove_links(upper: &Path) {
+    for entry in std::fs::read_dir(upper.join(LINKS)).into_iter().flatten().flatten() {
+        let ours = std::fs::read_link(entry.path()).is_ok_and(|target| {
+            let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            matches!(name.as_str(), "lapstrake.crt" | "lapstrake.pem" | "ca-cert-lapstrake.pem")
+        });
+        if ours {
+            std::fs::remove_file(entry.path()).ok(); // A dead link is a blemish, not a failure.
+        }
+    }
+}
+
 /// Files of our own that need a place.
 pub(super) fn files(spec: &StepSpec) -> impl Iterator<Item = &'static str> {
-    let shown = if spec.certificates.is_some() { &[WHOLE, EXTRA][..] } else { &[] };
+    let shown = if spec.certificates.is_some() { &[WHOLE, EXTRA, LOCAL][..] } else { &[] };
     shown.iter().map(|path| path.trim_start_matches('/'))
 }
 
@@ -73,6 +105,8 @@ pub(super) fn show(
         env.extend(IN_PLACE.iter().map(|name| (*name, WHOLE)));
     }
     show_file("ca-extra", certificates.extra.as_bytes(), EXTRA, scratch, places)?;
+    // Where the image has something else at that place, there is no such program.
+    show_file("ca-local", &local(spec), LOCAL, scratch, places).ok();
     Ok(env)
 }
 

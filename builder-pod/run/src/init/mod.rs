@@ -25,7 +25,7 @@ use lapstrake_sys::{Context, Errno};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 
-pub(crate) use certificates::block;
+pub(crate) use certificates::{remove_links, texts};
 pub(crate) use stubs::Stubs;
 
 use crate::emulation::Keeper;

@@ -255,8 +255,9 @@ fn device(fd: BorrowedFd<'_>) -> Result<u64> {
 impl Stubs {
     /// Takes stubs out of the upper directory again, with what was copied up for them.
     ///
-    /// What the step itself put there or changed stays. `block` is what was put behind files.
-    pub(crate) fn remove(&self, upper: &Path, block: &[u8]) {
+    /// What the step itself put there or changed stays. `texts` is what does not belong into the files that
+    /// something was put behind.
+    pub(crate) fn remove(&self, upper: &Path, texts: &[Vec<u8>]) {
         let untouched: Vec<_> = self
             .above
             .iter()
@@ -267,7 +268,7 @@ impl Stubs {
             .collect();
         for file in &self.longer {
             let made = self.made.iter().any(|made| made.path == file.path);
-            file.shorten(&upper.join(&file.path), block, made).ok(); // As with stubs, see below.
+            file.shorten(&upper.join(&file.path), texts, made).ok(); // As with stubs, see below.
         }
         for made in self.made.iter().rev() {
             let path = upper.join(&made.path);
@@ -285,20 +286,19 @@ impl Stubs {
 }
 
 impl Longer {
-    /// Takes `block` out of the file again, wherever in it the step has moved it. A file that the step left
-    /// alone goes from the upper directory, so that the image's own is seen again.
-    ///
-    /// One that the step has replaced (a package's script writes it anew) does not have the block.
-    fn shorten(&self, path: &Path, block: &[u8], made: bool) -> std::io::Result<()> {
+    /// Takes `texts` out of the file again, wherever in it the step has moved them or, where it has written the file
+    /// anew, put them itself. A file that the step left alone goes from the upper directory, so that the image's own
+    /// is seen again.
+    fn shorten(&self, path: &Path, texts: &[Vec<u8>], made: bool) -> std::io::Result<()> {
         let before = std::fs::symlink_metadata(path)?;
-        if !before.is_file() || block.is_empty() {
+        if !before.is_file() {
             return Ok(());
         }
         if !made && (before.ctime(), before.ctime_nsec()) == self.ctime_after {
             return std::fs::remove_file(path);
         }
         let contents = std::fs::read(path)?;
-        let rest = without(&contents, block);
+        let rest = texts.iter().fold(contents.clone(), |rest, text| without(&rest, text));
         if rest.len() == contents.len() {
             return Ok(());
         }
@@ -316,10 +316,13 @@ impl Longer {
 
 /// `bytes` without `block`, however often it is in there.
 fn without(bytes: &[u8], block: &[u8]) -> Vec<u8> {
+    if block.trim_ascii().is_empty() {
+        return bytes.to_vec();
+    }
     let mut rest = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(tail) = bytes.get(at..).filter(|tail| !tail.is_empty()) {
-        // The block begins with a line's end: what does not can be passed at once.
+        // What does not begin as the block does can be passed at once.
         if tail.starts_with(block) {
             at += block.len();
             continue;
