@@ -28,8 +28,8 @@ impl Arm {
     fn new(setting: Setting) -> Self {
         let bench = Bench::new(setting);
         let root = bench.path("arm64");
-        std::fs::create_dir(&root).unwrap();
-        debian::root_at("arm64", &root).unwrap();
+        std::fs::create_dir(&root).expect("a directory");
+        debian::root_at("arm64", &root).expect("a root");
         bench.own(&root);
         Self { bench, root }
     }
