@@ -56,7 +56,7 @@ pub enum Kind {
     /// A cache.
     Cache {
         /// Its config.
-        config: Descriptor,
+        config: Box<Descriptor>,
         /// Its layers, in no order.
         layers: Vec<Descriptor>,
     },
@@ -70,14 +70,14 @@ pub enum Kind {
 pub fn kind(document: Document) -> Kind {
     match document {
         Document::Manifest(manifest) if manifest.config.media_type == CONFIG_MEDIA_TYPE => {
-            Kind::Cache { config: manifest.config, layers: manifest.layers }
+            Kind::Cache { config: Box::new(manifest.config), layers: manifest.layers }
         }
         Document::Manifest(manifest) => Kind::Image(Box::new(manifest)),
         Document::Index(index) => {
             let (mut configs, layers): (Vec<_>, Vec<_>) =
                 index.manifests.into_iter().partition(|entry| entry.media_type == CONFIG_MEDIA_TYPE);
             match configs.pop() {
-                Some(config) => Kind::Cache { config, layers },
+                Some(config) => Kind::Cache { config: Box::new(config), layers },
                 None => Kind::Images(layers),
             }
         }
@@ -96,7 +96,7 @@ mod tests {
         for (image_manifest, oci) in [(true, true), (false, true), (false, false)] {
             let (bytes, media_type) = Form { image_manifest, oci }.write(b"{}", &layers).unwrap();
             let document = Document::parse(&bytes, media_type).unwrap();
-            let config = Descriptor::of(CONFIG_MEDIA_TYPE, b"{}");
+            let config = Box::new(Descriptor::of(CONFIG_MEDIA_TYPE, b"{}"));
             assert_eq!(kind(document), Kind::Cache { config, layers: layers.clone() });
         }
         assert!(matches!(Form { image_manifest: true, oci: false }.write(b"{}", &layers), Err(Error::Form)));

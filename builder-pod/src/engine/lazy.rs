@@ -21,12 +21,14 @@ impl Turns {
     }
 }
 
+/// What moves, bytes so far, bytes in all.
+type Status = dyn Fn(&str, u64, u64) + Send + Sync;
+
 /// Who is told of a fetch, and who may end it.
 #[derive(Clone)]
 pub(crate) struct Watch {
     pub(super) cancel: CancellationToken,
-    /// What moves, bytes so far, bytes in all.
-    pub(super) status: Arc<dyn Fn(&str, u64, u64) + Send + Sync>,
+    pub(super) status: Arc<Status>,
 }
 
 impl Watch {
