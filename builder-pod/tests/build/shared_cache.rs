@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lapstrake_testkit::registry::Ask;
+use lapstrake_testkit::registry::{Ask, Auth, Options};
 
 use crate::lab::{Fate, Lab};
 
@@ -225,4 +225,17 @@ fn a_cache_holds_layers_as_the_image_has_them() {
         first,
         "the same image, to the byte"
     );
+}
+
+#[test]
+fn a_registry_that_refuses_is_named_and_fails_only_what_must_be_written() {
+    let lab = Lab::new();
+    let strict = lab.another_registry(Options { auth: Auth::basic("alice", "right"), ..Options::default() });
+    let cache = format!("{}/cache:1", strict.host());
+    let dir = lab.dockerfile("FROM @base\nRUN echo one\n");
+    let built = lab.build(&dir).args(["--cache-from", &cache]).ok();
+    built.says(&["is not used", strict.host().as_str(), "401"]);
+    let failed = lab.build(&dir).args(["--cache-to", &cache]).run();
+    assert_ne!(failed.code, Some(0));
+    failed.says(&[strict.host().as_str(), "401"]);
 }
