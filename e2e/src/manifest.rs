@@ -27,6 +27,13 @@ impl Manifest {
         }))
     }
 
+    /// The default branch of a Git repository, pushed to `image`.
+    pub fn git(name: &str, url: &str, image: &str) -> Self {
+        Self::inline(name, "", image)
+            .set("/spec/source", json!({ "git": { "url": url } }))
+            .set("/spec/dockerfile", json!({}))
+    }
+
     /// Sets a field by its path, such as `/spec/pod/sandbox`; what is missing on the way is made.
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
@@ -67,6 +74,8 @@ const BASES: &[(&str, &str)] = &[
     ("hello", "busybox:1"),
     ("multi-stage", "busybox:1"),
     ("git", "busybox:1"),
+    ("follow", "busybox:1"),
+    ("results", "busybox:1"),
     ("go", "golang:1"),
     ("rust", "rust:1"),
     ("python", "python:3"),
