@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::annotations::{Annotations, Place};
 use crate::error::BuildError;
-use crate::options::{BuildOptions, Context, Image, Output};
+use crate::options::{BuildOptions, Context, FromSource, Image, Output};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,6 +93,7 @@ struct Arg {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct OutputSpec {
     image: String,
     #[serde(default)]
@@ -101,6 +102,11 @@ struct OutputSpec {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    additional_images: Vec<String>,
+    #[serde(default)]
+    source_metadata: bool,
+    timestamp: Option<String>,
 }
 
 /// Reads the manifest at `path`.
@@ -133,6 +139,12 @@ fn parse(text: &str) -> Result<BuildOptions, String> {
         }
     }
     options.labels = spec.output.labels.clone();
+    options.from_source = FromSource {
+        annotations: spec.output.source_metadata,
+        labels: spec.output.source_metadata,
+        epoch: spec.output.timestamp.as_deref() == Some("Commit"),
+    };
+    options.source_date_epoch = spec.output.timestamp.as_deref().and_then(|seconds| seconds.parse().ok());
     let platforms = spec.platforms.iter().enumerate();
     let platform = |(at, text): (usize, &String)| {
         text.parse::<Platform>().map_err(|e| format!("spec.platforms[{at}]: {e}"))
@@ -193,7 +205,16 @@ fn names(output: &OutputSpec) -> Result<Vec<String>, String> {
     if tags.is_empty() {
         tags.push("latest");
     }
-    Ok(tags.iter().map(|tag| format!("{}:{tag}", image.name())).collect())
+    let all = |name: String| tags.iter().map(|tag| format!("{name}:{tag}")).collect::<Vec<_>>();
+    let mut names = all(image.name());
+    for text in &output.additional_images {
+        let more: Reference = text.parse().map_err(|e| format!("spec.output.additionalImages: {e}"))?;
+        match more.tag() {
+            Some(tag) => names.push(format!("{}:{tag}", more.name())),
+            None => names.extend(all(more.name())),
+        }
+    }
+    Ok(names)
 }
 
 #[cfg(test)]
