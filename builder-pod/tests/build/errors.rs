@@ -106,9 +106,6 @@ fn several_mistakes_are_shown_at_once() {
 fn what_is_not_there_yet_is_refused_with_its_place() {
     let lab = Lab::new();
     for (line, what) in [
-        ("RUN --mount=type=cache,target=/c true", "cache"),
-        ("RUN --mount=type=secret,id=s true", "secret"),
-        ("RUN --mount=type=ssh true", "ssh"),
         ("RUN --security=insecure true", "security"),
         ("ADD https://example.com/x /", "ADD"),
         ("ADD https://example.com/x.git /", "ADD"),
@@ -170,7 +167,7 @@ fn mistakes_on_the_command_line_exit_with_2() {
     for args in [
         &["-t", "Not A Name"][..],
         &["--output", "type=floppy"],
-        &["--platform", "linux/amd64,linux/arm64"],
+        &["--platform", "linux/amd64,linux/arm64/v8/more"],
         &["--push"],
         &["--no-such-flag"],
     ] {
@@ -230,9 +227,9 @@ fn a_long_script_does_not_flood_the_message() {
 }
 
 #[test]
-fn a_step_for_another_platform_says_that_it_can_not_run() {
+fn programs_of_this_machine_run_in_an_image_for_another_platform() {
+    // As BuildKit has it: the kernel looks at the program, not at what the image says of itself.
     let lab = Lab::new();
     let (code, text) = plain(&lab, &lab.dockerfile("FROM @base\nRUN true\n"), &["--platform", "linux/arm64"]);
-    assert_eq!(code, Some(10), "{text}");
-    says(&text, &["linux/arm64", "linux/amd64", "not supported yet", "Dockerfile:2"]);
+    assert_eq!(code, Some(0), "{text}");
 }
