@@ -46,6 +46,9 @@ fn usual(method: &str, path: &str) -> (u16, Value) {
     match (method, path.rsplit('/').next().unwrap_or_default()) {
         ("GET", "web") | ("PATCH", "status") => (200, serde_json::to_value(build()).unwrap()),
         ("GET", "shop") => (200, meta("shop")),
+        ("GET", "default") => {
+            (200, json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } }))
+        }
         ("GET", "pods") => (200, list("PodList")),
         ("GET", "configmaps" | "persistentvolumeclaims") => (
             200,
