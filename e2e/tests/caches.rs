@@ -63,6 +63,7 @@ fn downloads_only_what_is_new(case: &Case) {
 }
 
 #[test]
+#[ignore = "written, but not yet seen to pass on a node"]
 fn pip() {
     downloads_only_what_is_new(&Case {
         name: "pip",
@@ -81,6 +82,7 @@ fn pip() {
 }
 
 #[test]
+#[ignore = "written, but not yet seen to pass on a node"]
 fn go() {
     downloads_only_what_is_new(&Case {
         name: "go",
@@ -102,6 +104,7 @@ fn go() {
 }
 
 #[test]
+#[ignore = "written, but not yet seen to pass on a node"]
 fn apt() {
     downloads_only_what_is_new(&Case {
         name: "apt",
