@@ -17,6 +17,7 @@ mod parallel;
 mod peer;
 mod platforms;
 mod pod;
+mod private_source;
 mod registry;
 mod results;
 mod room;
