@@ -174,7 +174,8 @@ fn ran_by_peer(text: &str) -> Vec<String> {
     let mut cached = BTreeSet::new();
     for line in text.lines() {
         let Some((number, rest)) = line.split_once(' ') else { continue };
-        if rest == "CACHED" {
+        // A hit whose layers are fetched for an output ends as DONE, with what it unpacked before that.
+        if rest == "CACHED" || rest.starts_with("extracting sha256:") {
             cached.insert(number.to_owned());
         } else if rest.starts_with('[') && !rest.starts_with("[internal]") && !rest.contains("] FROM ") {
             names.push((number.to_owned(), rest.to_owned()));
