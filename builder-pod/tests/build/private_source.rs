@@ -176,7 +176,6 @@ fn sshd(dir: &Path) -> (Sshd, u16) {
 }
 
 #[test]
-#[ignore = "needs a real sshd (openssh-server, or LAPSTRAKE_SSHD): run with --ignored"]
 fn a_private_repository_over_ssh_needs_its_key_and_a_host_that_is_known() {
     let lab = Lab::new();
     let bare = repository(&lab);
