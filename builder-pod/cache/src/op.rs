@@ -287,8 +287,8 @@ fn reads_contents(mount: &pb::Mount) -> bool {
     safe && wanted
 }
 
-/// Go's `path.Join("/", path)`.
-fn absolute(path: &str) -> String {
+/// Go's `path.Join("/", path)`: absolute, without `.`, `..` and doubled slashes.
+pub fn absolute(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

@@ -71,8 +71,12 @@ pub(super) fn selectors(vertex: &Vertex, input: usize) -> Result<Vec<Selector>, 
     let input = input as i64;
     match &vertex.op {
         pb::op::Op::Exec(exec) => {
-            let paths =
-                exec.mounts.iter().filter(|m| m.input == input).map(|m| rooted(&m.selector)).collect();
+            let paths = exec
+                .mounts
+                .iter()
+                .filter(|m| m.input == input)
+                .map(|m| lapstrake_cache::op::absolute(&m.selector))
+                .collect();
             let paths = without_nested(paths);
             if paths.iter().any(|path| path == "/") {
                 return Ok(vec![Selector::default()]);
@@ -147,21 +151,6 @@ fn without_nested(mut paths: Vec<String>) -> Vec<String> {
     let all = paths.clone();
     paths.retain(|path| !all.iter().any(|dir| dir != path && below(path, dir)));
     paths
-}
-
-/// Go's `path.Join("/", path)`.
-fn rooted(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }
 
 /// The digest of several contents together, as BuildKit joins them.
