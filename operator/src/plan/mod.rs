@@ -11,6 +11,7 @@ pub(crate) mod inputs;
 mod objects;
 mod pod;
 mod request;
+mod room;
 mod run;
 mod status;
 mod waiting;

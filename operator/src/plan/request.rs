@@ -64,7 +64,7 @@ pub(crate) fn request(
         cache_from: Vec::new(),
         cache_to: Vec::new(),
         state_dir: paths::STATE_DIR.to_owned(),
-        cache_max_bytes: None,
+        cache_max_bytes: crate::plan::room::cache_max_bytes(build, settings),
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
         docker_configs_optional: Vec::new(),
         docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
