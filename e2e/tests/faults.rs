@@ -61,7 +61,7 @@ fn a_syntax_error_is_told_with_file_line_and_column() {
 #[test]
 fn what_is_not_supported_yet_is_said_so_with_its_place() {
     run("unsupported", async |test| {
-        let manifest = test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN --mount=type=secret,id=a true\n");
+        let manifest = test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN --security=insecure true\n");
         let build = test.fails(&manifest, Reason::NotSupported).await?;
         assert_eq!(failure(&build)?.line, Some(3));
         has(message(&build), &["Dockerfile:3"]);
