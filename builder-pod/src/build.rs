@@ -466,8 +466,7 @@ fn base_images<'a>(bases: impl Iterator<Item = &'a Arc<Resolved>>) -> Vec<BaseIm
     let mut seen: Vec<BaseImage> = Vec::new();
     for base in bases {
         let name = plain_name(&base.reference);
-        let pinned = base.reference.digest().is_some();
-        let image = BaseImage { name, digest: base.digest.to_string(), pinned };
+        let image = BaseImage { name, digest: base.digest.to_string(), pinned: base.pinned };
         if !seen.contains(&image) {
             seen.push(image);
         }

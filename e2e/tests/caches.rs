@@ -69,8 +69,9 @@ fn pip() {
         name: "pip",
         base: "python:3",
         dockerfile: "ARG BASE\nFROM ${BASE}\nCOPY requirements.txt /\n\
-             RUN --mount=type=cache,target=/cache/pip PIP_CACHE_DIR=/cache/pip python3 -m pip install \
-             --progress-bar=off --target /lib-python -r /requirements.txt\n\
+             RUN --mount=type=cache,target=/cache/pip \
+             python3 -m pip download --progress-bar=off --dest /cache/pip -r /requirements.txt && \
+             python3 -m pip install --no-index --find-links /cache/pip --target /lib-python -r /requirements.txt\n\
              CMD [\"sh\", \"-c\", \"if ls /cache/pip/* 2>/dev/null; then echo cache: full; else echo cache: empty; fi\"]\n",
         lock: [
             ("requirements.txt", "cowsay==6.1\n"),

@@ -74,13 +74,15 @@ async fn reporters(test: &Test, namespace: &str) -> Result<Vec<String>> {
 
 fn may(test: &Test, verb: &str, resource: &str, namespace: &str) -> Result<bool> {
     // `kubectl auth can-i` ends with 1 when it says no, so the review itself is asked for.
+    // A rule that names its object says yes only where the object is named.
+    let name = if resource == "namespaces" { namespace } else { "" };
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
         "spec": {
             "user": format!("system:serviceaccount:{}:{ONLY_HERE}-lapstrake", test.namespace),
             "groups": ["system:serviceaccounts", "system:authenticated"],
             "resourceAttributes": {
-                "verb": verb, "namespace": namespace,
+                "verb": verb, "namespace": namespace, "name": name,
                 "group": if resource == "imagebuilds" { "lapstrake.dev" } else { "" }, "resource": resource,
             },
         },

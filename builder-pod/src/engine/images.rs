@@ -31,6 +31,8 @@ pub(crate) struct Resolved {
     pub(crate) reference: Reference,
     /// What the name stood for: index or manifest.
     pub(crate) digest: Digest,
+    /// The name had the digest in it, so that it always stands for the same.
+    pub(crate) pinned: bool,
     /// The platform's manifest.
     pub(crate) manifest: Manifest,
     /// Its config.
@@ -108,7 +110,10 @@ impl Images {
             return Err(BuildError::new(Reason::ImageNotFound, message));
         }
         // Remember what the digest means, under the names that later steps use.
-        let resolved = Arc::new(Resolved { reference: pinned.clone(), digest, manifest, config });
+        let named_by_digest = reference.digest().is_some();
+        let resolved =
+            Resolved { reference: pinned.clone(), digest, pinned: named_by_digest, manifest, config };
+        let resolved = Arc::new(resolved);
         if pinned != *reference {
             let cell = Arc::new(OnceCell::new_with(Some(Arc::clone(&resolved))));
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -53,6 +53,7 @@ fn a_success_tells_digest_bases_steps_and_times() {
     let (_, _, digest) = lab.registry.storage().manifest("pod", "1").unwrap();
     assert_eq!(success["digest"], digest.to_string());
     assert_eq!(success["baseImages"][0]["name"], lab.base());
+    assert_ne!(success["baseImages"][0]["pinned"], true, "a tag may move");
     assert_eq!((&success["steps"], &success["cachedSteps"]), (&json!(2), &json!(0)), "{outcome}");
     assert_eq!(success["platform"], "linux/amd64");
     assert!(success["cacheBytes"].as_u64().unwrap() > 100_000, "{outcome}");
