@@ -63,7 +63,6 @@ fn downloads_only_what_is_new(case: &Case) {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn pip() {
     downloads_only_what_is_new(&Case {
         name: "pip",
@@ -83,7 +82,6 @@ fn pip() {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn go() {
     downloads_only_what_is_new(&Case {
         name: "go",
@@ -105,7 +103,6 @@ fn go() {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn apt() {
     downloads_only_what_is_new(&Case {
         name: "apt",

@@ -146,7 +146,6 @@ async fn beside_each_other(test: &Test) -> Result<()> {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn a_namespace_has_an_operator_of_its_own_with_nothing_but_roles() {
     run("chart", async |test| beside_each_other(test).await);
 }

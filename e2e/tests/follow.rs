@@ -12,7 +12,6 @@ fn why(build: &ImageBuild) -> &str {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn a_commit_starts_a_run_that_builds_it_and_says_what_moved() {
     run("follow", async |test| {
         let server = Server::start(test.cluster).await?;
@@ -46,7 +45,6 @@ fn a_commit_starts_a_run_that_builds_it_and_says_what_moved() {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn a_base_image_starts_a_run_of_what_is_built_upon_it() {
     run("follow-base", async |test| {
         let base = test.manifest("base", "ARG BASE\nFROM ${BASE}\nRUN echo 1 > /version\n");

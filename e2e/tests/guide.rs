@@ -30,7 +30,6 @@ fn builds(text: &str) -> Vec<&str> {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn every_build_of_the_guide_is_taken() {
     run("guide", async |test| {
         let kind = GroupVersionKind::gvk("lapstrake.dev", "v1alpha1", "ImageBuild");
@@ -53,7 +52,6 @@ fn every_build_of_the_guide_is_taken() {
 }
 
 #[test]
-#[ignore = "written, but not yet seen to pass on a node"]
 fn every_page_is_in_the_index_and_every_example_that_it_names_is_there() -> Result<()> {
     let pages = pages()?;
     let index = repository_root().join("docs/guide/README.md");
