@@ -1,6 +1,8 @@
 //! A store that is kept within limits: accounts, collections, kills.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod disk;
+
 use std::collections::{HashMap, HashSet};
 use std::future::Future as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -456,25 +458,10 @@ fn a_collector_killed_at_any_moment_leaves_a_whole_store() {
     assert!(kept > 0, "all was removed each time: the test shows nothing");
 }
 
-/// A small file system that no path leads to; gone when the handle closes.
-fn small_disk(bytes: u64) -> Option<std::os::fd::OwnedFd> {
-    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-    if !rustix::process::geteuid().is_root() {
-        let required = std::env::var("LAPSTRAKE_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|r| r == "userns"), "this test needs root");
-        eprintln!("skipped: needs root");
-        return None;
-    }
-    let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    rustix::mount::fsconfig_set_string(&fs, "size", bytes.to_string()).unwrap();
-    rustix::mount::fsconfig_create(&fs).unwrap();
-    Some(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap())
-}
-
 #[test]
 fn userns_a_full_disk_gets_room_from_what_nobody_needs() {
     use std::os::fd::AsRawFd as _;
-    let Some(disk) = small_disk(16 << 20) else { return };
+    let Some(disk) = disk::small(16 << 20) else { return };
     let root = format!("/proc/self/fd/{}/state", disk.as_raw_fd());
     let store = Store::open(&root).unwrap();
     for seed in 0..4 {

@@ -1,6 +1,8 @@
 //! The store as its users see it, kills included.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod disk;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -199,25 +201,10 @@ fn nobody_else_may_look_into_the_state_directory() {
     assert_eq!(std::fs::metadata(store.root()).unwrap().mode() & 0o077, 0);
 }
 
-/// A small file system that no path leads to; gone when the handle closes.
-fn small_disk(bytes: u64) -> Option<std::os::fd::OwnedFd> {
-    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-    if !rustix::process::geteuid().is_root() {
-        let required = std::env::var("LAPSTRAKE_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|r| r == "userns"), "this test needs root");
-        eprintln!("skipped: needs root");
-        return None;
-    }
-    let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    rustix::mount::fsconfig_set_string(&fs, "size", bytes.to_string()).unwrap();
-    rustix::mount::fsconfig_create(&fs).unwrap();
-    Some(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap())
-}
-
 #[test]
 fn userns_a_full_disk_is_named_leaves_nothing_half_written_and_passes() {
     use std::os::fd::AsRawFd as _;
-    let Some(disk) = small_disk(16 << 20) else { return };
+    let Some(disk) = disk::small(16 << 20) else { return };
     let root = format!("/proc/self/fd/{}/state", disk.as_raw_fd());
     let store = Store::open(&root).unwrap();
     store.put(Table::CACHE, b"before", b"1").unwrap();
