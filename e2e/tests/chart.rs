@@ -2,10 +2,11 @@
 //! operator of its own.
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
-use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, repository_root, run};
+use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, repository_root, run, wait_gone};
 use serde_json::{Value, json};
 
 /// The release that all tests use.
@@ -134,6 +135,9 @@ async fn beside_each_other(test: &Test) -> Result<()> {
     elsewhere.close().await?;
 
     helm(test, &["uninstall", ONLY_HERE, "-n", &test.namespace, "--wait"])?;
+    // Deleted in the background: `--wait` does not wait for what the chart's objects own.
+    let pods: Api<Pod> = Api::namespaced(test.client.clone(), &test.namespace);
+    wait_gone(&pods, &format!("app.kubernetes.io/instance={ONLY_HERE}"), |_| false).await?;
     let kinds = "all,roles,rolebindings,configmaps,serviceaccounts,poddisruptionbudgets";
     assert_eq!(objects(test, ONLY_HERE, kinds, &["--all-namespaces"])?, [""; 0], "nothing is left");
     let place = ["get", "leases,roles,rolebindings,deployments", "-n", &test.namespace, "-o", "name"];
