@@ -23,6 +23,7 @@
 pub mod ast;
 mod diagnostic;
 mod expand;
+mod git;
 mod go;
 mod instruction;
 mod json;

@@ -9,6 +9,7 @@ mod expose;
 mod mount;
 mod name;
 mod path;
+mod remote;
 mod run;
 mod signal;
 mod stage;
@@ -20,6 +21,7 @@ use lapstrake_llb::pb;
 use lapstrake_oci::ImageConfig;
 
 pub(crate) use mount::fields as mount_fields;
+pub(crate) use path::clean as clean_path;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::options::{MainContext, Options};

@@ -198,6 +198,8 @@ pub struct Capabilities {
     pub host_network: bool,
     /// `ADD https://…`.
     pub http_sources: bool,
+    /// `ADD` of a Git repository.
+    pub git_sources: bool,
     /// Merge operations, for `COPY --link`; without them it is a plain copy of the same outcome.
     pub merge: bool,
 }
@@ -211,6 +213,7 @@ impl Capabilities {
         insecure: true,
         host_network: true,
         http_sources: true,
+        git_sources: true,
         merge: true,
     };
 }

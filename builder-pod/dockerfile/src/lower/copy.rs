@@ -9,6 +9,7 @@ use crate::lower::chmod::{self, Mode};
 use crate::lower::draft::{CONTEXT, DraftOutput, Inputs, NO_INPUT, NO_OUTPUT, named, operation};
 use crate::lower::name::shown;
 use crate::lower::path;
+use crate::lower::remote::{check_checksum, http_name, is_git, is_http};
 use crate::lower::stage::{At, Current, Lower, Lowering};
 
 /// An instruction with its variables put in.
@@ -85,8 +86,11 @@ impl Lowering<'_> {
             }
             let mut action = self.copy_action(copy, expanded, word, add)?;
             action.exclude_patterns.clone_from(&exclude);
-            let secondary = if is_http(&word.text) {
-                Some(self.http_source(current, word, expanded.checksum.as_ref(), at)?)
+            let checksum = expanded.checksum.as_ref();
+            let secondary = if is_git(&word.text) {
+                Some(self.git_source(current, copy, word, checksum, at)?)
+            } else if is_http(&word.text) {
+                Some(self.http_source(current, word, checksum, at))
             } else {
                 if from.is_none() {
                     self.context_paths.insert(path::join("/", &word.text));
@@ -138,37 +142,12 @@ impl Lowering<'_> {
                     .map_err(|message| Box::new(Diagnostic::error("invalid-chmod", word.span, message)))?,
             ),
         };
-        self.check_checksum(checksum.as_ref(), &sources)?;
+        check_checksum(checksum.as_ref(), &sources)?;
+        let own_layer = copy.link.then_some(chown.as_ref()).flatten();
+        if let Some(word) = own_layer.filter(|word| names_somebody(&word.text)) {
+            return Err(Box::new(named_in_link(word)));
+        }
         Ok(Expanded { sources, dest, chown, chmod, mode, checksum, files })
-    }
-
-    fn check_source(&self, word: &Word, add: bool) -> Lower<()> {
-        let (git, http) = (is_git(&word.text), is_http(&word.text));
-        let error = |code, message: &str| Err(Box::new(Diagnostic::error(code, word.span, message)));
-        match (git, http, add) {
-            (true, _, false) => error("git-in-copy", "source can't be a git ref for COPY"),
-            (_, true, false) => error("url-in-copy", "source can't be a URL for COPY"),
-            (true, _, true) => Err(Box::new(Diagnostic::not_yet(word.span, "ADD from a git repository"))),
-            (_, true, true) if !self.plan.options.capabilities.http_sources => {
-                let finding = Diagnostic::not_yet(word.span, "ADD from a URL");
-                Err(Box::new(finding.help("fetch it in a RUN step")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_checksum(&self, checksum: Option<&Word>, sources: &[Word]) -> Lower<()> {
-        let Some(checksum) = checksum else { return Ok(()) };
-        let error =
-            |message: &str| Err(Box::new(Diagnostic::error("invalid-checksum", checksum.span, message)));
-        match sources {
-            [source] if is_http(&source.text) => match checksum.text.parse::<lapstrake_oci::Digest>() {
-                Ok(_) => Ok(()),
-                Err(why) => error(&why.to_string()),
-            },
-            [_] => error("checksum requires HTTP(S) or Git sources"),
-            _ => error("checksum can't be specified for multiple sources"),
-        }
     }
 
     fn copy_action(
@@ -178,6 +157,9 @@ impl Lowering<'_> {
         word: &Word,
         add: bool,
     ) -> Lower<pb::FileActionCopy> {
+        if is_git(&word.text) {
+            return Ok(base_action(expanded, "/".to_owned()));
+        }
         if is_http(&word.text) {
             let action = base_action(expanded, path::join("/", &http_name(&word.text)));
             let attempt_unpack_docker_compatibility = copy.unpack.unwrap_or(false);
@@ -204,26 +186,6 @@ impl Lowering<'_> {
             allow_empty_wildcard: true,
             ..base_action(expanded, source)
         })
-    }
-
-    fn http_source(
-        &mut self,
-        current: &mut Current,
-        word: &Word,
-        checksum: Option<&Word>,
-        at: &At<'_>,
-    ) -> Lower<DraftOutput> {
-        let mut attrs = std::collections::BTreeMap::new();
-        if let Some(checksum) = checksum {
-            attrs.insert("http.checksum".to_owned(), checksum.text.clone());
-        }
-        attrs.insert("http.filename".to_owned(), http_name(&word.text));
-        let source = pb::SourceOp { identifier: word.text.clone(), attrs };
-        let op = operation(pb::op::Op::Source(source), None);
-        let shown = shown(at.text(), &self.lexer(), &current.state.env);
-        let mut counter = current.counter.clone();
-        let name = counter.next(&shown, &current.state.platform, Some(&current.state.env), at.step.trigger);
-        Ok(self.graph.add(op, Vec::new(), named(&name), None))
     }
 
     fn merge(
@@ -327,6 +289,24 @@ fn owner(text: &str, own: i64) -> pb::ChownOpt {
     }
 }
 
+/// Whether an owner is given by name.
+fn names_somebody(text: &str) -> bool {
+    let by_name = |user: &Option<pb::UserOpt>| {
+        user.as_ref().is_some_and(|user| matches!(user.user, Some(pb::user_opt::User::ByName(_))))
+    };
+    let owner = owner(text, NO_INPUT);
+    by_name(&owner.user) || by_name(&owner.group)
+}
+
+fn named_in_link(word: &Word) -> Diagnostic {
+    let message = format!(
+        "--chown={}: user and group names can't be resolved when used with --link, use numeric uid[:gid] instead",
+        word.text
+    );
+    Diagnostic::error("chown-in-link", word.span, message)
+        .note("a linked layer is made without the files below it, and so without /etc/passwd and /etc/group")
+}
+
 fn history(copy: &Copy, expanded: &Expanded, add: bool) -> String {
     let mut out = String::from(if add { "ADD" } else { "COPY" });
     if copy.parents.is_some() {
@@ -357,33 +337,4 @@ fn has_wildcard(path: &str) -> bool {
         }
     }
     false
-}
-
-fn is_http(text: &str) -> bool {
-    (text.starts_with("http://") || text.starts_with("https://")) && !is_git(text)
-}
-
-/// Addresses that `ADD` takes for git repositories.
-fn is_git(text: &str) -> bool {
-    let bare = text.split(['#', '?']).next().unwrap_or("");
-    if text.starts_with("http://") || text.starts_with("https://") {
-        return bare.ends_with(".git");
-    }
-    if text.starts_with("git://") || text.starts_with("ssh://") {
-        return true;
-    }
-    // user@host:path
-    let Some((user, rest)) = bare.split_once('@') else { return false };
-    let name = |text: &str| {
-        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-    };
-    rest.split_once(':').is_some_and(|(host, path)| name(user) && name(host) && !path.is_empty())
-}
-
-/// The name of a downloaded file: the last part of the address' path.
-fn http_name(url: &str) -> String {
-    let path = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let path = path.split(['?', '#']).next().unwrap_or("");
-    let last = path.split_once('/').map_or("", |(_, path)| path::base(path));
-    if last.is_empty() { "__unnamed__".to_owned() } else { last.to_owned() }
 }

@@ -136,7 +136,7 @@ impl Lowering<'_> {
         if let Some(summary) = line.summary.as_ref().filter(|_| !run.heredocs.is_empty()) {
             text.push_str(&format!(" ({summary})"));
         }
-        let lexer = Lexer { raw_quotes: true, keep_unset: true, ..self.lexer() };
+        let lexer = Lexer { raw_quotes: true, raw_escapes: true, keep_unset: true, ..self.lexer() };
         let secrets = mounts.iter().filter_map(|m| m.secret_env.as_ref()).map(|s| s.name.as_str()).collect();
         let Current { state, counter, .. } = current;
         let text = shown(&text, &lexer, &Masked { env: &state.env, secrets });

@@ -1,5 +1,5 @@
-// Records what BuildKit makes of the cases: run it in a checkout of github.com/moby/buildkit
-// (cases were recorded with commit 73ed6825c4b7) on the Dockerfile of each case that it accepts:
+// Records what BuildKit makes of the cases: run it where github.com/moby/buildkit is a dependency
+// (cases were recorded with v0.34.2) on the Dockerfile of each case that it accepts:
 //
 //	go run ./record .../tests/cases/*/Dockerfile > .../tests/buildkit.txt
 //
