@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::limits::{ERRORS_MAX, MESSAGE_BYTES_MAX, WARNINGS_MAX};
 use crate::render::{self, Style};
+use crate::sarif;
 use crate::source::{Position, Source, Span};
 
 /// How bad a finding is.
@@ -53,14 +54,16 @@ pub struct Diagnostic {
     pub note: Option<String>,
     /// How to get out of it.
     pub help: Option<String>,
+    /// First and last line of the instruction that it is about, where a rule found it.
+    pub lines: Option<(u32, u32)>,
 }
 
 impl Diagnostic {
     /// An error at `span`.
     pub(crate) fn error(code: &'static str, span: Span, message: impl Into<String>) -> Self {
         let message = cut(message.into());
-        let (label, also, note, help) = (String::new(), Vec::new(), None, None);
-        Self { severity: Severity::Error, code, message, span, label, also, note, help }
+        let (label, also, note, help, lines) = (String::new(), Vec::new(), None, None, None);
+        Self { severity: Severity::Error, code, message, span, label, also, note, help, lines }
     }
 
     /// A warning at `span`.
@@ -177,8 +180,25 @@ impl Diagnostics {
         render::json(&self.source, &self.items)
     }
 
+    /// All findings as a SARIF 2.1.0 log, for code hosts and editors.
+    pub fn to_sarif(&self) -> serde_json::Value {
+        sarif::log(&self.source, &self.items)
+    }
+
     pub(crate) fn extend(&mut self, items: impl IntoIterator<Item = Diagnostic>) {
         self.items.extend(items);
+    }
+
+    /// Without what rules say of a place that has an error anyway.
+    pub(crate) fn without_echoes(mut self) -> Self {
+        let errors = self.items.iter().filter(|finding| finding.severity == Severity::Error);
+        let places: std::collections::BTreeSet<Span> = errors.map(|finding| finding.span).collect();
+        self.items.retain(|finding| {
+            finding.severity == Severity::Error
+                || crate::lint::rule(finding.code).is_none()
+                || !places.contains(&finding.span)
+        });
+        self
     }
 
     /// Puts findings in the order of the file, and keeps at most so many errors and warnings.

@@ -57,6 +57,8 @@ pub(crate) struct Expansion {
     pub(crate) text: String,
     /// Names that were asked for and are not set.
     pub(crate) unset: BTreeSet<String>,
+    /// Names that were asked for and are set.
+    pub(crate) matched: BTreeSet<String>,
 }
 
 /// How texts are read.
@@ -83,7 +85,7 @@ impl Lexer {
     pub(crate) fn word(&self, text: &str, env: &dyn Lookup) -> Result<Expansion, ExpandError> {
         let mut walk = Walk::new(self, text, env);
         let text = walk.until(None, self.raw_escapes, None)?;
-        Ok(Expansion { text, unset: walk.unset })
+        Ok(Expansion { text, unset: walk.unset, matched: walk.matched })
     }
 
     /// Expands `text` and splits the result at whitespace outside quotes.
@@ -134,12 +136,13 @@ struct Walk<'a> {
     raw_escapes: bool,
     depth: usize,
     unset: BTreeSet<String>,
+    matched: BTreeSet<String>,
 }
 
 impl<'a> Walk<'a> {
     fn new(lexer: &'a Lexer, text: &'a str, env: &'a dyn Lookup) -> Self {
-        let (raw_escapes, unset) = (lexer.raw_escapes, BTreeSet::new());
-        Self { lexer, rest: text.chars(), env, raw_escapes, depth: 0, unset }
+        let (raw_escapes, unset, matched) = (lexer.raw_escapes, BTreeSet::new(), BTreeSet::new());
+        Self { lexer, rest: text.chars(), env, raw_escapes, depth: 0, unset, matched }
     }
 
     fn peek(&self) -> Option<char> {
@@ -305,8 +308,9 @@ impl<'a> Walk<'a> {
 
     fn lookup(&mut self, name: &str) -> Option<String> {
         let value = self.env.get(name).map(str::to_owned);
-        if value.is_none() && !self.unset.contains(name) {
-            self.unset.insert(name.to_owned());
+        let names = if value.is_none() { &mut self.unset } else { &mut self.matched };
+        if !names.contains(name) {
+            names.insert(name.to_owned());
         }
         value
     }

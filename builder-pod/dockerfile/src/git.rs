@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn what_is_no_repository_is_none() {
-        for text in ["https://h/a", "https://h/a.git/", "ftp://h/a.git", "./a.git", "a b@c:d", "x", "h/a.git"] {
+        for text in ["https://h/a", "https://h/a.git/", "ftp://h/a.git", "./a.git", "a b@c:d", "x", "h/a.git"]
+        {
             assert_eq!(parse(text), None, "{text}");
         }
     }

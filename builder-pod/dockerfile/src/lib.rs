@@ -25,23 +25,28 @@ mod diagnostic;
 mod expand;
 mod git;
 mod go;
+mod inspect;
 mod instruction;
 mod json;
 pub mod limits;
 mod lines;
+pub mod lint;
 mod lower;
 mod options;
 mod parse;
 mod plan;
 mod render;
+mod sarif;
 mod source;
 mod suggest;
 mod words;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Label, Severity};
+pub use inspect::{Outline, OutlineArg, OutlineInput, Target, targets, targets_text};
 pub use lower::{ContextUse, Lowered};
 pub use options::{
-    Capabilities, ExtraHost, MainContext, NamedContext, Network, NoCache, Options, ResolveMode, Ulimit,
+    Capabilities, ContextFacts, ExtraHost, MainContext, NamedContext, Network, NoCache, Options, ResolveMode,
+    Ulimit,
 };
 pub use parse::{Parsed, parse};
 pub use plan::{ImageKey, ImageRequest, Images, Plan, ResolvedImage, plan};

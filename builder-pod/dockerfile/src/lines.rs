@@ -7,6 +7,13 @@ use crate::diagnostic::Diagnostic;
 use crate::limits::LINE_BYTES_MAX;
 use crate::source::{Source, Span};
 
+/// The rule about empty lines.
+const EMPTY_CONTINUATION: &str = "NoEmptyContinuation";
+
+fn lint_help(name: &str) -> Option<String> {
+    crate::lint::rule(name)?.help.map(str::to_owned)
+}
+
 /// An instruction's line with its continuations joined, and the way back to the file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Logical {
@@ -144,14 +151,10 @@ impl<'a> Reader<'a> {
             logical.push(part, line.offset);
         }
         if let Some(span) = empty {
-            self.findings.push(
-                Diagnostic::warning(
-                    "no-empty-continuation",
-                    span,
-                    "empty line inside a continued instruction",
-                )
-                .help("remove the line, or make it a comment"),
-            );
+            let last = logical.lines.1;
+            let mut finding = Diagnostic::warning(EMPTY_CONTINUATION, span, "Empty continuation line");
+            (finding.lines, finding.help) = (Some((last, last)), lint_help(EMPTY_CONTINUATION));
+            self.findings.push(finding);
         }
         logical
     }

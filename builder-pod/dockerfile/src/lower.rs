@@ -6,6 +6,7 @@ mod copy;
 mod draft;
 mod env;
 mod expose;
+mod hints;
 mod mount;
 mod name;
 mod path;
@@ -22,6 +23,7 @@ use lapstrake_oci::ImageConfig;
 
 pub(crate) use mount::fields as mount_fields;
 pub(crate) use path::clean as clean_path;
+pub(crate) use state::State;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::options::{MainContext, Options};
@@ -70,7 +72,10 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
     lowering.run();
     let mut plan_warnings = plan.warnings.clone();
     plan_warnings.extend(crate::plan::unused_args(&plan.declared, &stages, &plan.options));
-    let stage::Lowering { mut findings, states, graph, context_paths, .. } = lowering;
+    let stage::Lowering { mut findings, states, graph, context_paths, lints, .. } = lowering;
+    plan_warnings.extend(lints.0);
+    plan_warnings.extend(crate::lint::check_practice(plan, &stages, &states).0);
+    findings.extend(violation(plan, &plan_warnings));
     // What only follows from another finding is noise beside it.
     if findings.iter().any(|f| f.code != stage::BASE_FAILED) {
         findings.retain(|f| f.code != stage::BASE_FAILED);
@@ -94,6 +99,74 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
     let context = used.then_some(context_use);
     let stages = stages.reachable.iter().filter(|r| **r).count();
     Ok(Lowered { definition, config, context, warnings, stages, steps })
+}
+
+/// What rules and lowering find; what images hold that are not known is not looked at.
+pub(crate) fn findings(plan: &Plan, images: &Images) -> Vec<Diagnostic> {
+    let (stages, found) = crate::plan::with_triggers(plan, images);
+    let mut stages = stages.into_owned();
+    if plan.options.target.as_ref().is_none_or(String::is_empty) {
+        stages.all_count();
+    }
+    let mut lowering = stage::Lowering::new(plan, &stages, images);
+    lowering.lenient = true;
+    lowering.findings.extend(found);
+    lowering.run();
+    let mut all = plan.warnings.clone();
+    all.extend(crate::plan::unused_args(&plan.declared, &stages, &plan.options));
+    let stage::Lowering { findings, lints, states, .. } = lowering;
+    all.extend(lints.0);
+    all.extend(crate::lint::check_practice(plan, &stages, &states).0);
+    all.extend(violation(plan, &all));
+    all.extend(findings.into_iter().filter(|finding| finding.code != stage::BASE_FAILED));
+    all
+}
+
+/// A secret or agent: its id, whether it has to be there, and the lines that ask for it.
+type Input = (String, bool, (u32, u32));
+
+/// What a build can be given.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    /// Arguments of each stage, with their values.
+    pub(crate) args: Vec<Vec<(String, Option<String>)>>,
+    pub(crate) secrets: Vec<Input>,
+    pub(crate) ssh: Vec<Input>,
+}
+
+/// Collects what the steps of the target can be given.
+pub(crate) fn given(plan: &Plan, images: &Images) -> Given {
+    let (stages, _) = crate::plan::with_triggers(plan, images);
+    let mut lowering = stage::Lowering::new(plan, &stages, images);
+    lowering.lenient = true;
+    lowering.run();
+    let args = |state: &Option<State>| state.as_ref().map(|state| state.args.clone()).unwrap_or_default();
+    let mut given = Given { args: lowering.states.iter().map(args).collect(), ..Given::default() };
+    for (exec, lines) in lowering.graph.execs() {
+        for mount in &exec.mounts {
+            if let Some(secret) = &mount.secret_opt {
+                given.secrets.push((secret.id.clone(), !secret.optional, lines));
+            }
+            if let Some(ssh) = &mount.ssh_opt {
+                let id = if ssh.id.is_empty() { "default" } else { &ssh.id };
+                given.ssh.push((id.to_owned(), !ssh.optional, lines));
+            }
+        }
+        let variables = exec.secretenv.iter();
+        given.secrets.extend(variables.map(|secret| (secret.id.clone(), !secret.optional, lines)));
+    }
+    given
+}
+
+/// The error of a file that makes one of what rules find.
+fn violation(plan: &Plan, warnings: &[Diagnostic]) -> Option<Diagnostic> {
+    let names = crate::lint::violated(&plan.control, warnings);
+    if names.is_empty() {
+        return None;
+    }
+    let message = format!("lint violation found for rules: {}", names.join(", "));
+    let finding = Diagnostic::error("lint-violation", plan.control_span, message);
+    Some(finding.note("the file asks for it with check=error=true"))
 }
 
 fn finish_config(plan: &Plan, mut image: ImageConfig) -> ImageConfig {

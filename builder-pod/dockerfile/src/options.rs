@@ -46,6 +46,10 @@ pub struct Options {
     pub cgroup_parent: String,
     /// Prefix of cache mount ids (`BUILDKIT_CACHE_MOUNT_NS`).
     pub cache_namespace: String,
+    /// The lines of the context's ignore file, for the rule about copies of what it leaves out.
+    pub ignore_patterns: Vec<String>,
+    /// What is known of a context in a directory, for the rule about large ones.
+    pub context_facts: Option<ContextFacts>,
     /// What the engine can run.
     pub capabilities: Capabilities,
 }
@@ -72,6 +76,8 @@ impl Default for Options {
             shm_size_bytes: 0,
             cgroup_parent: String::new(),
             cache_namespace: String::new(),
+            ignore_patterns: Vec::new(),
+            context_facts: None,
             capabilities: Capabilities::default(),
         }
     }
@@ -144,6 +150,15 @@ pub enum MainContext {
         /// The name that progress shows.
         name: String,
     },
+}
+
+/// What is known of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextFacts {
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Whether there is an ignore file.
+    pub has_ignore_file: bool,
 }
 
 /// What a name stands for in place of a stage or an image.

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lapstrake_oci::{Digest, ImageConfig, Platform, Reference};
 
-pub(crate) use args::{GlobalArgs, build_arg, unused as unused_args};
+pub(crate) use args::{GlobalArgs, GlobalDecl, build_arg, global as global_args, unused as unused_args};
 pub(crate) use stages::{Base, From, Stage, StageId, Stages, Step};
 pub(crate) use triggers::{note as trigger_note, resolve as with_triggers};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::lint::{self, Control};
 use crate::lower::{self, Lowered};
 use crate::options::Options;
 use crate::parse::Parsed;
@@ -58,6 +59,12 @@ pub struct Plan {
     pub(crate) args: GlobalArgs,
     pub(crate) stages: Stages,
     pub(crate) warnings: Vec<Diagnostic>,
+    /// Which rules report, and where that is said.
+    pub(crate) control: Control,
+    pub(crate) control_span: Span,
+    /// Names of `ARG` instructions before the first `FROM`, and the instructions.
+    pub(crate) global_names: BTreeSet<String>,
+    pub(crate) global_decls: Vec<GlobalDecl>,
     /// Names of `ARG` instructions.
     pub(crate) declared: BTreeSet<String>,
     pub(crate) epoch: Option<i64>,
@@ -65,6 +72,11 @@ pub struct Plan {
 
 /// Picks the stages that the target of `options` needs. Findings of `parsed` that are errors end it.
 pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
+    plan_with_all(parsed, options).map_err(Diagnostics::without_echoes)
+}
+
+/// The same with all that rules find.
+pub(crate) fn plan_with_all(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     let source = parsed.source().clone();
     if parsed.diagnostics.has_errors() {
         return Err(parsed.diagnostics.clone());
@@ -77,15 +89,60 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     findings.extend(found);
     let (stages, found) = stages::collect(&parsed.ast, options, &args);
     findings.extend(found);
-    let warnings: Vec<_> = parsed.diagnostics.iter().cloned().collect();
+    let (control, control_span) = match control(parsed, options) {
+        Ok(found) => found,
+        Err(finding) => {
+            findings.extend([*finding]);
+            (Control::default(), Span::default())
+        }
+    };
+    let reported = |finding: &&Diagnostic| lint::rule(finding.code).is_none_or(|rule| control.reports(rule));
+    let mut warnings: Vec<_> = parsed.diagnostics.iter().filter(reported).cloned().collect();
+    warnings.extend(control.unknown().map(|name| {
+        let message = format!("no rule is called {name}");
+        Diagnostic::warning("unknown-rule", control_span, message).suggest(lint::nearest(name))
+    }));
+    warnings.extend(lint::check_file(parsed, options, &control, &args).0);
     let declared = args::declared(&parsed.ast);
+    let global_decls = args::global_decls(&parsed.ast);
+    let global_names = global_decls.iter().map(|decl| decl.name.clone()).collect();
     if findings.has_errors() {
         findings.extend(warnings);
         findings.extend(args::unused(&declared, &stages, options));
         return Err(findings.finish());
     }
     let escape = parsed.ast.escape;
-    Ok(Plan { source, escape, options: with_special_args(options), args, stages, warnings, declared, epoch })
+    let options = with_special_args(options);
+    Ok(Plan {
+        source,
+        escape,
+        options,
+        args,
+        stages,
+        warnings,
+        control,
+        control_span,
+        global_names,
+        global_decls,
+        declared,
+        epoch,
+    })
+}
+
+/// Which rules report: the `check` directive says it, and the build arg `BUILDKIT_DOCKERFILE_CHECK` instead of it.
+fn control(parsed: &Parsed, options: &Options) -> Result<(Control, Span), Box<Diagnostic>> {
+    let directive = parsed.ast.directives.iter().find(|d| d.name == "check");
+    let (text, span) = match (build_arg(options, "BUILDKIT_DOCKERFILE_CHECK"), directive) {
+        (Some(text), _) => (text, Span::default()),
+        (None, Some(directive)) => (directive.value.split(' ').next().unwrap_or(""), directive.span),
+        (None, None) => return Ok((Control::default(), Span::default())),
+    };
+    let control = Control::parse(text).map_err(|why| {
+        let message = format!("failed to parse check options: {why}");
+        let help = "write skip=Rule,Rule or skip=all, error=true, experimental=Rule, with ; between them";
+        Box::new(Diagnostic::error("invalid-check", span, message).help(help))
+    })?;
+    Ok((control, span))
 }
 
 impl Plan {
@@ -98,6 +155,12 @@ impl Plan {
     /// Lowers to LLB. `images` holds all that [`Plan::images_needed`] named.
     pub fn lower(&self, images: &Images) -> Result<Lowered, Diagnostics> {
         lower::lower(self, images)
+    }
+
+    /// What rules and lowering find in all that the options ask for (every stage, where they name no target). An image
+    /// that is not in `images` may set and hold anything.
+    pub(crate) fn findings(&self, images: &Images) -> Vec<Diagnostic> {
+        lower::findings(self, images)
     }
 
     /// The finding for an image that could not be had, at the place that asks for it.

@@ -27,6 +27,41 @@ pub(crate) fn nearest_in_case<'a>(word: &str, options: impl IntoIterator<Item = 
     Some(if upper { found.to_ascii_uppercase() } else { found.to_ascii_lowercase() })
 }
 
+/// The nearest of `options` to `word` as BuildKit suggests one: at most two edits away in the same case, nothing where
+/// `word` is one of them.
+pub(crate) fn within_two<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let mut best: Option<(usize, &str)> = None;
+    for option in options {
+        if option == word {
+            return None;
+        }
+        let least = best.map_or(EDITS_MAX + 1, |(least, _)| least);
+        match plain_distance(word, option) {
+            Some(edits) if edits < least => best = Some((edits, option)),
+            _ => {}
+        }
+    }
+    best.map(|(_, option)| option)
+}
+
+/// Edit distance without transpositions, `None` where it is above the limit.
+fn plain_distance(a: &str, b: &str) -> Option<usize> {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    if a.len().abs_diff(b.len()) > EDITS_MAX {
+        return None;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    Some(row[b.len()]).filter(|edits| *edits <= EDITS_MAX)
+}
+
 /// Edit distance with transpositions, `None` where it is above the limit or as large as the word itself.
 fn distance(a: &str, b: &str) -> Option<usize> {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
@@ -62,5 +97,8 @@ mod tests {
         assert_eq!(nearest("workdir", options), None);
         assert_eq!(nearest("x", ["y"]), None);
         assert_eq!(nearest("build", ["build"]), None);
+        assert_eq!(within_two("VERSON", ["OTHER", "VERSION"]), Some("VERSION"));
+        assert_eq!(within_two("VERSON", ["VERSION", "VERSON"]), None);
+        assert_eq!(within_two("VRESOIN", ["VERSION"]), None);
     }
 }

@@ -158,7 +158,7 @@ fn builder_settings_can_come_as_build_args() {
 
 #[test]
 fn findings_are_data() {
-    let parsed = parse("sub/Dockerfile", "FROM a\nRUNN x\nMAINTAINER me\n");
+    let parsed = parse("sub/Dockerfile", "FROM a\nRUNN x\nRUN a \\\n\n  b\n");
     let json = parsed.diagnostics.to_json();
     assert_eq!(json[0]["line"], 2);
     assert_eq!(json[0]["length"], 4);

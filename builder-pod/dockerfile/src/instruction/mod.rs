@@ -197,7 +197,7 @@ fn kind(input: &mut Input<'_>) -> Parsed<Kind> {
         "FROM" => Ok(Kind::From(from::parse(input)?)),
         "HEALTHCHECK" => Ok(Kind::Healthcheck(healthcheck::parse(input)?)),
         "LABEL" => Ok(Kind::Label(env::parse(input)?)),
-        "MAINTAINER" => Ok(Kind::Maintainer(simple::maintainer(input)?)),
+        "MAINTAINER" => Ok(Kind::Maintainer(simple::single(input)?)),
         "ONBUILD" => Ok(Kind::Onbuild(onbuild::parse(input)?)),
         "RUN" => Ok(Kind::Run(run::parse(input)?)),
         "SHELL" => Ok(Kind::Shell(command::shell(input)?)),

@@ -5,19 +5,10 @@ use crate::diagnostic::Diagnostic;
 use crate::instruction::flags::Flags;
 use crate::instruction::{Input, Parsed, fail};
 
-/// `STOPSIGNAL`, `USER` and `WORKDIR`: the rest of the line is one argument.
+/// `MAINTAINER`, `STOPSIGNAL`, `USER` and `WORKDIR`: the rest of the line is one argument.
 pub(super) fn single(input: &Input<'_>) -> Parsed<Word> {
     Flags::none(input)?;
     input.one_argument()
-}
-
-pub(super) fn maintainer(input: &mut Input<'_>) -> Parsed<Word> {
-    let word = single(input)?;
-    input.findings.push(
-        Diagnostic::warning("maintainer-deprecated", input.keyword.span, "MAINTAINER is deprecated")
-            .help("write LABEL org.opencontainers.image.authors=…"),
-    );
-    Ok(word)
 }
 
 pub(super) fn expose(input: &Input<'_>) -> Parsed<Vec<Word>> {

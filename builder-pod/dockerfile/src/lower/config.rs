@@ -6,25 +6,28 @@ use crate::ast::{self, Arg, Command, Kind, Pair, Word};
 use crate::diagnostic::Diagnostic;
 use crate::expand::Lookup as _;
 use crate::lower::env::set_in_config;
-use crate::lower::stage::{Current, Lower, Lowering, expansion_error};
+use crate::lower::hints::NOT_ENV;
+use crate::lower::stage::{At, Current, Lower, Lowering, expansion_error};
 use crate::lower::state::State;
 use crate::lower::{expose, signal};
 use crate::plan::build_arg;
 use crate::{go, suggest};
 
-/// Arguments that steer the builder and never reach the environment.
-const NOT_ENV: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
-
 impl Lowering<'_> {
     /// `ARG` in a stage.
-    pub(super) fn arg(&mut self, current: &mut Current, list: &[Arg]) -> Lower<()> {
+    pub(super) fn arg(&mut self, current: &mut Current, at: &At<'_>, list: &[Arg]) -> Lower<()> {
         let mut texts = Vec::new();
         for arg in list {
             let name = &arg.name.text;
             let given = build_arg(&self.plan.options, name).map(str::to_owned);
             let value = match (given, &arg.default) {
                 (Some(given), _) => Some(given),
-                (None, Some(default)) => Some(self.expand(&current.state.env, default)?.text),
+                (None, Some(default)) => {
+                    let text = self.expand(&current.state.env, default)?.text;
+                    // What the value asks for may be the very name that is declared here.
+                    self.report_unset(current, at);
+                    Some(text)
+                }
                 (None, None) => self.plan.args.get(name).map(str::to_owned),
             };
             if let Some(value) = &value
@@ -76,7 +79,7 @@ impl Lowering<'_> {
     }
 
     /// All other instructions.
-    pub(super) fn config(&mut self, current: &mut Current, kind: &Kind) -> Lower<()> {
+    pub(super) fn config(&mut self, current: &mut Current, at: &At<'_>, kind: &Kind) -> Lower<()> {
         let text = match kind {
             Kind::Cmd(command) => cmd(&mut current.state, command),
             Kind::Entrypoint(command) => entrypoint(&mut current.state, command),
@@ -99,7 +102,7 @@ impl Lowering<'_> {
             }
             Kind::Label(list) => self.label(current, list)?,
             Kind::Volume(words) => self.volume(current, words)?,
-            Kind::Expose(words) => self.expose(current, words)?,
+            Kind::Expose(words) => self.expose(current, at, words)?,
             Kind::Stopsignal(word) => self.stop_signal(current, word)?,
             Kind::Onbuild(onbuild) => {
                 current.state.image.config.on_build.push(onbuild.expression.clone());
@@ -136,7 +139,7 @@ impl Lowering<'_> {
         Ok(text)
     }
 
-    fn expose(&mut self, current: &mut Current, words: &[Word]) -> Lower<String> {
+    fn expose(&mut self, current: &mut Current, at: &At<'_>, words: &[Word]) -> Lower<String> {
         let (mut ports, lexer) = (Vec::new(), self.lexer());
         for word in words {
             let texts =
@@ -144,6 +147,7 @@ impl Lowering<'_> {
             for text in texts {
                 let found = expose::ports(&text)
                     .map_err(|message| Box::new(Diagnostic::error("invalid-port", word.span, message)))?;
+                self.check_port(at, &text, word.span);
                 if !self.graph.spend(found.len() * 32) {
                     return Ok(String::new());
                 }

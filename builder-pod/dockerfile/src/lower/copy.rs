@@ -93,6 +93,7 @@ impl Lowering<'_> {
                 Some(self.http_source(current, word, checksum, at))
             } else {
                 if from.is_none() {
+                    self.check_ignored(at, word, add);
                     self.context_paths.insert(path::join("/", &word.text));
                 }
                 source

@@ -89,6 +89,14 @@ impl Graph {
         (index, 0)
     }
 
+    /// All steps, with the lines where they stand first.
+    pub(crate) fn execs(&self) -> impl Iterator<Item = (&pb::ExecOp, (u32, u32))> {
+        self.drafts.iter().filter_map(|draft| match &draft.op.op {
+            Some(pb::op::Op::Exec(exec)) => Some((exec, draft.lines.first().copied().unwrap_or_default())),
+            _ => None,
+        })
+    }
+
     fn reachable(&self, target: Option<DraftOutput>) -> Vec<bool> {
         let mut reachable = vec![false; self.drafts.len()];
         if let Some((target, _)) = target {

@@ -1,5 +1,6 @@
 //! Goes through the stages and their instructions.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use lapstrake_llb::pb;
@@ -7,10 +8,12 @@ use lapstrake_oci::{ContainerConfig, ImageConfig, Reference};
 
 use crate::ast::{Instruction, Kind, Word};
 use crate::diagnostic::Diagnostic;
-use crate::expand::{ExpandError, Lexer, Lookup};
+use crate::expand::{ExpandError, Lexer};
 use crate::limits::DEFINITION_BYTES_MAX;
+use crate::lint::{Control, Findings, Ignored};
 use crate::lower::draft::{DraftOutput, Graph, named, named_command, operation};
 use crate::lower::env::Env;
+use crate::lower::hints::Unset;
 use crate::lower::name::Counter;
 use crate::lower::path;
 use crate::lower::state::State;
@@ -37,6 +40,13 @@ pub(crate) struct Lowering<'a> {
     /// Paths of the context that are read, absolute; `/` is all.
     pub(crate) context_paths: BTreeSet<String>,
     pub(crate) findings: Vec<Diagnostic>,
+    /// What rules found.
+    pub(crate) lints: Findings,
+    /// Variables that the instruction in work asked for and that are not set.
+    pub(crate) unset: Vec<Unset>,
+    pub(crate) ignored: Option<Ignored>,
+    /// Images that are not known may be anything.
+    pub(crate) lenient: bool,
 }
 
 /// A stage in work.
@@ -50,6 +60,10 @@ pub(crate) struct Current {
 pub(crate) struct At<'a> {
     pub(crate) step: &'a Step,
     pub(crate) instruction: &'a Instruction,
+    /// Which rules report about it.
+    pub(crate) control: Cow<'a, Control>,
+    /// Of a trigger, whose text is not in the file: where its stage begins.
+    pub(crate) place: Option<Span>,
 }
 
 impl At<'_> {
@@ -73,6 +87,10 @@ impl<'a> Lowering<'a> {
             states: vec![None; stages.list.len()],
             context_paths: BTreeSet::new(),
             findings: Vec::new(),
+            lints: Findings::default(),
+            unset: Vec::new(),
+            ignored: Ignored::new(&plan.options.ignore_patterns),
+            lenient: false,
         }
     }
 
@@ -110,7 +128,9 @@ impl<'a> Lowering<'a> {
         let mut current = Current { state, counter, ignore_cache };
         inherit(&mut current.state);
         for step in &stage.steps {
-            let at = At { step, instruction: &step.instruction };
+            let instruction = &step.instruction;
+            let control = self.plan.control.merged(&instruction.comments);
+            let at = At { step, instruction, control, place: step.trigger.then_some(stage.image.span) };
             if let Err(finding) = self.instruction(&mut current, &at) {
                 self.findings.push(placed(stage, step, *finding));
             }
@@ -139,6 +159,7 @@ impl<'a> Lowering<'a> {
                 self.graph.spend(state.bytes());
                 state.image.config.on_build.clear();
                 state.cmd_set = false;
+                state.once.clear();
                 Ok(state)
             }
             Base::Image(reference) => self.base_image(stage, reference, counter),
@@ -148,7 +169,12 @@ impl<'a> Lowering<'a> {
     fn base_image(&mut self, stage: &Stage, reference: &Reference, counter: &mut Counter) -> Lower<State> {
         let asked = self.plan.platform_of(stage);
         let key = ImageKey { reference: reference.clone(), platform: asked.clone() };
-        let Some(found) = self.images.get(&key) else { return no_config(reference, stage.image.span) };
+        let found = match self.images.get(&key) {
+            Some(found) => found,
+            None if self.lenient => return Ok(unknown_base(&asked)),
+            None => return no_config(reference, stage.image.span),
+        };
+        self.check_platform(stage, &asked, &found.config);
         let mut image = found.config.clone();
         image.created = None;
         // Triggers run here and are not handed on.
@@ -209,7 +235,11 @@ impl<'a> Lowering<'a> {
             From::Image(reference, span) => {
                 let platform = self.plan.target_platform();
                 let key = ImageKey { reference: reference.clone(), platform: platform.clone() };
-                let Some(found) = self.images.get(&key) else { return no_config(reference, *span) };
+                let found = match self.images.get(&key) {
+                    Some(found) => found,
+                    None if self.lenient => return Ok(None),
+                    None => return no_config(reference, *span),
+                };
                 let image = &found.config;
                 if image.rootfs.diff_ids.is_empty() && image.history.iter().all(|h| h.empty_layer) {
                     return Ok(None);
@@ -230,15 +260,23 @@ impl<'a> Lowering<'a> {
     }
 
     fn instruction(&mut self, current: &mut Current, at: &At<'_>) -> Lower<()> {
+        self.unset.clear();
+        self.look_at(current, at);
+        let done = self.lower_instruction(current, at);
+        self.report_unset(current, at);
+        done
+    }
+
+    fn lower_instruction(&mut self, current: &mut Current, at: &At<'_>) -> Lower<()> {
         match &at.instruction.kind {
             Kind::Add(copy) => self.copy(current, at, copy, true),
             Kind::Copy(copy) => self.copy(current, at, copy, false),
             Kind::Run(run) => self.run_step(current, at, run),
             Kind::Workdir(word) => self.workdir(current, at, word),
-            Kind::Arg(list) => self.arg(current, list),
+            Kind::Arg(list) => self.arg(current, at, list),
             Kind::Env(list) => self.env(current, list),
             Kind::From(_) | Kind::Invalid => Ok(()),
-            other => self.config(current, other),
+            other => self.config(current, at, other),
         }
     }
 
@@ -252,15 +290,27 @@ impl<'a> Lowering<'a> {
         self.expand_with(&self.lexer(), env, word)
     }
 
-    pub(crate) fn expand_with(&mut self, lexer: &Lexer, env: &dyn Lookup, word: &Word) -> Lower<Word> {
-        let text = lexer.word(&word.text, env).map_err(|error| expansion_error(&error, word.span))?.text;
+    pub(crate) fn expand_with(&mut self, lexer: &Lexer, env: &Env, word: &Word) -> Lower<Word> {
+        let expansion = lexer.word(&word.text, env).map_err(|error| expansion_error(&error, word.span))?;
+        for name in expansion.unset {
+            self.unset.push(Unset::new(name, word.span, env));
+        }
+        let text = expansion.text;
         self.graph.spend(text.len());
         Ok(Word { text, span: word.span })
     }
 
     fn workdir(&mut self, current: &mut Current, at: &At<'_>, word: &Word) -> Lower<()> {
         let word = self.expand(&current.state.env, word)?;
+        if !current.state.dir_set && !word.text.starts_with('/') {
+            let message = format!(
+                "Relative workdir {:?} can have unexpected results if the base image changes",
+                word.text
+            );
+            self.lint_at(at, "WorkdirRelativePath", word.span, message);
+        }
         let state = &mut current.state;
+        state.dir_set = true;
         let dir = path::absolute(&state.image.config.working_dir, &word.text);
         state.image.config.working_dir.clone_from(&dir);
         state.dir.clone_from(&dir);
@@ -311,6 +361,14 @@ fn placed(stage: &Stage, step: &Step, finding: Diagnostic) -> Diagnostic {
     }
     let note = trigger_note(&step.instruction);
     Diagnostic { span: stage.image.span, also: Vec::new(), label: String::new(), ..finding }.note(note)
+}
+
+/// Stands for an image that nobody asked for.
+fn unknown_base(platform: &lapstrake_oci::Platform) -> State {
+    let image = ImageConfig::of_platform(platform);
+    let mut state = State::new(None, image, platform.clone());
+    state.open = true;
+    state
 }
 
 fn no_config<T>(reference: &Reference, span: Span) -> Lower<T> {

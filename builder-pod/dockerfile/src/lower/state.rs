@@ -1,7 +1,10 @@
+use std::collections::BTreeMap;
+
 use lapstrake_oci::{History, ImageConfig, Platform};
 
 use crate::lower::draft::DraftOutput;
 use crate::lower::env::Env;
+use crate::source::Span;
 
 /// A stage at some point of its instructions.
 #[derive(Debug, Clone)]
@@ -18,6 +21,12 @@ pub(crate) struct State {
     pub(crate) args: Vec<(String, Option<String>)>,
     /// `CMD` was given in this stage.
     pub(crate) cmd_set: bool,
+    /// `WORKDIR` was given in this file.
+    pub(crate) dir_set: bool,
+    /// The base image is not known: what it sets isn't either.
+    pub(crate) open: bool,
+    /// Where `CMD`, `ENTRYPOINT` and `HEALTHCHECK` were given in this stage.
+    pub(crate) once: BTreeMap<&'static str, ((u32, u32), Span)>,
 }
 
 impl State {
@@ -32,6 +41,9 @@ impl State {
             platform,
             args: Vec::new(),
             cmd_set: false,
+            dir_set: false,
+            open: false,
+            once: BTreeMap::new(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use lapstrake_oci::Platform;
 
-use crate::ast::{Dockerfile, Kind};
+use crate::ast::{Dockerfile, Kind, Word};
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Lexer, Lookup};
 use crate::limits::GLOBAL_BYTES_MAX;
@@ -52,7 +52,7 @@ pub(crate) fn build_arg<'a>(options: &'a Options, name: &str) -> Option<&'a str>
 }
 
 /// Evaluates the global scope.
-pub(super) fn global(ast: &Dockerfile, options: &Options) -> (GlobalArgs, Vec<Diagnostic>) {
+pub(crate) fn global(ast: &Dockerfile, options: &Options) -> (GlobalArgs, Vec<Diagnostic>) {
     let mut args = GlobalArgs { values: platform_args(ast, options) };
     let mut findings = Vec::new();
     let lexer = Lexer::new(ast.escape);
@@ -130,6 +130,31 @@ pub(super) fn epoch(args: &GlobalArgs, options: &Options) -> (Option<i64>, Optio
             }
         },
     }
+}
+
+/// An argument before the first stage.
+#[derive(Debug, Clone)]
+pub(crate) struct GlobalDecl {
+    pub(crate) name: String,
+    pub(crate) default: Option<Word>,
+    pub(crate) lines: (u32, u32),
+    pub(crate) comments: Vec<Word>,
+}
+
+/// The arguments that the file declares before its first stage.
+pub(super) fn global_decls(ast: &Dockerfile) -> Vec<GlobalDecl> {
+    let before = ast.instructions.iter().take_while(|i| !matches!(i.kind, Kind::From(_)));
+    let mut out = Vec::new();
+    for instruction in before {
+        let Kind::Arg(list) = &instruction.kind else { continue };
+        out.extend(list.iter().map(|arg| GlobalDecl {
+            name: arg.name.text.clone(),
+            default: arg.default.clone(),
+            lines: instruction.lines,
+            comments: instruction.comments.clone(),
+        }));
+    }
+    out
 }
 
 /// The names that the file declares, in triggers too.

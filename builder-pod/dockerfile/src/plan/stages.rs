@@ -78,6 +78,11 @@ pub(crate) enum From {
 }
 
 impl Stages {
+    /// Takes every stage for one that is needed.
+    pub(crate) fn all_count(&mut self) {
+        self.reachable.iter_mut().for_each(|reachable| *reachable = true);
+    }
+
     /// Names of stages, for suggestions.
     pub(crate) fn names(&self) -> Vec<String> {
         self.list.iter().filter_map(|s| s.name.clone()).collect()

@@ -76,6 +76,9 @@ fn config(name: &str, platform: &lapstrake_oci::Platform) -> ImageConfig {
     if name.contains("onbuild") {
         image.config.on_build = own(&["COPY . /app", "RUN make"]);
     }
+    if name.contains("other-platform") {
+        image.architecture = "s390x".to_owned();
+    }
     if name.contains("rich") {
         image.config.user = "app:1000".to_owned();
         image.config.working_dir = "/srv".to_owned();

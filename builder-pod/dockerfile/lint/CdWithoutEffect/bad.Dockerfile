@@ -1,0 +1,3 @@
+FROM alpine:3.20
+RUN cd /app
+RUN make

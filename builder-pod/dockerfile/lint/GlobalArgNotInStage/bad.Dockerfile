@@ -1,0 +1,3 @@
+ARG VERSION=1.2
+FROM alpine:3.20
+RUN fetch https://example.com/app-$VERSION.tar

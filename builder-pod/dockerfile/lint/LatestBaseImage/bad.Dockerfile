@@ -1,0 +1,2 @@
+# check=experimental=LatestBaseImage
+FROM alpine

@@ -1,0 +1,3 @@
+# check=experimental=PipeWithoutPipefail
+FROM alpine:3.20
+RUN wget -O - https://example.com/x | sh

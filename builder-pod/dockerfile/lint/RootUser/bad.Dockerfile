@@ -1,0 +1,3 @@
+# check=experimental=RootUser
+FROM alpine:3.20
+CMD ["server"]

@@ -1,0 +1,3 @@
+FROM node:22
+COPY .npmrc package.json ./
+RUN npm ci

@@ -1,0 +1,3 @@
+# check=experimental=SudoInRun
+FROM debian:12
+RUN sudo make install

@@ -1,0 +1,4 @@
+# check=experimental=SudoInRun
+FROM debian:12
+USER root
+RUN make install

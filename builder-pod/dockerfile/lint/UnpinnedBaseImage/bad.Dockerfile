@@ -1,0 +1,2 @@
+# check=experimental=UnpinnedBaseImage
+FROM alpine:3.20

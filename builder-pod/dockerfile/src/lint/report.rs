@@ -1,0 +1,72 @@
+//! All findings about a file in one go.
+
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
+use crate::options::Options;
+use crate::parse::Parsed;
+use crate::plan::{self, Images};
+
+/// What a check found.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Errors and warnings in the order of the file.
+    pub findings: Diagnostics,
+    /// The same with what rules say of places that have an error.
+    all: Diagnostics,
+}
+
+impl Checked {
+    /// Whether a build would fail: there is an error, or the file makes one of what rules find.
+    pub fn failed(&self) -> bool {
+        self.findings.has_errors()
+    }
+
+    /// What clients of BuildKit show: warnings of rules, and the first error.
+    pub fn to_client_json(&self) -> serde_json::Value {
+        let source = self.findings.source();
+        let range =
+            |first: u32, last: u32| serde_json::json!([{"start": {"line": first}, "end": {"line": last}}]);
+        let warnings: Vec<_> = self
+            .all
+            .iter()
+            .filter_map(|finding| Some((finding, super::rule(finding.code)?)))
+            .map(|(finding, rule)| {
+                let (first, last) = finding.lines.unwrap_or_else(|| lines(self, finding));
+                serde_json::json!({
+                    "ruleName": rule.name, "description": rule.description, "url": rule.url,
+                    "detail": finding.message, "location": {"ranges": range(first, last)},
+                })
+            })
+            .collect();
+        let mut out = serde_json::json!({
+            "warnings": warnings,
+            "sources": [{"filename": source.name(), "language": "Dockerfile", "data": source.text()}],
+        });
+        if let Some(error) = self.findings.first_error() {
+            let (first, last) = lines(self, error);
+            out["buildError"] =
+                serde_json::json!({"message": error.message, "location": {"ranges": range(first, last)}});
+        }
+        out
+    }
+}
+
+fn lines(checked: &Checked, finding: &Diagnostic) -> (u32, u32) {
+    let source = checked.findings.source();
+    (source.line_of(finding.span.start), source.line_of(finding.span.end.max(finding.span.start + 1) - 1))
+}
+
+/// Checks a file for all that its target needs (everything, where the options name none): errors that a build would
+/// end with, and what rules find. Configs of base images that are not in `images` are taken to be anything.
+pub fn check(parsed: &Parsed, options: &Options, images: &Images) -> Checked {
+    let findings = match plan::plan_with_all(parsed, options) {
+        Err(findings) => findings,
+        Ok(plan) => Diagnostics::of(parsed.source().clone(), plan.findings(images)),
+    };
+    // What is wrong twice for one reason is told once.
+    let mut seen = std::collections::BTreeSet::new();
+    let unique = findings.iter().filter(|f| seen.insert((f.span, f.code, f.message.clone()))).cloned();
+    let mut unique: Vec<_> = unique.collect();
+    unique.sort_by_key(|finding| (finding.span.start, finding.severity == Severity::Warning));
+    let all = Diagnostics::of(parsed.source().clone(), unique).finish();
+    Checked { findings: all.clone().without_echoes(), all }
+}

@@ -1,0 +1,2 @@
+FROM alpine AS one
+FROM one
