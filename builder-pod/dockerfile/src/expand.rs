@@ -256,15 +256,18 @@ impl<'a> Walk<'a> {
                 Some(mut c) => {
                     self.rest.next();
                     if c == self.lexer.escape {
-                        if self.raw_escapes {
-                            out.push(c);
-                        }
+                        // Patterns need a doubled escape, even where quotes are kept.
+                        let doubled = self.raw_escapes && (!self.lexer.raw_quotes || self.depth > 1);
                         match self.peek() {
                             None => continue,
                             Some(next) if next == '"' || next == '$' || next == self.lexer.escape => {
+                                if self.raw_escapes {
+                                    out.push(c);
+                                }
                                 self.rest.next();
                                 c = next;
                             }
+                            Some(_) if doubled => out.push(c),
                             Some(_) => {}
                         }
                     }

@@ -28,6 +28,9 @@ pub struct Options {
     pub source_date_epoch: Option<i64>,
     /// Where `COPY` without `--from` copies from.
     pub context: MainContext,
+    /// When contexts were made, seconds since 1970, for `SOURCE_DATE_EPOCH=context` and the names of others; one that
+    /// is not here has no time.
+    pub context_times: BTreeMap<String, i64>,
     /// What stands for a stage or an image of this name, lower case.
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// Network of steps that ask for none.
@@ -67,6 +70,7 @@ impl Default for Options {
             resolve_mode: ResolveMode::default(),
             source_date_epoch: None,
             context: MainContext::default(),
+            context_times: BTreeMap::new(),
             named_contexts: BTreeMap::new(),
             network: Network::default(),
             allow_host_network: true,

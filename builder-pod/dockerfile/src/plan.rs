@@ -1,6 +1,7 @@
 //! From the tree to the stages that a target needs.
 
 mod args;
+mod epoch;
 mod image;
 mod stages;
 mod triggers;
@@ -79,14 +80,23 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
 pub(crate) fn plan_with_all(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     let source = parsed.source().clone();
     if parsed.diagnostics.has_errors() {
-        return Err(parsed.diagnostics.clone());
+        let mut all = parsed.diagnostics.clone();
+        if let Ok((control, _)) = control(parsed, options) {
+            let (args, _) = args::global(&parsed.ast, options);
+            all.extend(lint::check_file(parsed, options, &control, &args).0);
+        }
+        return Err(all.finish());
     }
     let mut findings = Diagnostics::new(source.clone());
     findings.extend(syntax(parsed, options));
-    let (args, found) = args::global(&parsed.ast, options);
+    let (mut args, found) = args::global(&parsed.ast, options);
     findings.extend(found);
-    let (epoch, found) = args::epoch(&args, options);
-    findings.extend(found);
+    let mut options = options.clone();
+    let epoch = epoch::resolve(&parsed.ast, &mut args, &mut options).unwrap_or_else(|finding| {
+        findings.extend([*finding]);
+        None
+    });
+    let options = &options;
     let (stages, found) = stages::collect(&parsed.ast, options, &args);
     findings.extend(found);
     let (control, control_span) = match control(parsed, options) {

@@ -5,8 +5,8 @@ mod support;
 use std::collections::BTreeMap;
 
 use lapstrake_dockerfile::{
-    Capabilities, ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, Network, NoCache,
-    Options, ResolveMode, Severity, Ulimit, parse, plan,
+    Capabilities, ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, NamedContext, Network,
+    NoCache, Options, ResolveMode, Severity, Ulimit, parse, plan,
 };
 use lapstrake_llb::{Graph, pb};
 
@@ -154,6 +154,45 @@ fn builder_settings_can_come_as_build_args() {
     let stays =
         lower("# syntax=example/other\nFROM a\n", &set("BUILDKIT_SYNTAX", "docker/dockerfile:1.7-labs"));
     assert!(stays.is_ok());
+}
+
+#[test]
+fn the_time_may_be_that_of_a_context() {
+    let text = "ARG SOURCE_DATE_EPOCH=context\nFROM scratch\nARG SOURCE_DATE_EPOCH\nWORKDIR /a\n";
+    let created = |text: &str, options: &Options| {
+        let config = lowered(text, options).config;
+        (config.history[0].created.clone(), config.history[0].created_by.clone().unwrap_or_default())
+    };
+    let times = BTreeMap::from([("context".to_owned(), 86_400), ("other".to_owned(), 0)]);
+    let options = Options { context_times: times, ..Options::default() };
+    let (time, by) = created(text, &options);
+    assert_eq!((time.as_deref(), by.as_str()), (Some("1970-01-02T00:00:00Z"), "ARG SOURCE_DATE_EPOCH=86400"));
+    // A directory has no time: then there is none.
+    let (time, by) = created(text, &Options::default());
+    assert_eq!((time, by.as_str()), (None, "ARG SOURCE_DATE_EPOCH"));
+    let mut other = Options {
+        named_contexts: [("other".to_owned(), NamedContext::Local("x".to_owned()))].into(),
+        ..options
+    };
+    other.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "other".to_owned());
+    assert_eq!(created(text, &other).0.as_deref(), Some("1970-01-01T00:00:00Z"));
+}
+
+#[test]
+fn a_time_that_is_none_says_why() {
+    let says = |value: &str, stage: &str| {
+        let text = format!("FROM {stage}\nFROM scratch\nWORKDIR /a\n");
+        let build_args = BTreeMap::from([("SOURCE_DATE_EPOCH".to_owned(), value.to_owned())]);
+        lower(&text, &Options { build_args, ..Options::default() }).expect_err("no time").to_string()
+    };
+    assert!(
+        says("contxt", "scratch AS s").contains("invalid SOURCE_DATE_EPOCH: contxt (did you mean context?)")
+    );
+    assert!(says("s", "alpine AS s\nADD https://h/x /").contains("must use FROM scratch"));
+    assert!(says("s", "scratch AS s\nRUN x").contains("unsupported RUN instruction"));
+    assert!(says("s", "scratch AS s").contains("exactly one remote ADD"));
+    assert!(says("s", "scratch AS s\nADD x /").contains("must be a single HTTP(S) or Git ADD"));
+    assert!(says("s", "scratch AS s\nADD https://h/x /").contains("is not supported yet"));
 }
 
 #[test]

@@ -285,6 +285,8 @@ fn owner(text: &str, own: i64) -> pb::ChownOpt {
         },
     };
     match text.split_once(':') {
+        // Without a group behind it a colon says nothing.
+        Some((user, "")) => pb::ChownOpt { user: Some(one(user)), group: None },
         Some((user, group)) => pb::ChownOpt { user: Some(one(user)), group: Some(one(group)) },
         None => pb::ChownOpt { user: Some(one(text)), group: None },
     }

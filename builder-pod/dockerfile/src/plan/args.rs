@@ -38,6 +38,18 @@ impl GlobalArgs {
         names.sort_unstable();
         names
     }
+
+    /// Gives an argument that is set another value, or none.
+    pub(super) fn replace(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            None => drop(self.values.remove(name)),
+            Some(value) => {
+                if let Some(known) = self.values.get_mut(name) {
+                    value.clone_into(known);
+                }
+            }
+        }
+    }
 }
 
 impl Lookup for GlobalArgs {
@@ -111,25 +123,6 @@ fn platform_args(ast: &Dockerfile, options: &Options) -> HashMap<String, String>
     }
     set("TARGETSTAGE".to_owned(), stage.unwrap_or_else(|| "default".to_owned()));
     values
-}
-
-/// `SOURCE_DATE_EPOCH` in seconds, from the build args, the global scope or the options.
-pub(super) fn epoch(args: &GlobalArgs, options: &Options) -> (Option<i64>, Option<Diagnostic>) {
-    let name = "SOURCE_DATE_EPOCH";
-    let text = build_arg(options, name).or_else(|| args.get(name).filter(|v| !v.is_empty()));
-    match text {
-        None => (options.source_date_epoch, None),
-        Some("") => (None, None),
-        Some(text) => match text.parse() {
-            Ok(seconds) => (Some(seconds), None),
-            Err(_) => {
-                let message = format!("invalid SOURCE_DATE_EPOCH: {text}");
-                let finding = Diagnostic::error("invalid-epoch", Span::default(), message)
-                    .note("it is a number of seconds since 1970; a context or stage is not supported yet");
-                (None, Some(finding))
-            }
-        },
-    }
 }
 
 /// An argument before the first stage.
