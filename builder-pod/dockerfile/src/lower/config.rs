@@ -145,8 +145,7 @@ impl Lowering<'_> {
             let texts =
                 lexer.words(&word.text, &current.state.env).map_err(|e| expansion_error(&e, word.span))?;
             for text in texts {
-                let found = expose::ports(&text)
-                    .map_err(|message| Box::new(Diagnostic::error("invalid-port", word.span, message)))?;
+                let found = expose::ports(&text).map_err(|message| Box::new(invalid_port(word, message)))?;
                 self.check_port(at, &text, word.span);
                 if !self.graph.spend(found.len() * 32) {
                     return Ok(String::new());
@@ -170,6 +169,11 @@ impl Lowering<'_> {
         current.state.image.config.stop_signal.clone_from(&word.text);
         Ok(format!("STOPSIGNAL {}", word.text))
     }
+}
+
+fn invalid_port(word: &Word, message: String) -> Diagnostic {
+    Diagnostic::error("invalid-port", word.span, message)
+        .help("ports are numbers up to 65535: 80, 8000-8010, 53/udp")
 }
 
 /// A command line with the shell in front where it is in shell form.

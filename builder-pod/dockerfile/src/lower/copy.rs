@@ -138,10 +138,9 @@ impl Lowering<'_> {
         }
         let mode = match &chmod {
             None => None,
-            Some(word) => Some(
-                chmod::parse(&word.text)
-                    .map_err(|message| Box::new(Diagnostic::error("invalid-chmod", word.span, message)))?,
-            ),
+            Some(word) => {
+                Some(chmod::parse(&word.text).map_err(|message| Box::new(invalid_chmod(word, message)))?)
+            }
         };
         check_checksum(checksum.as_ref(), &sources)?;
         let own_layer = copy.link.then_some(chown.as_ref()).flatten();
@@ -290,6 +289,14 @@ fn owner(text: &str, own: i64) -> pb::ChownOpt {
         Some((user, group)) => pb::ChownOpt { user: Some(one(user)), group: Some(one(group)) },
         None => pb::ChownOpt { user: Some(one(text)), group: None },
     }
+}
+
+fn invalid_chmod(word: &Word, message: String) -> Diagnostic {
+    let finding = Diagnostic::error("invalid-chmod", word.span, message);
+    if word.text.contains(['8', '9']) && word.text.chars().all(|c| c.is_ascii_digit()) {
+        return finding.note("octal digits are 0 to 7").help("write it as 0755, or as u=rwX,go=rX");
+    }
+    finding.help("write it as 0755, or as u=rwX,go=rX")
 }
 
 /// Whether an owner is given by name.

@@ -341,7 +341,8 @@ fn check(mount: &Mount, word: &Word) -> Lower<()> {
         }
         if mount.source.is_empty() && mount.target.is_none() && mount.id.is_empty() {
             let message = "invalid secret mount. one of source, target required";
-            return error(word.span, message.to_owned());
+            let finding = Diagnostic::error("invalid-mount", word.span, message);
+            return Err(Box::new(finding.help("say which secret: id=NAME, as it is given to the build")));
         }
         if !mount.source.is_empty() && !mount.id.is_empty() {
             return error(word.span, "both source and id can't be set".to_owned());

@@ -151,7 +151,10 @@ fn stage(
         Some(word) => {
             let text = expand(ast, args, word, "platform")?;
             Some(text.text.parse().map_err(|error: lapstrake_oci::PlatformError| {
-                Box::new(Diagnostic::error("invalid-platform", word.span, error.to_string()))
+                let near = text.text.replace(['-', '_', ' '], "/");
+                let finding = Diagnostic::error("invalid-platform", word.span, error.to_string())
+                    .note("a platform is written os/architecture[/variant], for example linux/arm64");
+                Box::new(finding.suggest(near.parse::<Platform>().is_ok().then_some(near)))
             })?)
         }
     };
@@ -235,7 +238,14 @@ fn reference(stages: &Stages, word: &Word) -> Found<Reference> {
     let reference: Reference = word.text.parse().map_err(|error: lapstrake_oci::ReferenceError| {
         let names = stages.names();
         let near = suggest::nearest(&word.text, names.iter().map(String::as_str));
-        Box::new(Diagnostic::error("invalid-image", word.span, error.to_string()).suggest(near))
+        let lower = word.text.to_lowercase();
+        let finding = Diagnostic::error("invalid-image", word.span, error.to_string());
+        Box::new(match near {
+            None if lower != word.text && lower.parse::<Reference>().is_ok() => {
+                finding.help(format!("names of images are in lower case: {lower}"))
+            }
+            near => finding.suggest(near),
+        })
     })?;
     match (reference.tag(), reference.digest()) {
         (None, None) => reference
