@@ -56,6 +56,11 @@ fn main() -> ExitCode {
                 lapstrake_handoff::Reason::SandboxUnavailable.class().exit_code().into()
             }
         },
+        // These only read: no sandbox, no state.
+        Command::Check(args) => cli::check::check(args),
+        Command::Outline(args) => cli::check::outline(args),
+        Command::Targets(args) => cli::check::targets(args),
+        Command::Llb(args) => cli::check::llb(args),
         // In the sandbox too: there the files of steps have the owners that they had when they were made.
         Command::Du(args) => state(&cli.log, |out| cli::du::du(args, out)),
         Command::Prune(args) => state(&cli.log, |out| cli::du::prune(args, out)),

@@ -2,7 +2,9 @@
 
 pub(crate) mod build;
 mod cache;
+pub(crate) mod check;
 pub(crate) mod du;
+mod graph;
 mod inputs;
 mod output;
 pub(crate) mod pod;
@@ -41,6 +43,18 @@ pub(crate) enum Command {
     /// Build an image from a directory, a Git repository or an ImageBuild manifest.
     #[command(after_help = EXIT_CODES)]
     Build(Box<build::Args>),
+    /// Look at a Dockerfile: errors, and what should be written otherwise.
+    #[command(after_help = EXIT_CODES)]
+    Check(check::CheckArgs),
+    /// Show what a build can be given: arguments, secrets, SSH agents.
+    #[command(after_help = EXIT_CODES)]
+    Outline(check::ListArgs),
+    /// Show the stages that can be built.
+    #[command(after_help = EXIT_CODES)]
+    Targets(check::ListArgs),
+    /// Show the graph of operations that a Dockerfile becomes.
+    #[command(after_help = EXIT_CODES)]
+    Llb(check::LlbArgs),
     /// Show what the state directory takes.
     #[command(after_help = EXIT_CODES)]
     Du(du::DuArgs),
