@@ -140,7 +140,7 @@ async fn run(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Built, BuildError> {
-    engine.give(&options.inputs);
+    engine.give(&options.inputs, &options.reach);
     for warning in &options.warnings {
         progress.text(&format!("warning: {warning}"));
     }
@@ -160,8 +160,15 @@ async fn run(
     let platforms = platforms::wanted(options);
     let multi = platforms.len() > 1;
     let contexts = abortable(cancel, crate::named::offer(engine, &options.named, &options.reach)).await?;
+    let times = facts.time.map(|time| (CONTEXT.to_owned(), time));
+    let ignored = ignore_lines(&acquired.local, &dockerfile.name);
     let planned = platforms.iter().map(|p| {
-        let asked = Options { named_contexts: contexts.clone(), ..frontend_options(options, p, multi) };
+        let asked = Options {
+            named_contexts: contexts.clone(),
+            context_times: times.iter().cloned().collect(),
+            ignore_patterns: ignored.clone(),
+            ..frontend_options(options, p, multi)
+        };
         resolve_images(engine, &dockerfile, asked, progress)
     });
     let planned = abortable(cancel, try_join_all(planned)).await?;
@@ -338,6 +345,15 @@ fn load_dockerfile(
     step.close(read())
 }
 
+/// The lines of the ignore file, for the frontend to say what it leaves out; errors are told where it is used.
+fn ignore_lines(context: &Local, dockerfile: &str) -> Vec<String> {
+    let names = [format!("{dockerfile}.dockerignore"), ".dockerignore".to_owned()];
+    let content = names.iter().find_map(|name| context.read(name, DOCKERFILE_BYTES_MAX).ok().flatten());
+    let text = content.and_then(|content| String::from_utf8(content).ok()).unwrap_or_default();
+    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
 fn no_dockerfile(name: &str) -> BuildError {
     let message =
         format!("the context has no file {name}; name another one with --file or spec.dockerfile.path");
@@ -407,6 +423,8 @@ fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) ->
             secret_mounts: true,
             ssh_mounts: true,
             host_network: true,
+            http_sources: true,
+            git_sources: true,
             ..Capabilities::default()
         },
         ..Options::default()

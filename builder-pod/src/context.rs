@@ -18,7 +18,7 @@ use crate::options::Context;
 use crate::reach::Reach;
 
 /// A download, packed or unpacked, is no longer than this.
-const DOWNLOAD_BYTES_MAX: u64 = 8 << 30;
+pub(crate) const DOWNLOAD_BYTES_MAX: u64 = 8 << 30;
 /// Directories of earlier contexts that are kept beside the one in use.
 const KEPT_DIRECTORIES: usize = 4;
 
@@ -64,24 +64,10 @@ pub(crate) async fn acquire(
                 subdir: path.clone().unwrap_or_default(),
                 submodules: *submodules,
                 time: FileTime::Commit,
+                keep_git_dir: false,
             };
-            let name =
-                digest_of(&[url, &resolved.commit, &options.subdir, if *submodules { "s" } else { "" }]);
-            let place = Place::new(store, "checkouts", name)?;
-            if !place.ready() {
-                let dir = match check_out(&git, url, &resolved, &place.fresh()?, &options).await {
-                    // What is kept of repositories is no truth: once more without it.
-                    Err(error) if error.is_damage() => {
-                        tracing::warn!("a repository is fetched anew: {error}");
-                        git.forget()?;
-                        check_out(&git, url, &resolved, &place.fresh()?, &options).await?
-                    }
-                    dir => dir?,
-                };
-                place.finish(&dir)?;
-            }
+            let local = checkout(store, &git, url, &resolved, &options).await?;
             let facts = facts(&git, url, &resolved, reference, ask).await?;
-            let local = place.open()?;
             Ok(Acquired { local, revision: Some(resolved.commit), only_dockerfile: None, facts })
         }
         Context::Http { url, sha256, path } => {
@@ -101,6 +87,35 @@ pub(crate) async fn acquire(
             Ok(Acquired { local, revision, only_dockerfile: None, facts: nothing() })
         }
     }
+}
+
+/// The files of a commit, in a directory that is kept.
+pub(crate) async fn checkout(
+    store: &Store,
+    git: &Git,
+    url: &str,
+    resolved: &Resolved,
+    options: &CheckoutOptions,
+) -> Result<Local, BuildError> {
+    let submodules = if options.submodules { "s" } else { "" };
+    let mut parts = vec![url, &resolved.commit, &options.subdir, submodules];
+    if options.keep_git_dir {
+        parts.push(".git");
+    }
+    let place = Place::new(store, "checkouts", digest_of(&parts))?;
+    if !place.ready() {
+        let dir = match check_out(git, url, resolved, &place.fresh()?, options).await {
+            // What is kept of repositories is no truth: once more without it.
+            Err(error) if error.is_damage() => {
+                tracing::warn!("a repository is fetched anew: {error}");
+                git.forget()?;
+                check_out(git, url, resolved, &place.fresh()?, options).await?
+            }
+            dir => dir?,
+        };
+        place.finish(&dir)?;
+    }
+    place.open()
 }
 
 /// What the repository says of a commit; of several tags the one with the highest version.
@@ -139,7 +154,7 @@ async fn check_out(
     git.checkout(url, &commit.commit, dir, options).await
 }
 
-fn digest_of(parts: &[&str]) -> Digest {
+pub(crate) fn digest_of(parts: &[&str]) -> Digest {
     let mut hasher = Hasher::new();
     for part in parts {
         hasher.update(part.as_bytes());
@@ -254,7 +269,7 @@ async fn unpacked(
 const WHOLE: Table = Table::named("contexts");
 
 /// A directory that appears whole or not at all.
-struct Place {
+pub(crate) struct Place {
     store: Store,
     group: PathBuf,
     path: PathBuf,
@@ -262,7 +277,7 @@ struct Place {
 }
 
 impl Place {
-    fn new(store: &Store, group: &str, key: Digest) -> Result<Self, BuildError> {
+    pub(crate) fn new(store: &Store, group: &str, key: Digest) -> Result<Self, BuildError> {
         let dir = store.side_dir(group)?;
         let name = &key.hex()[..32];
         // Before anybody looks whether it is there: so it stays until the build ends.
@@ -271,12 +286,12 @@ impl Place {
         Ok(Self { store: store.clone(), group: dir, path, record: format!("{group} {key}").into_bytes() })
     }
 
-    fn ready(&self) -> bool {
+    pub(crate) fn ready(&self) -> bool {
         self.path.is_dir() && self.store.get(WHOLE, &self.record).is_some()
     }
 
     /// An empty directory to fill; left-overs of a killed builder go.
-    fn fresh(&self) -> Result<PathBuf, BuildError> {
+    pub(crate) fn fresh(&self) -> Result<PathBuf, BuildError> {
         let dir = self.path.with_extension("new");
         remove(&dir)?;
         std::fs::create_dir_all(&dir).map_err(|e| io(e, &dir))?;
@@ -284,7 +299,7 @@ impl Place {
     }
 
     /// Gives the filled directory (or a part of it) its name, in place of one that has it.
-    fn finish(&self, filled: &Path) -> Result<(), BuildError> {
+    pub(crate) fn finish(&self, filled: &Path) -> Result<(), BuildError> {
         self.store.delete(WHOLE, &self.record);
         remove(&self.path)?;
         std::fs::rename(filled, &self.path).map_err(|e| io(e, &self.path))?;
@@ -294,7 +309,7 @@ impl Place {
         Ok(())
     }
 
-    fn open(&self) -> Result<Local, BuildError> {
+    pub(crate) fn open(&self) -> Result<Local, BuildError> {
         Ok(Local::open(&self.path)?)
     }
 

@@ -23,6 +23,24 @@ pub fn image(digest: &Digest, platform: &Platform) -> Digest {
     Digest::of(format!("buildkit.source.v0:{key}").as_bytes())
 }
 
+/// A Git repository: the commit's id, and behind it what else decides which files there are.
+pub fn git(key: &str) -> Digest {
+    Digest::of(format!("buildkit.source.v0:{key}").as_bytes())
+}
+
+/// A download: its name as a file, the digest of its contents, and when the server says that they changed.
+pub fn http(filename: &str, mode: u32, contents: &Digest, last_modified: Option<&str>) -> Digest {
+    let json = Object::new()
+        .raw("Filename", &quoted(filename))
+        .raw("Perm", &mode.to_string())
+        .raw("UID", "0")
+        .raw("GID", "0")
+        .raw("Checksum", &quoted(&contents.to_string()))
+        .text("LastModTime", last_modified.unwrap_or_default())
+        .end();
+    git(&Digest::of(json.as_bytes()).to_string())
+}
+
 /// A command.
 pub fn exec(exec: &pb::ExecOp, platform: &Platform) -> Digest {
     let json = Object::new()

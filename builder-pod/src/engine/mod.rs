@@ -8,6 +8,7 @@ mod images;
 mod key;
 mod lazy;
 mod mounts;
+mod outside;
 mod remote;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::BuildError;
 use crate::inputs::{Inputs, StepInputs};
+use crate::reach::Reach;
 
 use emulation::Emulators;
 pub(crate) use images::{Images, Resolved};
@@ -75,6 +77,7 @@ pub(crate) struct Engine {
     platform: Platform,
     /// What steps are given beside their files.
     inputs: Mutex<Arc<StepInputs>>,
+    outside: outside::Outside,
 }
 
 /// Steps that run at the same time, where nothing else is said: one more than would keep the processors
@@ -99,6 +102,7 @@ impl Engine {
             slots: Semaphore::new(slots_default()),
             platform: native_platform(),
             inputs: Mutex::default(),
+            outside: outside::Outside::default(),
         })
     }
 
@@ -126,8 +130,9 @@ impl Engine {
         self.executor.userxattr()
     }
 
-    /// Says what steps are given from now on.
-    pub(crate) fn give(&self, inputs: &Inputs) {
+    /// Says what steps are given from now on, and how what `ADD` brings is reached.
+    pub(crate) fn give(&self, inputs: &Inputs, reach: &Reach) {
+        self.outside.reach(reach);
         *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(StepInputs::new(inputs.clone()));
     }
@@ -196,6 +201,9 @@ impl Engine {
         if let Some(name) = source.identifier.strip_prefix("local://") {
             return Ok(Res::Context(self.context(name)?));
         }
+        if outside::is_outside(source) {
+            return Ok(Res::Context(self.outside.fetch(&self.store, source).await?));
+        }
         Err(unsupported_source(&source.identifier))
     }
 }
@@ -256,6 +264,9 @@ impl World for Engine {
                 }
                 if source.identifier.starts_with("local://") {
                     return Ok(key::local(vertex));
+                }
+                if outside::is_outside(source) {
+                    return self.outside.key(&self.store, source).await.map_err(|e| located(&e, vertex));
                 }
                 Err(unsupported_source(&source.identifier))
             }

@@ -4,6 +4,7 @@
 //! the test, with the way to get it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
+mod added;
 mod cache;
 mod dockerfile;
 mod engine;

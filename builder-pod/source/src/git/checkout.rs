@@ -30,6 +30,8 @@ pub struct CheckoutOptions {
     pub submodules: bool,
     /// What time the files have.
     pub time: FileTime,
+    /// With a `.git` that holds this commit, where all of the repository is wanted.
+    pub keep_git_dir: bool,
 }
 
 /// Boxed, since submodules make it call itself.
@@ -78,9 +80,35 @@ pub(super) fn checkout<'a>(
         if options.submodules {
             submodules(git, url, commit, dest, &subdir, options.time, depth).await?;
         }
+        if options.keep_git_dir && subdir.is_empty() {
+            git_dir(git, url, commit, dest).await?;
+        }
         settle_blocking(dest.to_owned(), seconds).await?;
         Ok(if subdir.is_empty() { dest.to_owned() } else { dest.join(subdir) })
     })
+}
+
+/// Makes a repository of a checkout: the commit alone, without those before it.
+async fn git_dir(git: &Git, url: &str, commit: &str, dest: &Path) -> Result<(), Error> {
+    let failed = |failure| error(url, commit, failure);
+    let (kept, own) = (git.repository(url), dest.join(".git"));
+    let format = if commit.len() == 64 { "sha256" } else { "sha1" };
+    let (format, place) = (format!("--object-format={format}"), dest.to_string_lossy().into_owned());
+    let init = ["init", "--quiet", "--template=", "--initial-branch=main", &format, "--", &place];
+    git.runner.run(None, &init).await.map_err(failed)?;
+    let (from, wanted) = (format!("file://{}", kept.display()), format!("refs/lapstrake/{commit}"));
+    let fetch = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--", &from, &wanted];
+    let local = [("GIT_ALLOW_PROTOCOL", Path::new("file"))];
+    git.runner.bytes(Some(&own), &fetch, &local, None).await.map_err(failed)?;
+    // No credentials stay in what becomes a layer.
+    let remote = shown_url(url);
+    let (remote, head): (&[&str], &[&str]) =
+        (&["config", "remote.origin.url", &remote], &["update-ref", "--no-deref", "HEAD", commit]);
+    // An index without the files' times, so that it is the same on any machine.
+    for args in [remote, head, &["read-tree", "HEAD"]] {
+        git.runner.run(Some(&own), args).await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn clean(path: &str) -> String {
@@ -136,7 +164,7 @@ async fn submodules(
         };
         git.fetch(&target, &wanted).await.map_err(inside)?;
         let place = plain_directory(dest, path).map_err(Error::io(format!("make submodule \"{path}\"")))?;
-        let options = CheckoutOptions { subdir: String::new(), submodules: true, time };
+        let options = CheckoutOptions { submodules: true, time, ..CheckoutOptions::default() };
         checkout(git, &target, &wanted.commit, &place, &options, depth + 1).await.map_err(inside)?;
     }
     Ok(())

@@ -213,6 +213,26 @@ async fn submodules_come_along_when_asked_for() {
 }
 
 #[tokio::test]
+async fn a_kept_git_directory_has_the_commit_and_no_credentials() {
+    let world = World::new();
+    let [first, _, _] = world.shop();
+    let options = CheckoutOptions { keep_git_dir: true, ..CheckoutOptions::default() };
+    let commit = GitRef::Commit(first.clone());
+    let dir = world.get(&world.url("shop"), &commit, &options).await.unwrap_or_else(|e| panic!("{e}"));
+    let at = dir.path().to_string_lossy().into_owned();
+    let git = |args: &[&str]| {
+        let output = std::process::Command::new("git").args(["-C", &at]).args(args).output();
+        String::from_utf8_lossy(&output.unwrap_or_else(|e| panic!("{e}")).stdout).trim().to_owned()
+    };
+    assert_eq!(git(&["rev-parse", "HEAD"]), first);
+    assert_eq!(git(&["rev-list", "--count", "HEAD"]), "1");
+    assert_eq!(git(&["status", "--porcelain"]), "");
+    let options = CheckoutOptions { subdir: "sub".to_owned(), ..options };
+    let dir = world.get(&world.url("shop"), &commit, &options).await.unwrap_or_else(|e| panic!("{e}"));
+    assert!(!dir.path().join("sub/.git").exists() && !dir.path().join(".git").exists());
+}
+
+#[tokio::test]
 async fn failures_say_what_was_not_found() {
     let world = World::new();
     world.shop();

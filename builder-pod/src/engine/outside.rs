@@ -1,0 +1,269 @@
+//! What `ADD` brings from elsewhere: files by HTTP, and Git repositories.
+//!
+//! Each is asked for at most once in a build, so that all steps see the same. Credentials of the build's own source
+//! are not shown to what a Dockerfile names.
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lapstrake_cache::op;
+use lapstrake_handoff::Reason;
+use lapstrake_llb::pb;
+use lapstrake_oci::Digest;
+use lapstrake_solver::{OpKey, OpName};
+use lapstrake_source::{
+    CheckoutOptions, Download, Fetched, FileTime, GitRef, HttpRequest, Local, Resolved, shown_url,
+};
+use lapstrake_store::{Store, Table};
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use crate::context::{self, DOWNLOAD_BYTES_MAX, Place};
+use crate::error::BuildError;
+use crate::reach::Reach;
+
+/// Mode of a downloaded file where nothing else is said.
+const FILE_MODE: u32 = 0o600;
+/// Directories of downloaded files.
+const FILES: &str = "files";
+
+/// Whether a source operation is one of these.
+pub(super) fn is_outside(source: &pb::SourceOp) -> bool {
+    ["http://", "https://", "git://"].iter().any(|scheme| source.identifier.starts_with(scheme))
+}
+
+/// What a source turned out to be.
+#[derive(Clone)]
+enum Found {
+    File(File),
+    Commit(Resolved),
+}
+
+/// A file that was downloaded.
+#[derive(Clone, Serialize, Deserialize)]
+struct File {
+    digest: Digest,
+    filename: String,
+    mode: u32,
+    etag: Option<String>,
+    last_modified: Option<String>,
+}
+
+/// Sources of the running build, by their operation.
+#[derive(Default)]
+pub(super) struct Outside {
+    reach: Mutex<Reach>,
+    known: Mutex<HashMap<Vec<u8>, Arc<OnceCell<Found>>>>,
+}
+
+fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
+    source.attrs.get(name).map(String::as_str).filter(|value| !value.is_empty())
+}
+
+fn flag(source: &pb::SourceOp, name: &str) -> bool {
+    attr(source, name) == Some("true")
+}
+
+impl Outside {
+    /// Says how things are reached from now on. What was found before is asked for again.
+    pub(super) fn reach(&self, reach: &Reach) {
+        let reach = Reach { credentials: None, ..reach.clone() };
+        *self.reach.lock().unwrap_or_else(PoisonError::into_inner) = reach;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn way(&self) -> Reach {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What identifies a source: the commit, or the contents of the file.
+    pub(super) async fn key(&self, store: &Store, source: &pb::SourceOp) -> Result<OpKey, BuildError> {
+        let (parts, name) = match self.find(store, source).await? {
+            Found::File(file) => {
+                let File { digest, filename, mode, last_modified, .. } = file;
+                let mode = if mode == FILE_MODE { 0 } else { mode };
+                let name = op::http(&filename, mode, &digest, last_modified.as_deref());
+                let modified = last_modified.unwrap_or_default();
+                (vec!["http".to_owned(), digest.to_string(), filename, format!("{mode:o}"), modified], name)
+            }
+            Found::Commit(commit) => {
+                let key = commit_key(source, &commit);
+                let name = op::git(&key);
+                (vec!["git".to_owned(), key], name)
+            }
+        };
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let name = OpName { digest: name, selectors: Vec::new(), outputs: 1 };
+        let digest = context::digest_of(&parts);
+        Ok(OpKey { digest, inputs: Vec::new(), ephemeral: false, name: Some(name) })
+    }
+
+    /// The files of a source.
+    pub(super) async fn fetch(&self, store: &Store, source: &pb::SourceOp) -> Result<Arc<Local>, BuildError> {
+        match self.find(store, source).await? {
+            Found::File(file) => Ok(Arc::new(place(store, &file)?.open()?)),
+            Found::Commit(commit) => {
+                let url = git_url(source)?;
+                let git = self.way().git(store, url)?;
+                let options = CheckoutOptions {
+                    subdir: fragment(source).1.to_owned(),
+                    submodules: !flag(source, "git.skipsubmodules"),
+                    time: FileTime::Commit,
+                    keep_git_dir: flag(source, "git.keepgitdir"),
+                };
+                Ok(Arc::new(context::checkout(store, &git, url, &commit, &options).await?))
+            }
+        }
+    }
+
+    async fn find(&self, store: &Store, source: &pb::SourceOp) -> Result<Found, BuildError> {
+        let cell = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(known.entry(source.encode_to_vec()).or_default())
+        };
+        let found = cell.get_or_try_init(|| async {
+            match source.identifier.starts_with("git://") {
+                true => self.commit(store, source).await.map(Found::Commit),
+                false => self.file(store, source).await.map(Found::File),
+            }
+        });
+        found.await.cloned()
+    }
+
+    async fn commit(&self, store: &Store, source: &pb::SourceOp) -> Result<Resolved, BuildError> {
+        let url = git_url(source)?;
+        store.touch_side("git", "");
+        let git = self.way().git(store, url)?;
+        let checksum = attr(source, "git.checksum");
+        let (reference, _) = fragment(source);
+        let wanted = match (reference, checksum) {
+            (_, Some(commit)) if flag(source, "git.fetchbycommit") => GitRef::Commit(commit.to_owned()),
+            ("", _) => GitRef::Default,
+            (reference, _) => GitRef::Any(reference.to_owned()),
+        };
+        let commit = git.resolve(url, &wanted).await?;
+        match checksum {
+            Some(checksum) if !commit.commit.starts_with(&checksum.to_ascii_lowercase()) => {
+                let message = format!(
+                    "{}: expected checksum to match {checksum}, got {}",
+                    shown_url(url),
+                    commit.commit
+                );
+                Err(BuildError::new(Reason::ChecksumMismatch, message))
+            }
+            _ => Ok(commit),
+        }
+    }
+
+    async fn file(&self, store: &Store, source: &pb::SourceOp) -> Result<File, BuildError> {
+        let url = &source.identifier;
+        let wrong =
+            |what: &str| BuildError::new(Reason::DockerfileInvalid, format!("{}: {what}", shown_url(url)));
+        let checksum: Option<Digest> = match attr(source, "http.checksum") {
+            Some(text) => Some(text.parse().map_err(|_| wrong("its checksum is no digest"))?),
+            None => None,
+        };
+        let mode = match attr(source, "http.perm") {
+            Some(text) => u32::from_str_radix(text, 8).map_err(|_| wrong("its mode is no octal number"))?,
+            None => FILE_MODE,
+        };
+        let filename = attr(source, "http.filename").unwrap_or("download");
+        let remembered = context::digest_of(&["file", url, filename, &mode.to_string()]);
+        let known: Option<File> = store
+            .get(Table::HTTP, remembered.as_bytes())
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let known = known.filter(|file| place(store, file).is_ok_and(|place| place.ready()));
+        if let Some(known) = &known
+            && checksum == Some(known.digest)
+        {
+            return Ok(known.clone());
+        }
+        let request = HttpRequest {
+            url: url.clone(),
+            checksum,
+            etag: known.as_ref().and_then(|k| k.etag.clone()),
+            last_modified: known.as_ref().and_then(|k| k.last_modified.clone()),
+            bytes_max: DOWNLOAD_BYTES_MAX,
+        };
+        match (self.way().http(url)?.fetch(&request, &store.side_dir("download")?).await?, known) {
+            (Fetched::NotModified, Some(known)) => Ok(known),
+            (Fetched::NotModified, None) => {
+                Err(BuildError::internal("a download was not modified, but is not here"))
+            }
+            (Fetched::Body(download), _) => {
+                let file = File {
+                    digest: download.digest,
+                    filename: filename.to_owned(),
+                    mode,
+                    etag: download.etag.clone(),
+                    last_modified: download.last_modified.clone(),
+                };
+                keep(store, &file, download).await?;
+                if let Ok(value) = serde_json::to_vec(&file) {
+                    store.put(Table::HTTP, remembered.as_bytes(), &value).ok(); // a cache: it is downloaded again
+                }
+                Ok(file)
+            }
+        }
+    }
+}
+
+fn git_url(source: &pb::SourceOp) -> Result<&str, BuildError> {
+    let none = || BuildError::internal(format!("source {} has no address", source.identifier));
+    attr(source, "git.fullurl").ok_or_else(none)
+}
+
+/// Ref and directory of a repository.
+fn fragment(source: &pb::SourceOp) -> (&str, &str) {
+    let fragment = source.identifier.split_once('#').map_or("", |(_, fragment)| fragment);
+    fragment.split_once(':').unwrap_or((fragment, ""))
+}
+
+/// A commit and what else decides which files there are, in BuildKit's words.
+fn commit_key(source: &pb::SourceOp, commit: &Resolved) -> String {
+    let mut key = commit.commit.clone();
+    if flag(source, "git.keepgitdir") {
+        key.push_str(".git");
+        if let Some(reference) = &commit.reference {
+            key.push_str(&format!("#{reference}"));
+        }
+    }
+    let (_, subdir) = fragment(source);
+    if !subdir.is_empty() {
+        key.push_str(&format!(":{subdir}"));
+    }
+    if flag(source, "git.skipsubmodules") {
+        key.push_str("(skip-submodules)");
+    }
+    key
+}
+
+/// The directory of a downloaded file.
+fn place(store: &Store, file: &File) -> Result<Place, BuildError> {
+    let (mode, modified) = (file.mode.to_string(), file.last_modified.as_deref().unwrap_or_default());
+    let key = context::digest_of(&[&file.digest.to_string(), &file.filename, &mode, modified]);
+    Place::new(store, FILES, key)
+}
+
+/// Puts a download into its directory, with the mode and the time that it should have.
+async fn keep(store: &Store, file: &File, download: Download) -> Result<(), BuildError> {
+    let (place, name, mode) = (place(store, file)?, file.filename.clone(), file.mode);
+    let work = move || {
+        let dir = place.fresh()?;
+        let path = lapstrake_source::place_file(download.path(), &dir, &name)?;
+        dress(&path, mode, download.modified_seconds)
+            .map_err(|e| BuildError::internal(format!("{}: {e}", path.display())))?;
+        place.finish(&dir)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+}
+
+fn dress(path: &Path, mode: u32, modified_seconds: Option<i64>) -> std::io::Result<()> {
+    let seconds = modified_seconds.unwrap_or(0).max(0).unsigned_abs();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    std::fs::File::open(path)?.set_modified(time)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))
+}
