@@ -35,7 +35,7 @@ func commands() map[string]command {
 		"helm":         {"helm ARGUMENT...", "run Helm on the cluster", forward("helm")},
 		"ctr":          {"ctr ARGUMENT...", "run containerd's ctr on the node", forward("ctr")},
 		"logs":         {"logs PROGRAM", "print a program's log", runLogs},
-		"images":       {"images [NAME...]", "put base images (busybox debian golang python rust) into the plain registry as base/NAME", runImages},
+		"images":       {"images [NAME...]", "put base images (busybox debian golang node python rust) into the plain registry as base/NAME", runImages},
 		"load-image":   {"load-image [--as NAME] TAR", "put an OCI layout (folder or archive) or docker archive into a registry", runLoad},
 		"stop":         {"stop [--kill] PROGRAM...", "stop programs and wait until they are gone", runStop},
 		"start":        {"start PROGRAM...", "start programs and wait until they serve", runStart},

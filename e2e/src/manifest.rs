@@ -79,6 +79,11 @@ const BASES: &[(&str, &str)] = &[
     ("go", "golang:1"),
     ("rust", "rust:1"),
     ("python", "python:3"),
+    ("cache-apt", "debian:bookworm"),
+    ("cache-cargo", "rust:1"),
+    ("cache-go", "golang:1"),
+    ("cache-npm", "node:lts"),
+    ("cache-pip", "python:3"),
 ];
 
 /// Names of the folders under `examples/`, sorted.

@@ -8,6 +8,11 @@ use lapstrake_e2e::{Server, Test, example, examples, repository_root, run_in};
 
 /// What the image of an example prints.
 const PRINTS: &[(&str, &str)] = &[
+    ("cache-apt", "Hello, world!"),
+    ("cache-cargo", "Hello from Cargo! 1.9.0 comes before 1.10.0: true"),
+    ("cache-go", "Hello from Go!"),
+    ("cache-npm", "Hello from Node.js!"),
+    ("cache-pip", "Hello from pip!"),
     ("follow", "Hello!\nThis page was built from a directory of a repository."),
     ("git", "Hello from a Git repository!\nThis page was built from a directory of a repository."),
     ("go", "Hello from Go!"),
@@ -64,6 +69,11 @@ macro_rules! examples {
 }
 
 examples! {
+    cache_apt: "cache-apt",
+    cache_cargo: "cache-cargo",
+    cache_go: "cache-go",
+    cache_npm: "cache-npm",
+    cache_pip: "cache-pip",
     follow: "follow",
     git: "git",
     go: "go",

@@ -53,6 +53,7 @@ var recipes = map[string]recipe{
 	"debian":  {"bookworm", "Debian " + suite + " (about half a minute)", machine, debian(nil, nil), nil},
 	"busybox": {"1", "busybox", busyboxInputs, busybox, nil},
 	"golang":  {"1", "Debian with this machine's Go (about a minute)", tool("go", "env", "GOVERSION"), debian(nil, goToolchain), nil},
+	"node":    {"lts", "Debian with this machine's Node.js and npm (about a minute)", tool("sh", "-c", "node --version && npm --version"), debian(nil, nodeToolchain), nil},
 	"rust":    {"1", "Debian with gcc and this machine's Rust (about two minutes)", tool("rustc", "-vV"), debian([]string{"gcc", "libc6-dev"}, rustToolchain), nil},
 	"python":  {"3", "Debian with Python (about a minute)", machine, debian([]string{"python3", "python3-pip", "python3-venv"}, nil), nil},
 	"debian-multi": {"bookworm", "Debian " + suite + " for this machine and for arm64, emulated (some minutes)", machine, debian(nil, nil),
