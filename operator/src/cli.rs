@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kube::client::ClientBuilder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -16,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 use crate::leader::{Candidate, Elector};
 use crate::metrics::Metrics;
 use crate::reconcile::{Scope, run};
+use crate::requests::counted;
 use crate::server::{Shown, serve};
 use crate::settings::{AppArmor, BuilderDefaults, KeepPods, Settings};
 
@@ -194,10 +196,11 @@ async fn operate(args: Run) -> anyhow::Result<()> {
     // Reconciles have a backoff of their own, and a call that retries for minutes would hide behind it.
     config.default_retry = false;
     let own_namespace = config.default_namespace.clone();
-    let client = kube::Client::try_from(config).context("cannot make a client")?;
+    let metrics = Arc::new(Metrics::new());
+    let client = ClientBuilder::try_from(config).context("cannot make a client")?;
+    let client = client.with_layer(&counted(metrics.clone())).build();
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
-    let metrics = Arc::new(Metrics::new());
     let mut addresses = vec![args.metrics_addr, args.health_addr];
     addresses.dedup();
     let served_until = CancellationToken::new();

@@ -16,6 +16,7 @@ pub mod observe;
 pub mod plan;
 pub mod progress;
 pub mod reconcile;
+pub mod requests;
 pub mod schedule;
 pub mod server;
 pub mod settings;

@@ -16,6 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::plan::Finished;
+use crate::requests::Asked;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
@@ -33,6 +34,12 @@ struct PhaseLabels {
     phase: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: &'static str,
+    resource: String,
+}
+
 /// The operator's counters.
 pub struct Metrics {
     registry: Registry,
@@ -41,6 +48,7 @@ pub struct Metrics {
     wait: Histogram,
     reconciles: Histogram,
     errors: Counter,
+    requests: Family<RequestLabels, Counter>,
     leader: Gauge<i64, AtomicI64>,
     objects: Family<ReadyLabels, Gauge<i64, AtomicI64>>,
     pods: Family<PhaseLabels, Gauge<i64, AtomicI64>>,
@@ -68,6 +76,7 @@ impl Metrics {
             wait: Histogram::new([0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0]),
             reconciles: Histogram::new([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]),
             errors: Counter::default(),
+            requests: Family::default(),
             leader: Gauge::default(),
             objects: Family::default(),
             pods: Family::default(),
@@ -94,6 +103,8 @@ impl Metrics {
             metrics.reconciles.clone(),
         );
         registry.register("reconcile_errors", "Reconciles that did not get through", metrics.errors.clone());
+        let requests = metrics.requests.clone();
+        registry.register("api_requests", "Requests to the API server, by verb and resource", requests);
         registry.register("leader", "1 while this operator is the one that works", metrics.leader.clone());
         registry.register(
             "imagebuilds",
@@ -110,6 +121,12 @@ impl Metrics {
         if !well {
             self.errors.inc();
         }
+    }
+
+    /// A request is sent to the API server.
+    pub fn asked(&self, asked: &Asked) {
+        let labels = RequestLabels { verb: asked.verb, resource: asked.resource.clone() };
+        self.requests.get_or_create(&labels).inc();
     }
 
     /// A run has ended, and its status is written.
@@ -193,12 +210,14 @@ mod tests {
             waited: Some(took),
         });
         metrics.lead(true);
+        metrics.asked(&Asked { verb: "patch", resource: "imagebuilds/status".to_owned() });
         let text = metrics.text();
         for line in [
             "lapstrake_builds_total{result=\"failed\",reason=\"StepFailed\"} 1",
             "lapstrake_build_duration_seconds_sum 3.0",
             "lapstrake_build_wait_seconds_count 1",
             "lapstrake_leader 1",
+            "lapstrake_api_requests_total{verb=\"patch\",resource=\"imagebuilds/status\"} 1",
             "lapstrake_imagebuilds{ready=\"True\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

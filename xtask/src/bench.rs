@@ -9,6 +9,7 @@ mod engine;
 mod memory;
 mod mounts;
 mod peer;
+mod requests;
 mod share;
 mod timeline;
 
@@ -26,8 +27,8 @@ use crate::process::{output, run as run_command};
 use crate::{images, install};
 
 /// What can be measured, in the order in which it is.
-const NAMES: [&str; 9] =
-    ["steps", "mounts", "rebuild", "share", "emulation", "gzip", "apply", "seed", "memory"];
+const NAMES: [&str; 10] =
+    ["steps", "mounts", "rebuild", "share", "emulation", "gzip", "apply", "seed", "requests", "memory"];
 
 /// What every measurement works with.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
         Some(folder) => PathBuf::from(folder),
         None => images::programs(root)?,
     };
-    let needs_operator = names.iter().any(|name| ["apply", "seed", "memory"].contains(name));
+    let needs_operator = names.iter().any(|name| ["apply", "seed", "requests", "memory"].contains(name));
     if needs_operator && env::var_os("LAPSTRAKE_INSTALLED").is_none() {
         install::install(root, &cluster, &images::make(root, &cluster)?)?;
     }
@@ -68,6 +69,7 @@ pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
             "gzip" => bench.gzip(),
             "apply" => apply::apply(&bench),
             "seed" => apply::seed(&bench),
+            "requests" => requests::requests(&bench),
             _ => memory::memory(&bench),
         }
     });

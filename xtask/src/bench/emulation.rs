@@ -27,6 +27,7 @@ fn work() -> Vec<(&'static str, String)> {
 /// The same Dockerfile for this machine's platform and for arm64, emulated.
 pub(super) fn emulation(bench: &Bench<'_>) -> Result<()> {
     let base = format!("{}/debian-multi:bookworm", bench.cluster.base);
+    bench.cluster.base_images(&["debian-multi"])?;
     let state = bench.folder("emulation-state")?;
     let mut steps = [[Duration::ZERO; 2]; 2];
     for (at, (name, instructions)) in work().into_iter().enumerate() {

@@ -16,6 +16,8 @@ use crate::process::output;
 /// Layers of the result.
 const LAYERS: u32 = 200;
 const RUNS: u32 = 3;
+/// The peer takes minutes for one.
+const PEERS_RUNS: u32 = 1;
 /// Bytes of one layer that do not compress well.
 const LAYER_KIB: u32 = 64;
 
@@ -23,46 +25,21 @@ const LAYER_KIB: u32 = 64;
 pub(super) fn share(bench: &Bench<'_>) -> Result<()> {
     let peer = Peer::start(bench)?;
     let context = context(bench)?;
+    let mut times: [[Times; 4]; 2] = Default::default();
+    let name = |who: &str, run: u32| {
+        format!("{}/bench/cache:{who}-{}-{run}", bench.cluster.registry, std::process::id())
+    };
     let state = bench.folder("share-state")?;
     timed(&mut ours(bench, &state, &context)?)?;
-    timed(&mut peer.build(&context))?;
-    let name = |who: &str| format!("{}/bench/cache:{who}", bench.cluster.registry);
-    let mut times: [[Times; 4]; 2] = Default::default();
     for run in 0..RUNS {
-        let tag = |who: &str| name(&format!("{who}-{}-{run}", std::process::id()));
-        let (own, theirs) = (tag("lapstrake"), tag("buildkit"));
-        let to = |name: &str| format!("type=registry,ref={name},mode=max");
-        times[0][0].0.push(timed(&mut ours(bench, &state, &context)?)?);
-        times[1][0].0.push(timed(&mut peer.build(&context))?);
-        times[0][1].0.push(timed(ours(bench, &state, &context)?.arg("--cache-to").arg(to(&own)))?);
-        times[1][1].0.push(timed(peer.build(&context).arg("--export-cache").arg(to(&theirs)))?);
-        // Each reads its own, from nothing.
-        for (at, files) in [(2, false), (3, true)] {
-            let empty = bench.folder(&format!("share-empty-{run}-{at}"))?;
-            let (ours_at, peers_at) = (empty.join("ours"), empty.join("peers"));
-            let mut build = ours(bench, &empty.join("state"), &context)?;
-            build.arg("--cache-from").arg(&own);
-            if files {
-                build.arg("-o").arg(&ours_at);
-            }
-            times[0][at].0.push(timed(&mut build)?);
-            output(peer.control().args(["prune", "--all"]))?;
-            let mut build = peer.build(&context);
-            build.arg("--import-cache").arg(format!("type=registry,ref={theirs}"));
-            if files {
-                build.arg("--output").arg(format!("type=local,dest={}", peers_at.display()));
-            }
-            times[1][at].0.push(timed(&mut build)?);
-            fs::remove_dir_all(&empty).with_context(|| empty.display().to_string())?;
-            // The peer has it all again, as for the next export it must.
-            timed(&mut peer.build(&context))?;
+        share_ours(bench, &state, &context, &name("lapstrake", run), &mut times[0])?;
+        if run < PEERS_RUNS {
+            share_peers(bench, &peer, &context, &name("buildkit", run), &mut times[1])?;
         }
-        if run == 0 {
-            for (who, name) in [("lapstrake", &own), ("buildkit", &theirs)] {
-                let (layers, bytes) = size(bench, name)?;
-                println!("{who:10} {layers} layers, {bytes} bytes in the registry");
-            }
-        }
+    }
+    for who in ["lapstrake", "buildkit"] {
+        let (layers, bytes) = size(bench, &name(who, 0))?;
+        println!("{who:10} {layers} layers, {bytes} bytes in the registry");
     }
     let what = ["rebuild", "with export", "import", "import, files"];
     for (who, of) in ["lapstrake", "buildkit"].into_iter().zip(&times) {
@@ -72,6 +49,56 @@ pub(super) fn share(bench: &Bench<'_>) -> Result<()> {
     }
     for (what, (ours, theirs)) in what.iter().zip(times[0].iter().zip(&times[1])) {
         println!("{what}: buildkit takes {} times as long", ratio(ours.median(), theirs.median()));
+    }
+    Ok(())
+}
+
+fn share_ours(
+    bench: &Bench<'_>,
+    state: &Path,
+    context: &Path,
+    name: &str,
+    times: &mut [Times; 4],
+) -> Result<()> {
+    let [rebuild, export, imports @ ..] = times;
+    rebuild.0.push(timed(&mut ours(bench, state, context)?)?);
+    let to = format!("type=registry,ref={name},mode=max");
+    export.0.push(timed(ours(bench, state, context)?.args(["--cache-to", &to]))?);
+    for (times, files) in imports.iter_mut().zip([false, true]) {
+        let empty = bench.folder("share-empty")?;
+        let mut build = ours(bench, &empty.join("state"), context)?;
+        build.args(["--cache-from", name]);
+        if files {
+            build.arg("-o").arg(empty.join("files"));
+        }
+        times.0.push(timed(&mut build)?);
+        fs::remove_dir_all(&empty).with_context(|| empty.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn share_peers(
+    bench: &Bench<'_>,
+    peer: &Peer,
+    context: &Path,
+    name: &str,
+    times: &mut [Times; 4],
+) -> Result<()> {
+    let [rebuild, export, imports @ ..] = times;
+    timed(&mut peer.build(context))?; // It must have it all.
+    rebuild.0.push(timed(&mut peer.build(context))?);
+    let to = format!("type=registry,ref={name},mode=max");
+    export.0.push(timed(peer.build(context).args(["--export-cache", &to]))?);
+    for (times, files) in imports.iter_mut().zip([false, true]) {
+        output(peer.control().args(["prune", "--all"]))?;
+        let empty = bench.folder("share-empty")?;
+        let mut build = peer.build(context);
+        build.args(["--import-cache", &format!("type=registry,ref={name}")]);
+        if files {
+            build.arg("--output").arg(format!("type=local,dest={}", empty.join("files").display()));
+        }
+        times.0.push(timed(&mut build)?);
+        fs::remove_dir_all(&empty).with_context(|| empty.display().to_string())?;
     }
     Ok(())
 }
