@@ -9,6 +9,7 @@
 
 mod cache;
 mod conditions;
+mod emulation;
 mod follow;
 mod names;
 mod output;
@@ -24,10 +25,11 @@ mod trust;
 
 pub use cache::{AccessMode, Cache, CacheEmptyDir, CacheVolume, Medium};
 pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
+pub use emulation::{Emulation, EmulationPolicy};
 pub use follow::Follow;
 pub use names::{annotation, field_manager, label};
 pub use output::{Output, SecretReference};
-pub use pod::{Pod, Resources, Sandbox};
+pub use pod::{PlatformPod, PlatformVolume, Pod, Resources, Sandbox};
 pub use schema::crd;
 pub use secrets::{
     ArgKeyReference, ArgSource, BuildSecret, BuildSecretsFrom, KeyReference, SshAgent, SshSecretReference,
@@ -36,7 +38,7 @@ pub use source::{GitSource, HttpSource, InlineFile, InlineSource, Source, Source
 pub use spec::{BuildArg, Dockerfile, History, ImageBuild, ImageBuildSpec};
 pub use status::{
     BaseImageStatus, Change, Failure, FollowStatus, FollowedSource, HistoryEntry, ImageBuildStatus,
-    PlatformStatus, RunResult, RunStatus, SourceStatus, Summary, Timings, Why,
+    IndexStatus, PlatformStatus, RunResult, RunStatus, SourceStatus, Summary, Timings, Why,
 };
 pub use trust::{CertificateReference, CertificateSource, Certificates, Proxy, ProxySource};
 

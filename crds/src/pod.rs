@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{quantities, rules, text};
+use crate::schema::{quantities, quantity, rules, text};
 
 /// How the builder pod is run: where, with how much, and in which sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -66,9 +66,64 @@ pub struct Pod {
         "pod.annotations must not start with lapstrake.dev/, which Lapstrake sets itself: use a prefix of your own",
     )])))]
     pub annotations: BTreeMap<String, String>,
+    /// What differs for single platforms. A platform with an entry here has a pod of its own, unless
+    /// another one has the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["platform"])
+    )]
+    pub per_platform: Vec<PlatformPod>,
+}
+
+/// What differs for the builder pod of one platform.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlatformPod {
+    /// The platform, as `platforms` has it.
+    #[schemars(length(max = 64))]
+    pub platform: String,
+    /// Labels that a node must have, beside those of `pod.nodeSelector` and stronger than they are. Here
+    /// `kubernetes.io/arch` may be chosen, to build the platform on nodes of another architecture:
+    /// `linux/arm/v7` on `arm` rather than `arm64`, or emulated on `amd64`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = text(63), "x-kubernetes-validations" = rules(&[(
+        "!('kubernetes.io/os' in self)",
+        "pod.perPlatform[].nodeSelector must not choose kubernetes.io/os: every builder runs on Linux",
+    )])))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that are tolerated, beside those of `pod.tolerations`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    pub tolerations: Vec<Toleration>,
+    /// What the builder pod requests and may use, in place of `pod.resources`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Cache volume of this platform, where it differs from `cache.volume`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_volume: Option<PlatformVolume>,
+}
+
+/// The cache volume of one platform.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlatformVolume {
+    /// Size of the volume, such as `20Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "quantity")]
+    pub size: Option<Quantity>,
+    /// Storage class of the volume. A change holds for volumes that are made from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub storage_class_name: Option<String>,
 }
 
 impl Pod {
+    /// What differs for this platform, if anything does.
+    pub fn for_platform(&self, platform: &str) -> Option<&PlatformPod> {
+        self.per_platform.iter().find(|one| one.platform == platform)
+    }
+
     /// Whether nothing differs from the default.
     pub fn is_default(&self) -> bool {
         self == &Self::default()

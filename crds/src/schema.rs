@@ -28,6 +28,12 @@ pub fn crd() -> CustomResourceDefinition {
             undescribe(field);
             field["description"] = description;
         }
+        let each =
+            &mut schema["properties"]["spec"]["properties"]["pod"]["properties"]["perPlatform"]["items"];
+        let field = &mut each["properties"]["tolerations"];
+        let description = field["description"].clone();
+        undescribe(field);
+        field["description"] = description;
         let condition = &mut schema["properties"]["status"]["properties"]["conditions"]["items"];
         condition["description"] = json!("One aspect of the ImageBuild's state.");
         for (name, about) in CONDITION {

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
+use crate::emulation::Emulation;
 use crate::follow::Follow;
 use crate::output::{Output, SecretReference};
 use crate::pod::Pod;
@@ -103,6 +104,10 @@ use crate::trust::{Certificates, Proxy};
      (has(self.dockerfile) && has(self.dockerfile.path) ? self.dockerfile.path : 'Dockerfile')))",
     "source.inline.files has no Dockerfile: add a file with the path Dockerfile (or the one that dockerfile.path names), \
      or write it into dockerfile.inline",
+), (
+    "!has(self.pod) || !has(self.pod.perPlatform) || self.pod.perPlatform.all(p, has(self.platforms) && \
+     self.platforms.exists(x, x == p.platform))",
+    "pod.perPlatform speaks of a platform that platforms does not list: add it to platforms, or take the entry out",
 )])))]
 pub struct ImageBuildSpec {
     /// Where the files of the build come from: exactly one of `git`, `http` and `inline`.
@@ -155,8 +160,10 @@ pub struct ImageBuildSpec {
     /// Proxies by which the world outside is reached.
     #[serde(default, skip_serializing_if = "Proxy::is_default")]
     pub proxy: Proxy,
-    /// Platforms to build for, such as `linux/arm64`, each on a node of its architecture. By default
-    /// the platform of the node that the build lands on. More than one at once is not supported yet.
+    /// Platforms to build for, such as `linux/arm64`, each on a node of its architecture; those that one
+    /// kind of node serves (`linux/amd64` and `linux/386`, `linux/arm64` and `linux/arm/v7`) share a pod.
+    /// Several of them become one image: an index, pushed when every platform is there. By default the
+    /// platform of the node that the build lands on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -168,6 +175,9 @@ pub struct ImageBuildSpec {
         ))
     )]
     pub platforms: Vec<String>,
+    /// What is done for platforms that no node has.
+    #[serde(default, skip_serializing_if = "Emulation::is_default")]
+    pub emulation: Emulation,
     /// Where the image goes.
     pub output: Output,
     /// Where the builder keeps what the next build can use again: at most one of `volume` and
@@ -237,6 +247,7 @@ impl Default for ImageBuildSpec {
             certificates: Certificates::default(),
             proxy: Proxy::default(),
             platforms: Vec::new(),
+            emulation: Emulation::default(),
             output: Output::default(),
             cache: Cache::default(),
             pod: Pod::default(),

@@ -74,6 +74,10 @@ pub struct ImageBuildStatus {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["platform"])
     )]
     pub platforms: Vec<PlatformStatus>,
+    /// How the last run went about joining its platforms into one image; absent where one pod built
+    /// all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<IndexStatus>,
     /// Images that the last run built upon, by the digest that they had then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -147,16 +151,26 @@ pub struct RunStatus {
     /// Generation of the spec that the run builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
-    /// Number of the attempt, from 1.
+    /// Name of all that decides what is built, whatever the platform: what another platform built
+    /// under the same name still stands when a run is asked for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub inputs: Option<String>,
+    /// Revision of the source that the first platform was built from, and that the others have to be of;
+    /// absent where one pod builds all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub revision: Option<String>,
+    /// Number of the attempt, from 1; of several platforms the highest.
     pub attempt: u32,
     /// How many of the attempts before this one broke before their builder started. They do not count
-    /// against `spec.retries`.
+    /// against `spec.retries`. Of several platforms the highest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncounted_attempts: Option<u32>,
-    /// When the next attempt starts, after one that broke.
+    /// When the next attempt starts, after one that broke; of several platforms the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Time>,
-    /// Why the attempt before this one broke.
+    /// Why the last attempt that broke did so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub last_attempt_message: Option<String>,
@@ -246,6 +260,17 @@ pub struct SourceStatus {
     /// The id of the commit, or the digest of the download or of the inline files.
     #[schemars(length(max = 1024))]
     pub revision: String,
+    /// The commit's time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+    /// The branch that the commit was found on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub branch: Option<String>,
+    /// The tag of the commit: the one that was asked for, or the one with the highest version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub tag: Option<String>,
 }
 
 /// How the last run went on one platform.
@@ -259,10 +284,48 @@ pub struct PlatformStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub reason: Option<String>,
+    /// The same in a sentence, where several pods build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// Architecture of the nodes that it is built on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub architecture: Option<String>,
+    /// True where the steps of this platform are emulated, since its nodes are of another architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulated: Option<bool>,
+    /// Number of the attempt on this platform, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// How many of the attempts before this one count against `spec.retries`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// How many of the attempts before this one broke before their builder started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncounted_attempts: Option<u32>,
+    /// When the next attempt starts, after one that broke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<Time>,
+    /// Run that built this platform, if it was an earlier one, whose work still stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub kept_from: Option<String>,
+    /// What the source resolved to when this platform was built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub revision: Option<String>,
     /// Digest of this platform's image manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub digest: Option<String>,
+    /// Media type of that manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub media_type: Option<String>,
+    /// Bytes of that manifest itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_bytes: Option<i64>,
     /// Sum of the image's layers and config as they lie in the registry, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<i64>,
@@ -289,6 +352,46 @@ pub struct PlatformStatus {
     /// Where the time went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
+}
+
+/// How the last run went about joining its platforms: one short pod that pushes the index and its tags,
+/// once every platform is in the registry.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IndexStatus {
+    /// What it is doing or waiting for, or why it ended as it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub reason: Option<String>,
+    /// The same in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// Number of the attempt, from 1.
+    pub attempt: u32,
+    /// How many of the attempts before this one count against `spec.retries`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// How many of the attempts before this one broke before their builder started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncounted_attempts: Option<u32>,
+    /// When the next attempt starts, after one that broke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<Time>,
+    /// Node that it ran on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+    /// Pod that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub pod: Option<String>,
+    /// When it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Time>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Time>,
 }
 
 /// Where the time of a run went, in milliseconds.

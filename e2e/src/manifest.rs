@@ -72,6 +72,7 @@ impl Manifest {
 /// The base image that an example is built from here.
 const BASES: &[(&str, &str)] = &[
     ("hello", "busybox:1"),
+    ("multi-platform", "debian-multi:bookworm"),
     ("multi-stage", "busybox:1"),
     ("git", "busybox:1"),
     ("follow", "busybox:1"),

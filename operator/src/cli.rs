@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::{Scope, run};
 use crate::requests::counted;
 use crate::server::{Shown, serve};
-use crate::settings::{AppArmor, BuilderDefaults, KeepPods, Settings};
+use crate::settings::{AppArmor, BuilderDefaults, KeepPods, Settings, own_architecture};
 
 /// Builds container images that ImageBuilds ask for.
 #[derive(Debug, Parser)]
@@ -180,6 +180,10 @@ fn settings(args: &Run) -> anyhow::Result<Settings> {
     };
     Ok(Settings {
         builder_image: args.builder_image.clone(),
+        architecture: match defaults.emulate_on.as_str() {
+            "" => own_architecture().to_owned(),
+            named => named.to_owned(),
+        },
         defaults,
         registries,
         keep_pods: args.keep_pods,

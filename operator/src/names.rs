@@ -30,19 +30,11 @@ fn joined(base: &str, suffix: &str) -> String {
     format!("{cut}-{hash}-{suffix}")
 }
 
-/// Name of the pod of one attempt of one run.
-pub fn pod(build: &str, run: &str, attempt: u32, platform: Option<&str>) -> String {
-    match platform {
-        Some(platform) => joined(build, &format!("{run}-{}-{attempt}", platform_label(platform))),
+/// Name of the pod of one attempt at one part of a run, and of the ConfigMap with its request.
+pub fn pod(build: &str, run: &str, attempt: u32, part: Option<&str>) -> String {
+    match part {
+        Some(part) => joined(build, &format!("{run}-{}-{attempt}", platform_label(part))),
         None => joined(build, &format!("{run}-{attempt}")),
-    }
-}
-
-/// Name of the ConfigMap with the request of one run.
-pub fn request(build: &str, run: &str, platform: Option<&str>) -> String {
-    match platform {
-        Some(platform) => joined(build, &format!("{run}-{}", platform_label(platform))),
-        None => joined(build, run),
     }
 }
 

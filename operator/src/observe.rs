@@ -2,13 +2,23 @@
 //!
 //! Never: decides anything.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec};
 use kube::ResourceExt;
 use lapstrake_crds::{ImageBuild, Reason, label};
 
 /// Name of the builder's container.
 pub const CONTAINER: &str = "builder";
+/// Component of the pod that joins platforms into one image.
+pub const INDEX: &str = "index";
+/// Name of the volume that the builder keeps its state on.
+pub const STATE_VOLUME: &str = "state";
+/// How long after the moment at which a pod had to be gone it is still believed that its node is about
+/// to end it.
+pub const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// Everything that is known about one ImageBuild in one moment.
 #[derive(Clone, Debug)]
@@ -25,10 +35,8 @@ pub struct Observed {
     pub pod_security: Option<PodSecurity>,
     /// Names of the `imagePullSecrets` of the ServiceAccount that the pod runs as; empty unless `fresh`.
     pub pull_secrets: Vec<String>,
-    /// What the API server said to the pod that this pass tried to create.
-    pub refusal: Option<Refusal>,
-    /// How far the builder says it is, from its log.
-    pub progress: Option<Phase>,
+    /// What the API server said to the pods that this pass tried to create, by their names.
+    pub refusals: BTreeMap<String, Refusal>,
     /// Where the places stand that the ImageBuild follows.
     pub follow: crate::follow::Facts,
 }
@@ -103,12 +111,19 @@ pub struct PodFacts {
     pub owner: String,
     /// Run that it belongs to.
     pub run: String,
-    /// Attempt of that run, from 1.
+    /// What of the run it does: its platforms as a label has them, `index`, or nothing if no platform was
+    /// asked for.
+    pub part: String,
+    /// Attempt of that part, from 1.
     pub attempt: u32,
+    /// Volume that its builder keeps its state on, by the name of the claim.
+    pub claim: Option<String>,
     /// When it was created.
     pub created: Option<Timestamp>,
     /// Whether it was told to go.
     pub deleting: bool,
+    /// When it has to be gone, if it was told to go.
+    pub gone_by: Option<Timestamp>,
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub phase: String,
     /// Why the kubelet or a controller put it into that phase.
@@ -133,6 +148,8 @@ pub struct PodFacts {
     pub oom_killed: Option<String>,
     /// What Events say of its trouble: the node's last warning, or why its cache volume is not there.
     pub hint: Option<Why>,
+    /// How far the builder says it is, from its log.
+    pub progress: Option<Phase>,
 }
 
 /// A reason and its message.
@@ -191,9 +208,16 @@ impl PodFacts {
                 .map(|owner| owner.uid.clone())
                 .unwrap_or_default(),
             run: label(label::RUN),
+            part: if label("app.kubernetes.io/component") == INDEX {
+                INDEX.to_owned()
+            } else {
+                label(label::PLATFORM)
+            },
+            claim: pod.spec.as_ref().and_then(state_claim),
             attempt: label(label::ATTEMPT).parse().unwrap_or_default(),
             created: pod.creation_timestamp().map(|time| time.0),
             deleting: pod.metadata.deletion_timestamp.is_some(),
+            gone_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             ..Self::default()
         };
@@ -239,9 +263,21 @@ impl PodFacts {
         matches!(self.phase.as_str(), "Succeeded" | "Failed") || matches!(self.container, Container::Ended(_))
     }
 
-    /// Whether its builder may still do something.
-    pub fn alive(&self) -> bool {
-        !self.ended()
+    /// Whether its builder may still do something, as far as anybody can know.
+    pub fn alive(&self, now: Timestamp) -> bool {
+        !self.ended() && !self.lost(now)
+    }
+
+    /// Whether its node should have ended it long ago and says nothing: most likely the node is dead. The
+    /// pod stays, and with it its volume's mount, until the cluster takes the node for gone.
+    pub fn lost(&self, now: Timestamp) -> bool {
+        !self.ended() && self.gone_by.is_some_and(|gone_by| now >= gone_by + LOST_AFTER)
+    }
+
+    /// How long until it is taken for lost, if it was told to go and does not.
+    pub fn lost_in(&self, now: Timestamp) -> Option<Duration> {
+        let at = self.gone_by.filter(|_| !self.ended())? + LOST_AFTER;
+        Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
     }
 
     /// Whether the builder ever ran in it.
@@ -291,6 +327,12 @@ fn was_oom_killed(status: &ContainerStatus) -> bool {
     killed(&status.state) || killed(&status.last_state)
 }
 
+/// The claim that the builder's state is on.
+fn state_claim(spec: &PodSpec) -> Option<String> {
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == STATE_VOLUME)?;
+    volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.clone())
+}
+
 /// Drops from a pod what no fact is taken from, so that a cache of many pods stays small.
 pub fn strip_pod(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
@@ -298,7 +340,11 @@ pub fn strip_pod(pod: &mut Pod) {
     pod.metadata.generate_name = None;
     if let Some(spec) = &mut pod.spec {
         let node_name = spec.node_name.take();
-        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, ..Default::default() };
+        let volumes = spec.volumes.take().map(|mut volumes| {
+            volumes.retain(|volume| volume.name == STATE_VOLUME);
+            volumes
+        });
+        *spec = PodSpec { node_name, volumes, ..PodSpec::default() };
     }
     if let Some(status) = &mut pod.status {
         status.pod_ips = None;

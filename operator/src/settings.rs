@@ -8,10 +8,13 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 
 /// All that planning needs to know beside what is in the cluster.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Image of the builder.
     pub builder_image: String,
+    /// Architecture of the nodes that platforms are emulated on where nothing else is known: as
+    /// `kubernetes.io/arch` has it.
+    pub architecture: String,
     /// What builder pods get where an ImageBuild does not say otherwise.
     pub defaults: BuilderDefaults,
     /// What the builder knows of registries, as JSON text; empty: nothing.
@@ -20,6 +23,31 @@ pub struct Settings {
     pub keep_pods: KeepPods,
     /// Whether pods that mount in their own user namespace ask for no AppArmor profile.
     pub app_armor: AppArmor,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            builder_image: String::new(),
+            architecture: own_architecture().to_owned(),
+            defaults: BuilderDefaults::default(),
+            registries: String::new(),
+            keep_pods: KeepPods::default(),
+            app_armor: AppArmor::default(),
+        }
+    }
+}
+
+/// The architecture that the operator itself runs on, as `kubernetes.io/arch` has it.
+pub fn own_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
 }
 
 /// What builder pods get where an ImageBuild does not say otherwise: `builder.json` of the chart.
@@ -42,6 +70,9 @@ pub struct BuilderDefaults {
     pub certificates: DefaultCertificates,
     /// Proxies of builds that name none.
     pub proxy: lapstrake_crds::Proxy,
+    /// Architecture of the nodes that platforms are emulated on where nothing else is known; empty: the
+    /// operator's own.
+    pub emulate_on: String,
 }
 
 /// Authorities that every build trusts.
@@ -131,6 +162,8 @@ pub mod limits {
     pub const START_GRACE: Duration = Duration::from_secs(300);
     /// When to look at a pending pod again, since its Events are not watched.
     pub const PENDING_RECHECK: Duration = Duration::from_secs(10);
+    /// How long a pod's node may say nothing of it before that is told.
+    pub const SILENT_GRACE: Duration = Duration::from_secs(20);
     /// When to try again after a quota said no.
     pub const QUOTA_RECHECK: Duration = Duration::from_secs(15);
     /// When to look again at what the cluster, not the spec, stands in the way of.

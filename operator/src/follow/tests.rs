@@ -159,7 +159,7 @@ proptest! {
         let mut build = build();
         build.spec.follow = following();
         let mut status = ImageBuildStatus {
-            source: Some(SourceStatus { revision: built.repeat(40) }),
+            source: Some(SourceStatus { revision: built.repeat(40), ..Default::default() }),
             base_images: vec![BaseImageStatus {
                 image: BASE.into(), digest: base_built.repeat(40), pinned: false,
             }],
@@ -177,7 +177,7 @@ proptest! {
             // The run that follows builds what it was told, or fails and leaves all as it was.
             if succeeded {
                 if let Some(source) = &granted.source {
-                    status.source = Some(SourceStatus { revision: source.revision.clone() });
+                    status.source = Some(SourceStatus { revision: source.revision.clone(), ..Default::default() });
                 }
                 for moved in granted.base_images.iter().filter(|_| base_moves) {
                     status.base_images = vec![moved.clone()];

@@ -93,6 +93,15 @@ pub(crate) fn gone(pod: &str) -> Broken {
     )
 }
 
+/// The pod should have ended long ago, and its node says nothing.
+pub(crate) fn lost(pod: &PodFacts) -> Broken {
+    let node = pod.node.as_deref().unwrap_or("its node");
+    let lead =
+        format!("{node} does not end pod {}, which was told to go: the node seems to be dead", pod.name);
+    let words = pod.disrupted.as_ref().map(|why| why.message.clone()).unwrap_or_default();
+    Broken::new(Reason::NodeLost, counted_if_started(pod), sentence(&lead, &words))
+}
+
 fn counted_if_started(pod: &PodFacts) -> Retry {
     if pod.started() { Retry::Counted } else { Retry::Free }
 }

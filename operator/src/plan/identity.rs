@@ -19,6 +19,8 @@ use crate::names::short_hash;
 pub struct Identity {
     /// What decides the image.
     what: String,
+    /// What of it decides the image of any one platform.
+    inputs: String,
     /// How it is built.
     how: String,
 }
@@ -100,28 +102,22 @@ impl Identity {
         let spec = &build.spec;
         let mut platforms = spec.platforms.clone();
         platforms.sort();
-        let mut what = json!([
-            build.metadata.uid,
-            spec.source,
-            spec.dockerfile,
-            spec.args,
-            platforms,
-            spec.output,
-            requests.rebuild,
-            requests.reconcile_at,
-            requests.force_at,
-        ]);
+        let given = crate::plan::inputs::identity(spec);
+        let inputs = json!([build.metadata.uid, spec.source, spec.dockerfile, spec.args, spec.output, given]);
+        let mut what =
+            json!([inputs, platforms, requests.rebuild, requests.reconcile_at, requests.force_at,]);
         // Nothing is added where nothing is followed: those runs keep their names.
         if let Some(parts) = what.as_array_mut()
             && (requests.source.is_some() || !requests.base_images.is_empty())
         {
             parts.push(json!([requests.source, requests.base_images]));
         }
-        let mut how = vec![json!(spec.pod), json!(spec.cache), json!(spec.timeout().as_millis().to_string())];
-        // A build without any has the name that it had before there were such fields.
+        let timeout = spec.timeout().as_millis().to_string();
+        let mut how = vec![json!(spec.pod), json!(spec.cache), json!(spec.emulation), json!(timeout)];
         how.extend(Some(crate::plan::inputs::identity(spec)).filter(|inputs| !inputs.is_null()));
         let how = json!(how);
         Self {
+            inputs: short_hash(inputs.to_string().as_bytes(), 10),
             what: short_hash(what.to_string().as_bytes(), 10),
             how: short_hash(how.to_string().as_bytes(), 6),
         }
@@ -130,6 +126,11 @@ impl Identity {
     /// The run's id: a label value.
     pub fn id(&self) -> String {
         format!("{}-{}", self.what, self.how)
+    }
+
+    /// What decides the image of any one platform, as a name: whatever was built under it stands.
+    pub fn inputs(&self) -> &str {
+        &self.inputs
     }
 
     /// Whether a run of this id built what is asked for now.

@@ -6,7 +6,7 @@ use lapstrake_crds::{ImageBuild, ReasonKind};
 use lapstrake_handoff as handoff;
 use serde_json::{Value, json};
 
-use super::tests::{begun, build, end, failed, fresh, go};
+use super::tests::{begun, build, end, failed, fresh, go, refuse};
 use super::*;
 use crate::observe::{Container, Observed, Refusal, Why};
 
@@ -115,7 +115,7 @@ fn what_waits_or_builds_is_in_progress() {
         Refusal::Leaving("waits".into()),
     ] {
         let mut seen = fresh(build(), Vec::new());
-        seen.refusal = Some(refusal.clone());
+        refuse(&mut seen, refusal.clone());
         assert_eq!(settle(&mut seen), Kstatus::InProgress, "{refusal:?}");
     }
     let mut suspended = fresh(build(), Vec::new());
@@ -153,7 +153,7 @@ fn an_end_is_failed_or_current_and_only_for_the_spec_that_it_speaks_of() {
         Refusal::NameTaken("taken".into()),
     ] {
         let mut seen = fresh(build(), Vec::new());
-        seen.refusal = Some(refusal.clone());
+        refuse(&mut seen, refusal.clone());
         assert_eq!(settle(&mut seen), Kstatus::Failed, "{refusal:?}");
     }
 }

@@ -1,23 +1,30 @@
 //! Facts in, decision out: what should exist for one ImageBuild, and what its status should say.
 //!
 //! Holds: planning again after a plan was applied changes nothing; a pod is created only when no
-//! other pod of the ImageBuild lives; a run that has ended stays ended until something new is asked
+//! other pod of the same part of the ImageBuild lives; a run that has ended stays ended until something new is asked
 //! for; anything but a status write is decided only on facts read from the API server just now.
 //! Never: I/O, a clock, chance.
 
+mod begin;
 mod ending;
 mod identity;
 pub(crate) mod inputs;
 mod objects;
+mod part;
+mod parts;
 mod pod;
 mod request;
+mod revision;
 mod room;
 mod run;
+mod share;
 mod status;
 mod waiting;
 
 #[cfg(test)]
 mod kstatus;
+#[cfg(test)]
+mod platforms_tests;
 #[cfg(test)]
 mod simulate;
 #[cfg(test)]
@@ -54,6 +61,8 @@ pub struct Plan {
     pub delete_pods: Vec<(String, String)>,
     /// Other objects that must go.
     pub delete_objects: Vec<Owned>,
+    /// Name of the pod that the three after this are for.
+    pub subject: String,
     /// Cache volume that must be there.
     pub volume: Option<Box<PersistentVolumeClaim>>,
     /// Request that must be there.

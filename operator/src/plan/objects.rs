@@ -10,6 +10,7 @@ use kube::Resource;
 use lapstrake_crds::{AccessMode, CacheEmptyDir, CacheVolume, ImageBuild, label};
 
 use crate::names;
+use crate::plan::parts::{Kind, Part};
 use crate::settings::{CacheKind, Settings};
 
 /// Key of the request in its ConfigMap.
@@ -26,14 +27,25 @@ pub(crate) enum CachePlace {
     EmptyDir(CacheEmptyDir),
 }
 
-/// Where this ImageBuild keeps its cache.
-pub(crate) fn cache_place(build: &ImageBuild, settings: &Settings) -> CachePlace {
+/// Where a part of this ImageBuild keeps its cache.
+pub(crate) fn cache_place(build: &ImageBuild, part: &Part, settings: &Settings) -> CachePlace {
+    if part.kind == Kind::Index {
+        return CachePlace::EmptyDir(CacheEmptyDir::default());
+    }
     let cache = &build.spec.cache;
-    match (&cache.volume, &cache.empty_dir, settings.defaults.cache.kind) {
+    let place = match (&cache.volume, &cache.empty_dir, settings.defaults.cache.kind) {
         (_, Some(dir), _) => CachePlace::EmptyDir(dir.clone()),
         (Some(volume), None, _) => CachePlace::Volume(volume.clone()),
         (None, None, CacheKind::Volume) => CachePlace::Volume(CacheVolume::default()),
         (None, None, CacheKind::EmptyDir) => CachePlace::EmptyDir(CacheEmptyDir::default()),
+    };
+    match (place, part.wish(build).and_then(|wish| wish.cache_volume.as_ref())) {
+        (CachePlace::Volume(volume), Some(own)) => CachePlace::Volume(CacheVolume {
+            size: own.size.clone().or(volume.size),
+            storage_class_name: own.storage_class_name.clone().or(volume.storage_class_name),
+            ..volume
+        }),
+        (place, _) => place,
     }
 }
 
@@ -76,21 +88,20 @@ pub(crate) fn metadata(build: &ImageBuild, name: String, component: &str) -> Obj
     }
 }
 
-/// The ConfigMap that the request is mounted from. It is never changed: its run names it.
+/// The ConfigMap that the request is mounted from: it has its pod's name, and is never changed.
 pub(crate) fn request_map(
     build: &ImageBuild,
+    name: String,
     run: &str,
-    platform: Option<&str>,
     request: String,
     settings: &Settings,
 ) -> ConfigMap {
-    let name = build.metadata.name.as_deref().unwrap_or_default();
     let mut data = BTreeMap::from([(REQUEST_KEY.to_owned(), request)]);
     if !settings.registries.is_empty() {
         data.insert(REGISTRIES_KEY.to_owned(), settings.registries.clone());
     }
     data.extend(crate::plan::inputs::request_files(build, settings));
-    let mut metadata = metadata(build, names::request(name, run, platform), "request");
+    let mut metadata = metadata(build, name, "request");
     metadata.labels.get_or_insert_default().insert(label::RUN.to_owned(), run.to_owned());
     ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }
 }
@@ -98,7 +109,7 @@ pub(crate) fn request_map(
 /// The cache volume.
 pub(crate) fn cache_claim(
     build: &ImageBuild,
-    platform: Option<&str>,
+    part: &Part,
     volume: &CacheVolume,
     settings: &Settings,
 ) -> PersistentVolumeClaim {
@@ -114,7 +125,7 @@ pub(crate) fn cache_claim(
         AccessMode::ReadWriteOncePod => "ReadWriteOncePod",
     };
     PersistentVolumeClaim {
-        metadata: metadata(build, names::cache(name, platform), "cache"),
+        metadata: metadata(build, names::cache(name, part.cache_key().as_deref()), "cache"),
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec![mode.to_owned()]),
             storage_class_name: class,

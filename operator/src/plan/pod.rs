@@ -15,9 +15,10 @@ use lapstrake_crds::{ImageBuild, Medium, Sandbox, label};
 use lapstrake_handoff::paths;
 
 use crate::names;
-use crate::observe::CONTAINER;
+use crate::observe::{CONTAINER, INDEX, STATE_VOLUME};
 use crate::plan::inputs;
 use crate::plan::objects::{CachePlace, cache_place, metadata};
+use crate::plan::parts::{Kind, Part};
 use crate::settings::{AppArmor, Settings, limits};
 
 /// Capabilities in the pod's own user namespace that a builder needs to unpack and run images.
@@ -37,8 +38,8 @@ pub(crate) struct PodFor<'a> {
     pub run: &'a str,
     /// Attempt, from 1.
     pub attempt: u32,
-    /// Platform, if one was asked for.
-    pub platform: Option<&'a str>,
+    /// Its share of the run.
+    pub part: &'a Part,
     /// Sandbox, decided.
     pub sandbox: Sandbox,
     /// Names of the `imagePullSecrets` of its ServiceAccount.
@@ -50,15 +51,19 @@ pub(crate) fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Po
     let name = build.metadata.name.as_deref().unwrap_or_default();
     let wish = &build.spec.pod;
     let (volumes, mounts) = volumes(build, of, settings);
-    let mut metadata = metadata(build, names::pod(name, of.run, of.attempt, of.platform), "builder");
+    let component = match of.part.kind {
+        Kind::Build => "builder",
+        Kind::Index => INDEX,
+    };
+    let mut metadata = metadata(build, names::pod(name, of.run, of.attempt, of.part.key()), component);
     let labels = metadata.labels.get_or_insert_default();
     // Sidecars would outlive the builder; a wish in the spec can turn them on again.
     labels.insert("sidecar.istio.io/inject".to_owned(), "false".to_owned());
     labels.extend(wish.labels.clone());
     labels.insert(label::RUN.to_owned(), of.run.to_owned());
     labels.insert(label::ATTEMPT.to_owned(), of.attempt.to_string());
-    if let Some(platform) = of.platform {
-        labels.insert(label::PLATFORM.to_owned(), names::platform_label(platform));
+    if of.part.kind == Kind::Build && !of.part.platforms.is_empty() {
+        labels.insert(label::PLATFORM.to_owned(), of.part.platform_label());
     }
     metadata.annotations = Some(annotations(build));
     let defaults = &settings.defaults;
@@ -76,10 +81,10 @@ pub(crate) fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Po
             service_account_name: wish.service_account_name.clone(),
             priority_class_name: wish.priority_class_name.clone(),
             image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
-            node_selector: Some(node_selector(build, of.platform, settings)),
-            tolerations: Some(tolerations(build, of.platform, settings)),
+            node_selector: Some(node_selector(build, of.part, settings)),
+            tolerations: Some(tolerations(build, of.part, settings)),
             affinity: wish.affinity.clone(),
-            containers: vec![container(build, of.sandbox, mounts, settings)],
+            containers: vec![container(build, of, mounts, settings)],
             volumes: Some(volumes),
             ..PodSpec::default()
         }),
@@ -100,20 +105,15 @@ fn annotations(build: &ImageBuild) -> BTreeMap<String, String> {
     annotations
 }
 
-fn container(
-    build: &ImageBuild,
-    sandbox: Sandbox,
-    mounts: Vec<VolumeMount>,
-    settings: &Settings,
-) -> Container {
+fn container(build: &ImageBuild, of: PodFor<'_>, mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
     let args = ["pod", "--request", paths::REQUEST_FILE];
     Container {
         name: CONTAINER.to_owned(),
         image: Some(settings.builder_image.clone()),
         image_pull_policy: settings.defaults.image_pull_policy.clone(),
         args: Some(args.map(str::to_owned).to_vec()),
-        resources: Some(resources(build, settings)),
-        security_context: Some(security_context(sandbox, settings.app_armor)),
+        resources: Some(resources(build, of.part, settings)),
+        security_context: Some(security_context(of.sandbox, settings.app_armor)),
         termination_message_path: Some(paths::TERMINATION_MESSAGE.to_owned()),
         termination_message_policy: Some("File".to_owned()),
         volume_mounts: Some(mounts),
@@ -146,9 +146,10 @@ fn security_context(sandbox: Sandbox, app_armor: AppArmor) -> SecurityContext {
 }
 
 /// Requests and limits: the spec's where it has any, else the operator's.
-fn resources(build: &ImageBuild, settings: &Settings) -> ResourceRequirements {
+fn resources(build: &ImageBuild, part: &Part, settings: &Settings) -> ResourceRequirements {
     let defaults = &settings.defaults.resources;
-    let wish = build.spec.pod.resources.as_ref();
+    let own = part.wish(build).and_then(|wish| wish.resources.as_ref());
+    let wish = own.or(build.spec.pod.resources.as_ref());
     let pick = |own: Option<&BTreeMap<String, Quantity>>, default: &BTreeMap<String, Quantity>| {
         let chosen = own.filter(|own| !own.is_empty()).unwrap_or(default);
         (!chosen.is_empty()).then(|| chosen.clone())
@@ -163,37 +164,27 @@ fn resources(build: &ImageBuild, settings: &Settings) -> ResourceRequirements {
     ResourceRequirements { requests: requests.filter(|map| !map.is_empty()), limits, claims: None }
 }
 
-fn node_selector(
-    build: &ImageBuild,
-    platform: Option<&str>,
-    settings: &Settings,
-) -> BTreeMap<String, String> {
+fn node_selector(build: &ImageBuild, part: &Part, settings: &Settings) -> BTreeMap<String, String> {
     let mut selector = settings.defaults.node_selector.clone();
     selector.extend(build.spec.pod.node_selector.clone());
     selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
-    if let Some(platform) = platform {
-        selector.insert("kubernetes.io/arch".to_owned(), node_architecture(platform).to_owned());
+    selector.extend(part.wish(build).map(|wish| wish.node_selector.clone()).unwrap_or_default());
+    if let Some(architecture) = &part.architecture {
+        selector.insert("kubernetes.io/arch".to_owned(), architecture.clone());
     }
     selector
 }
 
-/// The architecture of nodes that run a platform's programs.
-fn node_architecture(platform: &str) -> &str {
-    match platform.split('/').nth(1).unwrap_or_default() {
-        "386" => "amd64",
-        architecture => architecture,
-    }
-}
-
-fn tolerations(build: &ImageBuild, platform: Option<&str>, settings: &Settings) -> Vec<Toleration> {
+fn tolerations(build: &ImageBuild, part: &Part, settings: &Settings) -> Vec<Toleration> {
     let mut tolerations = settings.defaults.tolerations.clone();
     tolerations.extend(build.spec.pod.tolerations.clone());
-    if let Some(platform) = platform {
+    tolerations.extend(part.wish(build).map(|wish| wish.tolerations.clone()).unwrap_or_default());
+    if let Some(architecture) = &part.architecture {
         // Some clusters taint the nodes of their rarer architecture with its name.
         tolerations.push(Toleration {
             key: Some("kubernetes.io/arch".to_owned()),
             operator: Some("Equal".to_owned()),
-            value: Some(node_architecture(platform).to_owned()),
+            value: Some(architecture.clone()),
             effect: Some("NoSchedule".to_owned()),
             ..Toleration::default()
         });
@@ -210,11 +201,11 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
-    let mut state = named("state");
-    match cache_place(build, settings) {
+    let mut state = named(STATE_VOLUME);
+    match cache_place(build, of.part, settings) {
         CachePlace::Volume(_) => {
             state.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
-                claim_name: names::cache(name, of.platform),
+                claim_name: names::cache(name, of.part.cache_key().as_deref()),
                 read_only: None,
             });
         }
@@ -227,7 +218,7 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
     }
     let request = Volume {
         config_map: Some(ConfigMapVolumeSource {
-            name: names::request(name, of.run, of.platform),
+            name: names::pod(name, of.run, of.attempt, of.part.key()),
             ..ConfigMapVolumeSource::default()
         }),
         ..named("request")
@@ -236,7 +227,7 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
     let mut volumes = vec![request, state, tmp];
     let mut mounts = vec![
         mount("request", paths::REQUEST_DIR, true),
-        mount("state", paths::STATE_DIR, false),
+        mount(STATE_VOLUME, paths::STATE_DIR, false),
         mount("tmp", TMP, false),
     ];
     if let Some(secret) = &build.spec.output.secret_ref {
@@ -256,7 +247,7 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
         });
         mounts.push(mount(CREDENTIALS, &docker_config_dir(), true));
     }
-    inputs::mount(build, of.pull_secrets, settings, &mut volumes, &mut mounts);
+    inputs::mount(&of.part.needs(build), of.pull_secrets, settings, &mut volumes, &mut mounts);
     (volumes, mounts)
 }
 

@@ -6,6 +6,7 @@ use lapstrake_handoff::{paths, request::REQUEST_VERSION};
 
 use crate::follow::Target;
 use crate::plan::docker_config_path;
+use crate::plan::parts::{Kind, Part};
 use crate::settings::{Settings, limits::REQUEST_BYTES_MAX};
 
 /// Mode of an inline file that may be executed.
@@ -13,16 +14,25 @@ const MODE_EXECUTABLE: u32 = 0o755;
 /// Mode of any other inline file.
 const MODE_PLAIN: u32 = 0o644;
 
-/// The request of one run on one platform, as text, or what the spec asks for that cannot be done.
-pub(crate) fn request(
-    build: &ImageBuild,
-    run: &str,
-    platform: Option<&str>,
-    sandbox: Sandbox,
-    pull_secrets: &[String],
-    settings: &Settings,
-    status: &ImageBuildStatus,
-) -> Result<String, String> {
+/// What one pod is asked to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// Run.
+    pub run: &'a str,
+    /// Its share of the run.
+    pub part: &'a Part,
+    /// Sandbox, decided.
+    pub sandbox: Sandbox,
+    /// Names of the `imagePullSecrets` of the pod's ServiceAccount.
+    pub pull_secrets: &'a [String],
+    /// What is known of the run: revision, and what other parts pushed.
+    pub status: &'a ImageBuildStatus,
+}
+
+/// The request of one part of a run, as text, or what the spec asks for that cannot be done.
+pub(crate) fn request(build: &ImageBuild, asked: &Asked<'_>, settings: &Settings) -> Result<String, String> {
+    let (part, joins) = (asked.part, asked.part.kind == Kind::Index);
+    let build = &*asked.part.needs(build);
     let spec = &build.spec;
     let meta = &build.metadata;
     let mut request = handoff::Request {
@@ -32,14 +42,18 @@ pub(crate) fn request(
             namespace: meta.namespace.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
         },
-        run: run.to_owned(),
-        platforms: platform.map(str::to_owned).into_iter().collect(),
-        index: Vec::new(),
-        facts: None,
-        source: source(build, status)?,
+        run: asked.run.to_owned(),
+        platforms: if joins { Vec::new() } else { part.platforms.clone() },
+        index: if joins { manifests(asked.status)? } else { Vec::new() },
+        facts: joins.then(|| facts(asked.status)),
+        source: match part.kind {
+            Kind::Index => handoff::Source::Inline(Vec::new()),
+            Kind::Build => pinned(source(build, asked.status)?, part, asked.status),
+        },
         dockerfile: handoff::Dockerfile {
             path: spec.dockerfile.path.clone(),
-            inline: spec.dockerfile.inline.clone(),
+            // It may be long, and who only joins does not look at it.
+            inline: spec.dockerfile.inline.clone().filter(|_| !joins),
             target: spec.dockerfile.target.clone(),
         },
         args: spec.args.iter().map(|arg| (arg.name.clone(), arg.value.clone())).collect(),
@@ -50,6 +64,7 @@ pub(crate) fn request(
             annotations: spec.output.annotations.clone(),
             annotations_from_source: spec.output.source_metadata,
             labels_from_source: spec.output.source_metadata,
+            push_by_digest: !part.whole && !joins,
             ..handoff::Output::default()
         },
         source_date_epoch: spec.output.timestamp.as_deref().and_then(|seconds| seconds.parse().ok()),
@@ -69,13 +84,13 @@ pub(crate) fn request(
         docker_configs_optional: Vec::new(),
         docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
         timeout_seconds: Some(spec.timeout().as_secs_f64().ceil().max(1.0) as u64),
-        sandbox: match sandbox {
+        sandbox: match asked.sandbox {
             Sandbox::Baseline => handoff::SandboxMode::Baseline,
             Sandbox::Auto | Sandbox::UserNamespace => handoff::SandboxMode::UserNamespace,
         },
         progress: handoff::ProgressFormat::Plain,
     };
-    crate::plan::inputs::fill(build, pull_secrets, settings, &mut request);
+    crate::plan::inputs::fill(build, asked.pull_secrets, settings, &mut request);
     let text = request.encode();
     if text.len() + settings.registries.len() > REQUEST_BYTES_MAX {
         return Err(format!(
@@ -84,6 +99,47 @@ pub(crate) fn request(
         ));
     }
     Ok(text)
+}
+
+/// What the others pushed, in the order of the spec.
+fn manifests(status: &ImageBuildStatus) -> Result<Vec<handoff::PlatformManifest>, String> {
+    status
+        .platforms
+        .iter()
+        .map(|entry| {
+            let missing = || format!("what was pushed for {} is not known", entry.platform);
+            let bytes = entry.manifest_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+            Ok(handoff::PlatformManifest {
+                platform: entry.platform.clone(),
+                digest: entry.digest.clone().ok_or_else(missing)?,
+                manifest_bytes: bytes.ok_or_else(missing)?,
+                media_type: entry.media_type.clone().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+/// What they found out about the source.
+fn facts(status: &ImageBuildStatus) -> handoff::SourceFacts {
+    let source = status.source.clone().unwrap_or_default();
+    let commit = source.revision.len() == 40 && source.revision.bytes().all(|byte| byte.is_ascii_hexdigit());
+    handoff::SourceFacts {
+        commit: commit.then_some(source.revision),
+        time: source.time.map(|time| time.0.as_second()),
+        branch: source.branch,
+        tag: source.tag,
+    }
+}
+
+/// The source at the revision that another platform was built from, if one was.
+fn pinned(source: handoff::Source, part: &Part, status: &ImageBuildStatus) -> handoff::Source {
+    let agreed = status.run.as_ref().and_then(|run| run.revision.clone()).filter(|_| !part.whole);
+    match (source, agreed) {
+        (handoff::Source::Git(git), Some(commit)) => {
+            handoff::Source::Git(handoff::GitSource { commit: Some(commit), ..git })
+        }
+        (source, _) => source,
+    }
 }
 
 fn source(build: &ImageBuild, status: &ImageBuildStatus) -> Result<handoff::Source, String> {

@@ -6,31 +6,33 @@ use jiff::Timestamp;
 use lapstrake_crds::{Change, ImageBuild, ImageBuildStatus, Reason, RunResult, RunStatus, Sandbox, Why};
 
 use crate::follow::{Moved, Wish, wish};
-use crate::names;
-use crate::observe::{Observed, Owned, PodFacts, PodSecurity, Refusal};
-use crate::plan::ending::{Broken, Ending, Retry, ending, gone};
+use crate::observe::{Observed, PodFacts, PodSecurity};
+use crate::plan::ending::{Broken, Ending, Retry, ending};
 use crate::plan::identity::{Identity, Requests};
-use crate::plan::objects::{CachePlace, cache_claim, cache_place, request_map};
-use crate::plan::pod::{PodFor, pod};
-use crate::plan::request::request;
-use crate::plan::waiting::doing;
-use crate::plan::{Finished, Note, Plan, status};
+use crate::plan::part::{Told, named};
+use crate::plan::parts::{self, Part};
+use crate::plan::request::{Asked, request};
+use crate::plan::{Finished, Note, Plan, begin, revision, share, status};
 use crate::settings::{KeepPods, Settings, limits};
 
 /// One pass of planning.
 pub(super) struct Planner<'a> {
-    seen: &'a Observed,
-    settings: &'a Settings,
-    now: Timestamp,
+    pub(super) seen: &'a Observed,
+    pub(super) settings: &'a Settings,
+    pub(super) now: Timestamp,
     /// Status as it is.
-    old: ImageBuildStatus,
+    pub(super) old: ImageBuildStatus,
     /// Status as it should be.
     pub(super) draft: ImageBuildStatus,
-    plan: Plan,
+    pub(super) plan: Plan,
     /// What was decided needs fresh facts even if it is only a status.
-    needs_fresh: bool,
+    pub(super) needs_fresh: bool,
     /// What following asks for.
     wish: Wish,
+    /// Parts of the run that build.
+    pub(super) parts: Vec<Part>,
+    /// The part that joins them, if there is more than one.
+    pub(super) index: Option<Part>,
 }
 
 impl<'a> Planner<'a> {
@@ -45,6 +47,8 @@ impl<'a> Planner<'a> {
             plan: Plan::default(),
             needs_fresh: false,
             wish: Wish::default(),
+            parts: Vec::new(),
+            index: None,
         }
     }
 
@@ -58,8 +62,8 @@ impl<'a> Planner<'a> {
         self.draft.observed_generation = self.seen.build.metadata.generation;
         match self.current(&wanted, &requests) {
             Some(run) if self.old.completion_time.is_some() => self.settled(&run),
-            Some(run) => self.go_on(run),
-            None => self.start(&wanted.id(), requests),
+            Some(_) => self.go_on(),
+            None => self.start(&wanted, requests),
         }
         if (self.plan.acts() || self.needs_fresh) && !self.seen.fresh {
             return Plan::closer_look();
@@ -86,12 +90,8 @@ impl<'a> Planner<'a> {
         follow.problem = problem.map(|text| text.chars().take(1024).collect());
     }
 
-    fn build(&self) -> &'a ImageBuild {
+    pub(super) fn build(&self) -> &'a ImageBuild {
         &self.seen.build
-    }
-
-    fn platform(&self) -> Option<&'a str> {
-        self.build().spec.platforms.first().map(String::as_str)
     }
 
     /// The run in status, if it is the one that is asked for.
@@ -135,20 +135,22 @@ impl<'a> Planner<'a> {
         status::shorten_history(&mut self.draft, &self.seen.build, self.now);
         if let Some(due) = status::history_expires(&self.draft, &self.seen.build) {
             let wait = Duration::try_from(due.duration_since(self.now)).unwrap_or_default();
-            self.requeue(wait.max(Duration::from_secs(1)));
+            self.again_in(wait.max(Duration::from_secs(1)));
         }
     }
 
     /// Something else is wanted than what status speaks of.
-    fn start(&mut self, id: &str, requests: Requests) {
+    fn start(&mut self, wanted: &Identity, requests: Requests) {
+        let id = wanted.id();
+        let id = id.as_str();
         let attempt = match &self.old.run {
             Some(run) if run.id == id => run.attempt + 1,
             _ => 1,
         };
         let old: Vec<&PodFacts> =
-            self.seen.pods.iter().filter(|pod| pod.run != id || pod.attempt != attempt).collect();
+            self.seen.pods.iter().filter(|pod| pod.run != id || pod.attempt < attempt).collect();
         if let Some((reason, message)) = self.obstacle() {
-            self.seen.pods.iter().filter(|pod| pod.alive()).for_each(|pod| self.delete(pod));
+            self.seen.pods.iter().filter(|pod| !pod.ended()).for_each(|pod| self.delete(pod));
             self.supersede(&message);
             self.handled(requests);
             if reason == Reason::SandboxUnavailable {
@@ -157,7 +159,7 @@ impl<'a> Planner<'a> {
             return self.say_without_run(reason, message);
         }
         if self.build().spec.suspend {
-            old.iter().filter(|pod| pod.alive()).for_each(|pod| self.delete(pod));
+            old.iter().filter(|pod| !pod.ended()).for_each(|pod| self.delete(pod));
             self.supersede("the spec changed, and suspend is set");
             return self
                 .say_without_run(Reason::Suspended, "no new run starts while suspend is set".to_owned());
@@ -175,8 +177,8 @@ impl<'a> Planner<'a> {
         };
         old.into_iter().for_each(|pod| self.delete(pod));
         self.supersede("a newer spec or request took its place");
-        self.begin(id, attempt, sandbox, requests);
-        self.attempt(id, attempt);
+        self.begin(wanted, attempt, sandbox, requests);
+        self.go_on();
     }
 
     /// What stands in the way of any run of this spec.
@@ -184,14 +186,6 @@ impl<'a> Planner<'a> {
         let spec = &self.build().spec;
         if spec.cancel {
             return Some((Reason::Canceled, "no run starts while cancel is set".to_owned()));
-        }
-        if spec.platforms.len() > 1 {
-            let message = format!(
-                "an image for several platforms at once ({}) is not supported yet: keep one of platforms, \
-                 and write an ImageBuild for each",
-                spec.platforms.join(", ")
-            );
-            return Some((Reason::NotSupported, message));
         }
         if spec.source.kind().is_none() {
             return Some((
@@ -208,17 +202,12 @@ impl<'a> Planner<'a> {
                     .to_owned(),
             ));
         }
-        request(
-            self.build(),
-            "",
-            self.platform(),
-            sandbox,
-            &self.seen.pull_secrets,
-            self.settings,
-            &self.draft,
-        )
-        .err()
-        .map(|message| (Reason::SpecInvalid, message))
+        parts::divide(self.build(), &ImageBuildStatus::default(), self.settings).iter().find_map(|part| {
+            let pull_secrets = &self.seen.pull_secrets;
+            let asked = Asked { run: "", part, sandbox, pull_secrets, status: &self.draft };
+            let problem = request(self.build(), &asked, self.settings).err()?;
+            Some((Reason::SpecInvalid, problem))
+        })
     }
 
     /// The sandbox to use, unless the namespace has not been looked at.
@@ -278,195 +267,162 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn begin(&mut self, id: &str, attempt: u32, sandbox: Sandbox, requests: Requests) {
+    fn begin(&mut self, wanted: &Identity, attempt: u32, sandbox: Sandbox, requests: Requests) {
         let (why, change) = self.why(&requests);
         self.draft.change = change;
         self.handled(requests);
-        let platform = self.platform();
-        status::begin(&mut self.draft, &self.seen.build, id, attempt, why, sandbox, platform, self.now);
-        self.note(false, "Build", Reason::Starting, format!("run {id} starts ({})", why.as_str()));
-    }
-
-    /// Looks again after `wait` at the latest.
-    fn requeue(&mut self, wait: Duration) {
-        self.plan.requeue = Some(self.plan.requeue.map_or(wait, |other| other.min(wait)));
-    }
-
-    /// The wanted run is under way.
-    fn go_on(&mut self, run: RunStatus) {
-        let pods: &'a [PodFacts] = &self.seen.pods;
-        let mine = pods.iter().find(|pod| pod.run == run.id && pod.attempt == run.attempt);
-        if self.build().spec.cancel {
-            return self.cancel(mine);
-        }
-        if let Some(pod) = mine {
-            return self.observe(pod);
-        }
-        if let Some(name) = status::recorded_pod(&self.draft) {
-            let broken = gone(name);
-            self.needs_fresh = true;
-            return self.broke(broken);
-        }
-        if let Some(due) = run.retry_after.as_ref().map(|due| due.0).filter(|due| *due > self.now) {
-            let wait = Duration::try_from(due.duration_since(self.now)).unwrap_or_default();
-            self.plan.requeue = Some(wait);
-            return status::observe_generation(&mut self.draft);
-        }
-        self.attempt(&run.id, run.attempt);
-    }
-
-    /// Gets the pod of this attempt, or says what it waits for.
-    fn attempt(&mut self, id: &str, attempt: u32) {
-        let pods: &'a [PodFacts] = &self.seen.pods;
-        let name = names::pod(&self.name(), id, attempt, self.platform());
-        if let Some(pod) = pods.iter().find(|pod| pod.name == name && !pod.deleting) {
-            return self.observe(pod);
-        }
-        // A pod that is going has the volume, or the name, until it is gone.
-        if let Some(other) = pods.iter().find(|pod| pod.alive() || pod.name == name) {
-            self.delete(other);
-            return self.say(
-                Reason::Queued,
-                format!("waits until pod {} of the run before has stopped", other.name),
-            );
-        }
-        match &self.seen.refusal {
-            Some(refusal) => self.refused(refusal.clone()),
-            None => self.launch(id, attempt, name),
-        }
-    }
-
-    fn launch(&mut self, id: &str, attempt: u32, name: String) {
-        let (build, settings, platform) = (self.build(), self.settings, self.platform());
-        let sandbox = self.draft.sandbox.unwrap_or_default();
-        let text = match request(build, id, platform, sandbox, &self.seen.pull_secrets, settings, &self.draft)
-        {
-            Ok(text) => text,
-            Err(problem) => {
-                let broken = Broken::new(Reason::SpecInvalid, Retry::Never, problem);
-                return self.broke(broken);
-            }
+        let parts = parts::divide(self.build(), &ImageBuildStatus::default(), self.settings);
+        let run = RunStatus {
+            id: wanted.id(),
+            inputs: Some(wanted.inputs().to_owned()),
+            generation: self.build().metadata.generation,
+            attempt,
+            ..RunStatus::default()
         };
-        let mut wanted = vec![Owned::Request(names::request(&self.name(), id, platform))];
-        if let CachePlace::Volume(volume) = cache_place(build, settings) {
-            wanted.push(Owned::Volume(names::cache(&self.name(), platform)));
-            self.plan.volume = Some(Box::new(cache_claim(build, platform, &volume, settings)));
+        begin::begin(&mut self.draft, &self.seen.build, &parts, run, self.now);
+        self.draft.why = Some(why);
+        self.draft.sandbox = Some(sandbox);
+        let kept = self.draft.platforms.iter().filter(|entry| entry.kept_from.is_some()).count();
+        let mut message = format!("run {} starts ({})", wanted.id(), why.as_str());
+        if kept > 0 {
+            message.push_str(&format!("; {kept} of {} platforms are kept", self.draft.platforms.len()));
         }
-        self.plan.delete_objects =
-            self.seen.objects.iter().filter(|one| !wanted.contains(one)).cloned().collect();
-        self.plan.request = Some(Box::new(request_map(build, id, platform, text, settings)));
-        let of = PodFor { run: id, attempt, platform, sandbox, pull_secrets: &self.seen.pull_secrets };
-        self.plan.create = Some(Box::new(pod(build, of, settings)));
-        // As the pod will be seen next, so that the next pass has nothing to change.
-        let next = PodFacts { name: name.clone(), created: Some(self.now), ..PodFacts::default() };
-        status::record_pod(&mut self.draft, &next);
-        if let Some(run) = &mut self.draft.run {
-            run.retry_after = None;
-        }
-        let doing = doing(&next, None, None, self.now);
-        self.say(doing.reason, doing.message);
+        self.note(false, "Build", Reason::Starting, message);
     }
 
-    fn refused(&mut self, refusal: Refusal) {
-        match refusal {
-            Refusal::Quota(mut message) => {
-                self.plan.requeue = Some(limits::QUOTA_RECHECK);
-                // This quota has no room for any pod that says nothing about what it counts.
-                if message.contains("must specify") {
-                    message.push_str(": set it in pod.resources");
-                }
-                self.say(Reason::WaitingForQuota, message);
-            }
-            Refusal::NotYet(reason, message) => {
-                self.plan.requeue = Some(limits::QUOTA_RECHECK);
-                self.say(reason, message);
-            }
-            Refusal::Leaving(message) => {
-                self.plan.requeue = Some(limits::LEAVING_RECHECK);
-                self.say(Reason::Queued, message);
-            }
-            Refusal::PodSecurity(message) => {
-                let message = format!(
-                    "{message}; pod.sandbox: Baseline is admitted where Pod Security baseline is enforced"
-                );
-                self.broke(Broken::new(Reason::SandboxUnavailable, Retry::Never, message));
-            }
-            Refusal::Rejected(mut message) => {
-                // A LimitRange puts its own defaults beside the operator's.
-                if message.contains("resources.") || message.contains(" usage per ") {
-                    message.push_str(
-                        "; set pod.resources.requests and pod.resources.limits to what the namespace allows",
-                    );
-                }
-                self.broke(Broken::new(Reason::PodRejected, Retry::Never, message));
-            }
-            Refusal::NameTaken(message) => {
-                self.broke(Broken::new(Reason::PodRejected, Retry::Never, message))
+    /// The run in status is under way.
+    fn go_on(&mut self) {
+        self.parts = parts::divide(self.build(), &self.draft, self.settings);
+        self.index = (self.parts.len() > 1).then(|| parts::index(self.build(), &self.parts));
+        if self.build().spec.cancel {
+            return self.cancel();
+        }
+        self.sweep();
+        let parts = self.parts.clone();
+        let told = self.build_parts(&parts);
+        self.roll_up(&parts, told);
+    }
+
+    /// Pods that belong to no attempt under way must go.
+    fn sweep(&mut self) {
+        let run = self.draft.run.as_ref().map(|run| run.id.clone()).unwrap_or_default();
+        let pods: &'a [PodFacts] = &self.seen.pods;
+        let now = self.now;
+        for pod in pods.iter().filter(|pod| pod.alive(now)) {
+            let mine =
+                pod.run == run
+                    && self.parts.iter().chain(&self.index).any(|part| {
+                        part.has(&pod.part) && share::of(&self.draft, part).attempt == pod.attempt
+                    });
+            if !mine {
+                self.delete(pod);
             }
         }
     }
 
-    /// Status from the pod of this attempt.
-    fn observe(&mut self, pod: &PodFacts) {
-        status::record_pod(&mut self.draft, pod);
-        if pod.ended() {
-            return match ending(pod) {
-                Ending::Success(success) => self.succeeded(&success),
-                Ending::Failure(broken) => self.broke(*broken),
+    /// Goes on with all parts that build.
+    fn build_parts(&mut self, parts: &[Part]) -> Vec<Told> {
+        let mut told: Vec<Option<Told>> = parts.iter().map(|part| self.watch(part)).collect();
+        for place in revision::agree(&mut self.draft, parts) {
+            let Some(part) = parts.get(place) else { continue };
+            self.needs_fresh = true;
+            let message = "built another revision than its siblings: it is built again".to_owned();
+            self.note(false, "Rebuild", Reason::Building, named(part, &message));
+            told[place] = None;
+        }
+        let losing = parts.iter().any(|part| share::of(&self.draft, part).failed.is_some());
+        parts
+            .iter()
+            .zip(told)
+            .map(|(part, told)| match told {
+                // What has begun goes on to its end: its work is kept.
+                Some(Told::Going(..)) if losing && !self.runs(part) => self.stop(part),
+                None if losing => self.stop(part),
+                None => self.advance(part),
+                Some(told) => told,
+            })
+            .collect()
+    }
+
+    /// Whether the builder of a part runs.
+    fn runs(&self, part: &Part) -> bool {
+        self.pod_of(part).is_some_and(|pod| pod.started() && !pod.ended() && !pod.lost(self.now))
+    }
+
+    /// What the parts together come to.
+    fn roll_up(&mut self, parts: &[Part], told: Vec<Told>) {
+        if told.iter().all(|one| matches!(one, Told::Done(_))) {
+            let success = told.into_iter().find_map(|one| match one {
+                Told::Done(success) => success,
+                _ => None,
+            });
+            return match (self.index.clone(), success) {
+                (Some(index), _) => self.join(&index),
+                (None, Some(success)) => self.succeeded(&success),
+                // Not by anything that we write: a whole part's success ends its run at once.
+                (None, None) => self.fail(Reason::Internal, "the image's digest was lost".to_owned()),
             };
         }
-        self.seen
-            .pods
-            .iter()
-            .filter(|other| other.alive() && other.name != pod.name)
-            .for_each(|other| self.delete(other));
-        if let Some(refusal) = &self.seen.refusal {
-            return self.refused(refusal.clone());
+        if !told.iter().any(|one| matches!(one, Told::Going(..))) {
+            return self.failed_run();
         }
-        self.restore_volume(pod);
-        let secret = self.build().spec.output.secret_ref.as_ref().map(|secret| secret.name.as_str());
-        let doing = doing(pod, self.seen.progress, secret, self.now);
-        self.plan.requeue = doing.recheck;
-        match doing.given_up {
-            Some(broken) => {
-                self.delete(pod);
-                self.broke(broken);
+        let (reason, message) = summary(parts, &told);
+        self.say(reason, message);
+    }
+
+    /// Every platform is there: their index is pushed.
+    fn join(&mut self, index: &Part) {
+        let told = match self.watch(index) {
+            Some(told) => told,
+            None => self.advance(index),
+        };
+        match told {
+            Told::Done(Some(success)) => self.succeeded(&success),
+            Told::Done(None) => {}
+            Told::Failed => self.failed_run(),
+            Told::Going(Reason::Building | Reason::FetchingSource, message) => {
+                self.say(Reason::Pushing, message)
             }
-            None => self.say(doing.reason, doing.message),
+            Told::Going(reason, message) => self.say(reason, named(index, &message)),
         }
     }
 
-    /// Makes the cache volume again if somebody deleted it before the pod was placed: without it the
-    /// pod would wait for ever.
-    fn restore_volume(&mut self, pod: &PodFacts) {
-        let name = names::cache(&self.name(), self.platform());
-        // The scheduler does not look again once the claim is gone.
-        let words =
-            ["not found", "is being deleted"].map(|state| format!("persistentvolumeclaim {name:?} {state}"));
-        let missing = pod.node.is_none()
-            && pod.unscheduled.as_ref().is_some_and(|why| words.iter().any(|one| why.message.contains(one)))
-            && !self.seen.objects.contains(&Owned::Volume(name));
-        if missing && let CachePlace::Volume(volume) = cache_place(self.build(), self.settings) {
-            let claim = cache_claim(self.build(), self.platform(), &volume, self.settings);
-            self.plan.volume = Some(Box::new(claim));
-        }
-    }
-
-    fn cancel(&mut self, mine: Option<&PodFacts>) {
-        let alive: Vec<&PodFacts> = self.seen.pods.iter().filter(|pod| pod.alive()).collect();
+    fn cancel(&mut self) {
+        let pods: &'a [PodFacts] = &self.seen.pods;
+        let now = self.now;
+        let alive: Vec<&PodFacts> = pods.iter().filter(|pod| pod.alive(now)).collect();
         if let Some(pod) = alive.first() {
-            let message = format!("pod {} is being stopped", pod.name);
+            let message = match alive.len() {
+                1 => format!("pod {} is being stopped", pod.name),
+                count => format!("{count} pods are being stopped"),
+            };
+            alive.iter().filter_map(|pod| pod.lost_in(now)).for_each(|wait| self.again_in(wait));
             alive.iter().for_each(|pod| self.delete(pod));
+            for part in &self.parts {
+                if self.pod_of(part).is_some() {
+                    share::say(&mut self.draft, part, Reason::Canceling, &message);
+                }
+            }
             return self.say(Reason::Canceling, message);
         }
-        if let Some(pod) = mine.filter(|pod| pod.ended()) {
-            status::record_pod(&mut self.draft, pod);
+        for part in self.parts.clone().iter().chain(&self.index.clone()) {
+            let Some(pod) = self.pod_of(part).filter(|pod| pod.ended()) else { continue };
+            share::record_pod(&mut self.draft, part, pod);
             if let Ending::Success(success) = ending(pod) {
-                return self.succeeded(&success);
+                let last = part.whole || part.kind == parts::Kind::Index;
+                if let (Told::Done(_), true) = (self.pushed(part, success.clone()), last) {
+                    return self.succeeded(&success);
+                }
             }
         }
         self.needs_fresh = true;
-        self.fail(Broken::new(Reason::Canceled, Retry::Never, "the run was stopped, since cancel is set"));
+        let message = "the run was stopped, since cancel is set";
+        let broken = Broken::new(Reason::Canceled, Retry::Never, message);
+        self.draft.failure = Some(status::failure(&broken, None));
+        for entry in self.draft.platforms.iter_mut().filter(|entry| entry.digest.is_none()) {
+            entry.reason = Some(Reason::Canceled.as_str().to_owned());
+        }
+        self.fail(Reason::Canceled, message.to_owned());
     }
 
     fn succeeded(&mut self, success: &lapstrake_handoff::Success) {
@@ -476,61 +432,40 @@ impl<'a> Planner<'a> {
         self.finished(RunResult::Succeeded, Reason::Succeeded);
     }
 
-    /// An attempt broke: another follows, or the run has failed.
-    fn broke(&mut self, broken: Broken) {
-        let Some(run) = self.draft.run.clone() else {
-            return self.fail(broken);
+    /// The run has failed, as status says already.
+    fn failed_run(&mut self) {
+        let (reason, message) = match &self.draft.failure {
+            Some(failure) => {
+                let mut message = status::place(failure);
+                if let Some(platform) = failure.platform.as_ref().filter(|_| self.draft.platforms.len() > 1) {
+                    message = format!("{platform}: {message}");
+                }
+                (failure.reason.parse().unwrap_or(Reason::Internal), message)
+            }
+            None => (Reason::Internal, "the run failed".to_owned()),
         };
-        let uncounted = run.uncounted_attempts.unwrap_or_default();
-        let another = match broken.retry {
-            Retry::Never => false,
-            // The attempts of this run after its first, without those that do not count.
-            Retry::Counted => run.attempt.saturating_sub(uncounted) <= self.build().spec.retries,
-            Retry::Free => uncounted < limits::FREE_ATTEMPTS_MAX,
-        };
-        if !another {
-            return self.fail(broken);
-        }
-        let wait = backoff(run.attempt);
-        status::retry(&mut self.draft, &broken, run.attempt + 1, self.now, wait);
-        if let (Retry::Free, Some(run)) = (broken.retry, &mut self.draft.run) {
-            run.uncounted_attempts = Some(uncounted + 1);
-        }
-        self.plan.requeue = Some(wait);
-        let message = format!(
-            "attempt {} broke, another follows in {} s: {}",
-            run.attempt,
-            wait.as_secs(),
-            broken.message
-        );
-        self.note(true, "Retry", broken.reason, message.clone());
-        self.say(Reason::ProgressingWithRetry, message);
+        self.fail(reason, message);
     }
 
-    fn fail(&mut self, broken: Broken) {
-        status::fail(&mut self.draft, &self.seen.build, &broken, self.now);
-        let result = if broken.reason == Reason::Canceled { RunResult::Canceled } else { RunResult::Failed };
-        self.note(result == RunResult::Failed, "Build", broken.reason, status::place(&broken));
-        self.finished(result, broken.reason);
+    fn fail(&mut self, reason: Reason, message: String) {
+        let result = if reason == Reason::Canceled { RunResult::Canceled } else { RunResult::Failed };
+        status::fail(&mut self.draft, &self.seen.build, result, reason, &message, self.now);
+        self.note(result == RunResult::Failed, "Build", reason, message);
+        self.finished(result, reason);
     }
 
     fn finished(&mut self, result: RunResult, reason: Reason) {
         let length = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         let took = length(self.draft.duration_milliseconds).unwrap_or_default();
-        let started = self.draft.platforms.first().and_then(|entry| entry.started.as_ref());
+        let built = self.draft.platforms.iter().filter(|entry| entry.kept_from.is_none());
+        let started = built.filter_map(|entry| entry.started.as_ref()).min_by_key(|time| time.0);
         let waited = self.draft.start_time.as_ref().zip(started).and_then(|(start, started)| {
             length(Some(started.0.duration_since(start.0).as_secs().saturating_mul(1000).max(0)))
         });
         self.plan.finished = Some(Finished { result, reason, took, waited });
     }
 
-    /// Sets the conditions; a wait that is new is an Event too.
     fn say(&mut self, reason: Reason, message: String) {
-        let waits = reason.kind() == lapstrake_crds::ReasonKind::Waiting
-            && !matches!(reason, Reason::Queued | Reason::ProgressingWithRetry);
-        if waits && self.old.reason.as_deref() != Some(reason.as_str()) {
-            self.note(reason != Reason::Suspended, "Wait", reason, message.clone());
-        }
         status::say(&mut self.draft, reason, &message, self.now);
     }
 
@@ -542,34 +477,71 @@ impl<'a> Planner<'a> {
         self.draft.completion_time = None;
         self.draft.duration_milliseconds = None;
         self.draft.platforms.clear();
+        self.draft.index = None;
         self.draft.failure = None;
+        let new = self.old.reason.as_deref() != Some(reason.as_str());
         if reason.kind() == lapstrake_crds::ReasonKind::Failure {
             self.draft.failure =
                 Some(status::failure(&Broken::new(reason, Retry::Never, message.as_str()), None));
-            if self.old.reason.as_deref() != Some(reason.as_str()) {
+            if new {
                 self.note(true, "Refuse", reason, message.clone());
             }
+        } else if new && reason != Reason::Queued {
+            self.note(reason != Reason::Suspended, "Wait", reason, message.clone());
         }
         self.say(reason, message);
     }
 
-    fn note(&mut self, warning: bool, action: &'static str, reason: Reason, message: String) {
+    pub(super) fn note(&mut self, warning: bool, action: &'static str, reason: Reason, message: String) {
         self.plan.events.push(Note { warning, action, reason, message });
     }
 
-    fn delete(&mut self, pod: &PodFacts) {
+    /// Has the plan looked at again at this time at the latest.
+    pub(super) fn again_in(&mut self, wait: Duration) {
+        self.plan.requeue = Some(self.plan.requeue.map_or(wait, |other| other.min(wait)));
+    }
+
+    pub(super) fn delete(&mut self, pod: &PodFacts) {
         if !pod.deleting && !self.plan.delete_pods.iter().any(|(name, _)| *name == pod.name) {
             self.plan.delete_pods.push((pod.name.clone(), pod.uid.clone()));
         }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.build().metadata.name.clone().unwrap_or_default()
     }
 }
 
-/// Wait after the attempt with this number.
-fn backoff(attempt: u32) -> Duration {
-    let factor = 1_u32 << attempt.saturating_sub(1).min(16);
-    limits::BACKOFF_MIN.saturating_mul(factor).min(limits::BACKOFF_MAX)
+/// What is said of a run whose parts are at different things: of those that work what most is yet to
+/// come of, else what is waited for.
+fn summary(parts: &[Part], told: &[Told]) -> (Reason, String) {
+    const ORDER: [Reason; 6] = [
+        Reason::Building,
+        Reason::FetchingSource,
+        Reason::Starting,
+        Reason::Pushing,
+        Reason::Canceling,
+        Reason::WaitingForNode,
+    ];
+    let rank = |reason: Reason| match ORDER.iter().position(|one| *one == reason) {
+        Some(place) => place,
+        None if matches!(reason, Reason::Queued | Reason::ProgressingWithRetry) => ORDER.len() + 1,
+        None => ORDER.len(),
+    };
+    let going = |told: &Told| match told {
+        Told::Going(reason, _) => Some(*reason),
+        _ => None,
+    };
+    let reason = told.iter().filter_map(going).min_by_key(|reason| rank(*reason)).unwrap_or(Reason::Queued);
+    let message = parts
+        .iter()
+        .zip(told)
+        .map(|(part, told)| match told {
+            Told::Going(_, message) => named(part, message),
+            Told::Done(_) => format!("{} is done", part.told()),
+            Told::Failed => format!("{} failed", part.told()),
+        })
+        .collect::<Vec<_>>()
+        .join("; ");
+    (reason, message)
 }

@@ -1,11 +1,14 @@
 //! A cluster in miniature, in which the operator is killed, sees the past, and meets users who
-//! change their mind: whatever happens, the invariants of planning hold.
+//! change their mind, nodes die or are not there, and the source moves while it is built: whatever
+//! happens, the invariants of planning hold, for one platform and for several.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use lapstrake_crds::ReasonKind;
-use lapstrake_handoff::{Failure, Outcome, Reason as Why, Success};
+use lapstrake_handoff::{
+    Failure, GitSource, Outcome, PlatformResult, Reason as Why, Request, Source, Success,
+};
 use proptest::prelude::*;
 
 use super::kstatus::{Kstatus, kstatus_of, meant_by};
@@ -20,10 +23,14 @@ enum Happens {
     Reconcile { past: bool, killed_after: Option<u8> },
     /// The caches catch up.
     Sync,
-    /// The kubelet takes the next step with a pod.
-    Kubelet { ending: u8 },
+    /// The kubelet takes the next step with one of the pods.
+    Kubelet { which: u8, ending: u8 },
     /// A pod vanishes.
-    Vanish,
+    Vanish(u8),
+    /// The node of a pod dies: the pod is told to go, and stays.
+    Dies(u8),
+    /// The source moves.
+    Moves,
     /// Somebody changes what is to be built.
     Edit(u8),
     /// Somebody asks for a new run.
@@ -42,10 +49,22 @@ struct World {
     uids: u32,
     build: ImageBuild,
     pods: BTreeMap<String, PodFacts>,
+    /// What each pod was asked, and the architecture of the nodes that it may run on.
+    asked_of: BTreeMap<String, (Request, Option<String>)>,
     /// What the caches say.
     past: (ImageBuild, Vec<PodFacts>),
-    /// Digests that pods pushed.
-    pushed: BTreeSet<String>,
+    /// Digests that pods pushed, with the platform and the revision that they are of.
+    pushed: BTreeMap<String, (String, String)>,
+    /// Digests that have the image's names.
+    named: BTreeSet<String>,
+    /// Attempts that a pod was made for, by run and part.
+    made: BTreeMap<(String, String), BTreeSet<u32>>,
+    /// Pods whose node is dead.
+    dead: BTreeSet<String>,
+    /// What the source is now.
+    revision: u32,
+    /// Architectures that no node has.
+    without_nodes: BTreeSet<String>,
     /// Whether something was asked for since the last run ended.
     asked: bool,
 }
@@ -53,8 +72,9 @@ struct World {
 use lapstrake_crds::ImageBuild;
 
 impl World {
-    fn new() -> Self {
-        let build = build();
+    fn new(platforms: &[&str]) -> Self {
+        let mut build = build();
+        build.spec.platforms = platforms.iter().map(|one| (*one).to_owned()).collect();
         Self {
             now: Timestamp::from_second(1_700_000_000).unwrap(),
             version: 1,
@@ -62,7 +82,13 @@ impl World {
             past: (build.clone(), Vec::new()),
             build,
             pods: BTreeMap::new(),
-            pushed: BTreeSet::new(),
+            asked_of: BTreeMap::new(),
+            pushed: BTreeMap::new(),
+            named: BTreeSet::new(),
+            made: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            revision: 0,
+            without_nodes: BTreeSet::new(),
             asked: true,
         }
     }
@@ -96,8 +122,7 @@ impl World {
             fresh: !past,
             pod_security: (!past).then_some(PodSecurity::Privileged),
             pull_secrets: Vec::new(),
-            refusal: None,
-            progress: None,
+            refusals: BTreeMap::new(),
             follow: crate::follow::Facts::default(),
         }
     }
@@ -132,6 +157,7 @@ impl World {
                     self.pods.remove(name);
                 } else {
                     pod.deleting = true;
+                    pod.gone_by = Some(self.now + std::time::Duration::from_secs(30));
                 }
             }
         }
@@ -140,7 +166,8 @@ impl World {
                 return true;
             }
             changed = true;
-            self.create(pod);
+            let text = &plan.request.as_ref().unwrap().data.as_ref().unwrap()["request.json"];
+            self.create(pod, Request::parse(text.as_bytes()).unwrap());
         }
         if let Some(status) = plan.status {
             if !alive() {
@@ -154,23 +181,47 @@ impl World {
         changed
     }
 
-    fn create(&mut self, pod: &Pod) {
+    fn create(&mut self, pod: &Pod, request: Request) {
         let mut facts = PodFacts::of(pod);
-        assert!(
-            self.pods.values().all(|other| other.ended()),
-            "a second pod while one lives: {} beside {:?}",
-            facts.name,
-            self.pods.keys()
-        );
+        for other in self.pods.values().filter(|other| other.alive(self.now)) {
+            assert!(
+                other.run == facts.run && other.part != facts.part,
+                "a second pod while one lives: {} beside {}",
+                facts.name,
+                other.name
+            );
+            assert!(facts.claim.is_none() || facts.claim != other.claim, "two pods on one volume");
+        }
         assert!(self.asked, "a run that has ended was built again: {}", facts.name);
         if self.pods.contains_key(&facts.name) {
             return;
         }
+        self.check_index(&request);
+        self.made.entry((facts.run.clone(), facts.part.clone())).or_default().insert(facts.attempt);
+        let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.clone()).unwrap_or_default();
+        let architecture = selector.get("kubernetes.io/arch").cloned();
+        self.asked_of.insert(facts.name.clone(), (request, architecture));
         self.uids += 1;
         facts.uid = self.uids.to_string();
         facts.phase = "Pending".into();
         facts.created = Some(self.now);
         self.pods.insert(facts.name.clone(), facts);
+    }
+
+    /// What is joined is all of the image, and all of one revision.
+    fn check_index(&self, request: &Request) {
+        if request.index.is_empty() {
+            return;
+        }
+        let joined: Vec<_> = request.index.iter().map(|one| one.platform.clone()).collect();
+        assert_eq!(joined, self.build.spec.platforms, "the index has every platform");
+        let mut revisions = BTreeSet::new();
+        for one in &request.index {
+            let (platform, revision) = self.pushed.get(&one.digest).expect("a manifest that was pushed");
+            assert_eq!(*platform, one.platform);
+            revisions.insert(revision);
+        }
+        assert_eq!(revisions.len(), 1, "one revision: {:?}", request.index);
     }
 
     fn write(&mut self, status: ImageBuildStatus) {
@@ -188,7 +239,7 @@ impl World {
         let reason: Reason = status.reason.as_deref().unwrap().parse().unwrap();
         check_no_empty_objects(&serde_json::to_value(&status).unwrap());
         if let Some(digest) = &status.digest {
-            assert!(self.pushed.contains(digest), "a digest that nobody pushed");
+            assert!(self.named.contains(digest), "a digest that has no name");
         }
         let observed = status.observed_generation == self.build.metadata.generation;
         self.build.status = Some(status);
@@ -197,42 +248,54 @@ impl World {
         self.touch();
     }
 
-    fn kubelet(&mut self, ending: u8) {
-        let Some(name) = self.pods.values().find(|pod| pod.alive()).map(|pod| pod.name.clone()) else {
+    fn kubelet(&mut self, which: u8, ending: u8) {
+        let alive: Vec<_> = self
+            .pods
+            .values()
+            .filter(|pod| !pod.ended() && !self.dead.contains(&pod.name))
+            .map(|pod| pod.name.clone())
+            .collect();
+        let Some(name) = alive.get(usize::from(which) % alive.len().max(1)).cloned() else {
             return;
         };
         let now = self.now;
+        let architecture = self.asked_of[&name].1.clone();
+        let placeless = architecture.is_some_and(|one| self.without_nodes.contains(&one));
         let pod = self.pods.get_mut(&name).unwrap();
         if pod.deleting && !matches!(pod.container, Container::Running { .. }) {
             self.pods.remove(&name);
             return;
         }
         match pod.container {
+            Container::Unseen if pod.node.is_none() && placeless => {
+                let message = "0/1 nodes are available".to_owned();
+                pod.unscheduled = Some(crate::observe::Why { reason: "Unschedulable".into(), message });
+            }
             Container::Unseen if pod.node.is_none() => {
                 pod.node = Some("node".into());
+                pod.unscheduled = None;
                 pod.scheduled = Some(now);
             }
             Container::Unseen | Container::Waiting(_) => {
                 pod.phase = "Running".into();
+                pod.taken = Some(now);
+                // The source is looked at when the builder starts.
+                pod.message = format!("{:040}", self.revision);
                 pod.container = Container::Running { since: Some(now) };
             }
             Container::Running { since } => {
-                let digest = format!("sha256:{}", pod.uid);
                 let failed = |reason| Outcome::Failure(Failure::new(reason, "no"));
                 let outcome = match (ending, pod.deleting) {
-                    (0..=4, _) => {
-                        self.pushed.insert(digest.clone());
-                        Some(Outcome::Success(Success { digest, ..Success::default() }))
-                    }
+                    (0..=4, _) => Some(self.push(&name)),
                     (_, true) => Some(failed(Why::Canceled)),
                     (5, _) => Some(failed(Why::StepFailed)),
                     (6, _) => Some(failed(Why::RegistryUnavailable)),
-                    (7, _) => {
-                        pod.reason = "Evicted".into();
-                        None
-                    }
                     _ => None,
                 };
+                let pod = self.pods.get_mut(&name).unwrap();
+                if ending == 7 && !pod.deleting {
+                    pod.reason = "Evicted".into();
+                }
                 pod.phase = if ending <= 4 { "Succeeded" } else { "Failed" }.into();
                 pod.container = Container::Ended(Ended {
                     exit_code: outcome.as_ref().map_or(137, |outcome| outcome.exit_code().into()),
@@ -249,6 +312,61 @@ impl World {
         }
     }
 
+    /// What a builder pushes that gets through.
+    fn push(&mut self, name: &str) -> Outcome {
+        let request = &self.asked_of[name].0;
+        let pod = &self.pods[name];
+        let revision = match &request.source {
+            Source::Git(GitSource { commit: Some(pinned), .. }) => pinned.clone(),
+            _ => pod.message.clone(),
+        };
+        let digest = format!("sha256:{}", pod.uid);
+        let platforms: Vec<_> = request
+            .platforms
+            .iter()
+            .map(|platform| {
+                let digest = format!("{digest}-{platform}");
+                self.pushed.insert(digest.clone(), (platform.clone(), revision.clone()));
+                PlatformResult { platform: platform.clone(), digest, manifest_bytes: 7, ..Default::default() }
+            })
+            .collect();
+        let digest = match platforms.as_slice() {
+            [one] => one.digest.clone(),
+            _ => digest,
+        };
+        if !request.output.push_by_digest {
+            self.named.insert(digest.clone());
+        }
+        let joined = !request.index.is_empty();
+        let revision = (!joined).then_some(revision);
+        Outcome::Success(Success { digest, platforms, manifest_bytes: 7, revision, ..Success::default() })
+    }
+
+    /// One of the pods, if there are any.
+    fn pod_at(&self, which: u8) -> Option<String> {
+        self.pods.keys().nth(usize::from(which) % self.pods.len().max(1)).cloned()
+    }
+
+    fn vanish(&mut self, which: u8) {
+        if let Some(pod) = self.pod_at(which).and_then(|name| self.pods.remove(&name)) {
+            self.dead.remove(&pod.name);
+        }
+    }
+
+    fn die(&mut self, which: u8) {
+        let Some(name) = self.pod_at(which).filter(|name| self.pods[name].node.is_some()) else {
+            return;
+        };
+        let pod = self.pods.get_mut(&name).unwrap();
+        if pod.ended() || self.dead.contains(&name) {
+            return;
+        }
+        // Nobody moves the time at which a pod that was told to go has to be gone.
+        pod.deleting = true;
+        pod.gone_by.get_or_insert(self.now + std::time::Duration::from_secs(30));
+        self.dead.insert(name);
+    }
+
     fn happen(&mut self, event: &Happens) {
         match event {
             Happens::Reconcile { past, killed_after } => {
@@ -257,12 +375,10 @@ impl World {
                 self.reconcile(*past, *killed_after);
             }
             Happens::Sync => self.sync(),
-            Happens::Kubelet { ending } => self.kubelet(*ending),
-            Happens::Vanish => {
-                if let Some(name) = self.pods.keys().next().cloned() {
-                    self.pods.remove(&name);
-                }
-            }
+            Happens::Kubelet { which, ending } => self.kubelet(*which, *ending),
+            Happens::Vanish(which) => self.vanish(*which),
+            Happens::Dies(which) => self.die(*which),
+            Happens::Moves => self.revision += 1,
             Happens::Edit(which) => {
                 self.edit(|build| build.spec.output.tags = vec![format!("v{}", which % 3)])
             }
@@ -274,16 +390,22 @@ impl World {
             Happens::Suspend(on) => self.edit(|build| build.spec.suspend = *on),
             Happens::Seconds(seconds) => self.now += std::time::Duration::from_secs(u64::from(*seconds)),
         }
-        assert!(self.pods.values().filter(|pod| pod.alive()).count() <= 1);
+        let mut living = BTreeSet::new();
+        for pod in self.pods.values().filter(|pod| pod.alive(self.now)) {
+            assert!(living.insert(&pod.part), "two pods of one part live: {:?}", self.pods.keys());
+        }
     }
 
     /// Left in peace, everything comes to an end, and stays there.
     fn settle(&mut self) {
         for _ in 0..60 {
             self.now += std::time::Duration::from_secs(301);
-            self.sync();
-            self.reconcile(true, None);
-            self.kubelet(0);
+            for _ in 0..8 {
+                self.sync();
+                self.reconcile(true, None);
+            }
+            let pods = u8::try_from(self.pods.len()).unwrap();
+            (0..pods).for_each(|which| self.kubelet(which, 0));
         }
         self.sync();
         assert!(!self.reconcile(true, None), "planning again changes something");
@@ -295,6 +417,35 @@ impl World {
             "left in peace, yet {reason}"
         );
         assert_eq!(status.observed_generation, self.build.metadata.generation);
+    }
+
+    /// Each attempt that status counts had one pod, and there were no others.
+    fn check_pods_made(&self) {
+        let status = self.build.status.clone().unwrap();
+        let run = status.run.unwrap();
+        let mut planned = BTreeMap::new();
+        let (mut kept, parts) =
+            (BTreeSet::new(), super::parts::divide(&self.build, &ImageBuildStatus::default(), &settings()));
+        for part in &parts {
+            let entry = status.platforms.iter().find(|entry| part.platforms.contains(&entry.platform));
+            let entry = entry.or(status.platforms.first()).unwrap();
+            if entry.pod.is_some() {
+                planned.insert(part.platform_label(), entry.attempt.unwrap());
+            } else {
+                kept.insert(part.platform_label());
+            }
+        }
+        if let Some(index) = status.index.filter(|index| index.pod.is_some()) {
+            planned.insert(crate::observe::INDEX.to_owned(), index.attempt);
+        }
+        for ((of, part), attempts) in self.made.iter().filter(|((of, _), _)| *of == run.id) {
+            // A part that was given up has had pods that status need not name.
+            if kept.contains(part) {
+                continue;
+            }
+            let all: BTreeSet<u32> = (1..=planned[part]).collect();
+            assert_eq!(*attempts, all, "{of} {part}");
+        }
     }
 }
 
@@ -327,40 +478,75 @@ fn check_no_empty_objects(value: &serde_json::Value) {
     }
 }
 
-fn happens() -> impl Strategy<Value = Happens> {
-    prop_oneof![
-        6 => (any::<bool>(), proptest::option::weighted(0.3, 0_u8..3))
+fn happens(users: bool) -> impl Strategy<Value = Happens> {
+    let any_pod = || any::<u8>();
+    let world = prop_oneof![
+        12 => (any::<bool>(), proptest::option::weighted(0.3, 0_u8..3))
             .prop_map(|(past, killed_after)| Happens::Reconcile { past, killed_after }),
-        3 => Just(Happens::Sync),
-        5 => (0_u8..9).prop_map(|ending| Happens::Kubelet { ending }),
-        1 => Just(Happens::Vanish),
-        1 => any::<u8>().prop_map(Happens::Edit),
-        1 => any::<u8>().prop_map(Happens::Rebuild),
-        1 => proptest::bool::weighted(0.3).prop_map(Happens::Cancel),
-        1 => proptest::bool::weighted(0.3).prop_map(Happens::Suspend),
-        2 => (0_u16..400).prop_map(Happens::Seconds),
-    ]
+        6 => Just(Happens::Sync),
+        12 => (any_pod(), 0_u8..9).prop_map(|(which, ending)| Happens::Kubelet { which, ending }),
+        1 => any_pod().prop_map(Happens::Vanish),
+        1 => any_pod().prop_map(Happens::Dies),
+        2 => Just(Happens::Moves),
+        3 => (0_u16..400).prop_map(Happens::Seconds),
+    ];
+    let user = prop_oneof![
+        2 => any::<u8>().prop_map(Happens::Edit),
+        2 => any::<u8>().prop_map(Happens::Rebuild),
+        2 => proptest::bool::weighted(0.3).prop_map(Happens::Cancel),
+        2 => proptest::bool::weighted(0.3).prop_map(Happens::Suspend),
+    ];
+    let user = user.prop_map(move |event| if users { event } else { Happens::Sync });
+    prop_oneof![10 => world, 1 => user]
 }
+
+/// Two that one kind of node serves, one of another kind, and one that no node is there for.
+const SEVERAL: [&str; 4] = ["linux/arm64", "linux/amd64", "linux/386", "linux/riscv64"];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_one_pod_lives_and_an_end_is_an_end(story in proptest::collection::vec(happens(), 1..60)) {
-        let mut world = World::new();
+    fn whatever_happens_one_pod_lives_and_an_end_is_an_end(story in proptest::collection::vec(happens(true), 1..60)) {
+        let mut world = World::new(&[]);
         for event in &story {
             world.happen(event);
         }
         world.settle();
     }
+
+    #[test]
+    fn whatever_happens_to_several_platforms_they_become_one_image(
+        story in proptest::collection::vec(happens(true), 1..120),
+    ) {
+        let mut world = World::new(&SEVERAL);
+        world.without_nodes.insert("riscv64".into());
+        for event in &story {
+            world.happen(event);
+        }
+        world.settle();
+    }
+
+    #[test]
+    fn each_attempt_at_each_platform_has_one_pod(
+        story in proptest::collection::vec(happens(false), 1..120),
+    ) {
+        let mut world = World::new(&SEVERAL);
+        world.without_nodes.insert("riscv64".into());
+        for event in &story {
+            world.happen(event);
+        }
+        world.settle();
+        world.check_pods_made();
+    }
 }
 
 #[test]
 fn a_result_outlives_the_operator() {
-    let mut world = World::new();
+    let mut world = World::new(&[]);
     world.reconcile(false, None);
     for _ in 0..3 {
-        world.kubelet(0);
+        world.kubelet(0, 0);
     }
     let pod = pod_of(&world.pods);
     assert!(pod.ended());

@@ -10,15 +10,13 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use lapstrake_crds::{
     BaseImageStatus, ConditionType, Failure, FollowStatus, HistoryEntry, ImageBuild, ImageBuildStatus,
-    PlatformStatus, Reason, ReasonKind, RunResult, RunStatus, Sandbox, SourceStatus, Summary, Timings, Why,
+    Reason, ReasonKind, RunResult, SourceStatus, Summary, Timings,
 };
 use lapstrake_handoff::Success;
 
-use crate::observe::{Container, PodFacts};
 use crate::plan::ending::Broken;
+use crate::plan::share::PLATFORM_UNKNOWN;
 
-/// Name of the platform while the builder has not said which it is.
-const PLATFORM_UNKNOWN: &str = "default";
 /// Longest message of a condition that is written.
 const MESSAGE_CHARS_MAX: usize = 4096;
 /// Names of the image that status has.
@@ -27,7 +25,7 @@ const NAMES_MAX: usize = 64;
 const BASE_IMAGES_MAX: usize = 64;
 
 /// The first `chars_max` characters, marked if there were more.
-fn cut(text: &str, chars_max: usize) -> String {
+pub(super) fn cut(text: &str, chars_max: usize) -> String {
     if text.chars().count() <= chars_max {
         return text.to_owned();
     }
@@ -75,9 +73,6 @@ pub(super) fn say(status: &mut ImageBuildStatus, reason: Reason, message: &str, 
         })
         .collect();
     status.reason = Some(reason.as_str().to_owned());
-    for entry in &mut status.platforms {
-        entry.reason = Some(reason.as_str().to_owned());
-    }
 }
 
 /// Says that the conditions hold for the present generation too.
@@ -87,109 +82,26 @@ pub(super) fn observe_generation(status: &mut ImageBuildStatus) {
     }
 }
 
-/// A new run: what the last one left goes, but for the image.
-#[expect(clippy::too_many_arguments, reason = "each is one field of the status")]
-pub(super) fn begin(
-    status: &mut ImageBuildStatus,
-    build: &ImageBuild,
-    id: &str,
-    attempt: u32,
-    why: Why,
-    sandbox: Sandbox,
-    platform: Option<&str>,
-    now: Timestamp,
-) {
-    status.run = Some(RunStatus {
-        id: id.to_owned(),
-        generation: build.metadata.generation,
-        attempt,
-        ..RunStatus::default()
-    });
-    status.why = Some(why);
-    status.sandbox = Some(sandbox);
-    status.platforms = vec![PlatformStatus {
-        platform: platform.unwrap_or(PLATFORM_UNKNOWN).to_owned(),
-        ..PlatformStatus::default()
-    }];
-    status.start_time = Some(Time(now));
-    status.completion_time = None;
-    status.duration_milliseconds = None;
-    status.failure = None;
-    if let Some(summary) = &mut status.summary {
-        summary.duration = None;
-    }
-}
-
-/// The pod that status names for the attempt under way.
-pub(super) fn recorded_pod(status: &ImageBuildStatus) -> Option<&str> {
-    status.platforms.first()?.pod.as_deref()
-}
-
-/// Puts what is known of the pod into the platform's entry.
-pub(super) fn record_pod(status: &mut ImageBuildStatus, pod: &PodFacts) {
-    let start = status.start_time.as_ref().map(|time| time.0);
-    let Some(entry) = status.platforms.first_mut() else {
-        return;
-    };
-    entry.pod = Some(pod.name.clone());
-    entry.node = pod.node.clone();
-    let (started, finished) = match &pod.container {
-        Container::Running { since } => (*since, None),
-        Container::Ended(ended) => (ended.started, ended.finished),
-        Container::Unseen | Container::Waiting(_) => (None, None),
-    };
-    entry.started = started.map(Time);
-    entry.finished = finished.map(Time);
-    let milliseconds = |from: Option<Timestamp>, to: Option<Timestamp>| {
-        let length = to?.duration_since(from?).as_millis();
-        i64::try_from(length).ok().map(|length| length.max(0))
-    };
-    // Only once the builder runs: before, each step of the way would be a write.
-    if started.is_some() {
-        let timings = entry.timings.get_or_insert_default();
-        timings.queued_milliseconds = milliseconds(start, pod.created);
-        timings.scheduled_milliseconds = milliseconds(pod.created, pod.scheduled);
-        timings.started_milliseconds = milliseconds(pod.scheduled, started);
-    }
-}
-
 /// The image is in the registry.
 pub(super) fn succeed(status: &mut ImageBuildStatus, build: &ImageBuild, success: &Success, now: Timestamp) {
     let image = format!("{}@{}", build.spec.output.repository(), success.digest);
-    if let Some(entry) = status.platforms.first_mut() {
-        if !success.platform.is_empty() {
-            entry.platform = cut(&success.platform, 64);
-        }
-        entry.digest = Some(cut(&success.digest, 256));
-        entry.size_bytes = i64::try_from(success.size_bytes).ok();
-        entry.steps = Some(success.steps);
-        entry.cached_steps = Some(success.cached_steps);
-        entry.reason = Some(Reason::Succeeded.as_str().to_owned());
-        let timings = entry.timings.get_or_insert_with(Timings::default);
-        let milliseconds = |value: u64| i64::try_from(value).ok();
-        timings.source_milliseconds = milliseconds(success.timings.source_ms);
-        timings.solve_milliseconds = milliseconds(success.timings.solve_ms);
-        timings.push_milliseconds = milliseconds(success.timings.export_ms + success.timings.push_ms);
-        status.summary = Some(Summary {
-            digest: Some(short(&success.digest)),
-            platforms: Some(entry.platform.clone()).filter(|name| name != PLATFORM_UNKNOWN),
-            duration: None,
-        });
+    let platforms: Vec<_> = status.platforms.iter().map(|entry| entry.platform.as_str()).collect();
+    let platforms = platforms.join(",");
+    status.summary = Some(Summary {
+        digest: Some(short(&success.digest)),
+        platforms: Some(cut(&platforms, 1024)).filter(|name| name != PLATFORM_UNKNOWN),
+        duration: None,
+    });
+    // The pod that only joined what others built knows nothing of the source.
+    if status.index.is_none() {
+        status.source = None;
+        source(status, success);
+        status.base_images.clear();
+        base_images(status, success);
     }
-    status.source = success.revision.as_ref().map(|revision| SourceStatus { revision: cut(revision, 1024) });
-    // Each image once: its name is a key.
-    let mut named = BTreeSet::new();
-    status.base_images = success
-        .base_images
-        .iter()
-        .map(|base| BaseImageStatus {
-            image: cut(&base.name, 512),
-            digest: cut(&base.digest, 256),
-            pinned: base.pinned,
-        })
-        .filter(|base| named.insert(base.image.clone()))
-        .take(BASE_IMAGES_MAX)
-        .collect();
+    if let Some(index) = &mut status.index {
+        (index.reason, index.message) = (Some(Reason::Succeeded.as_str().to_owned()), None);
+    }
     status.names = names(&success.names);
     status.names_left_out = names(&success.names_left_out);
     status.failure = None;
@@ -206,36 +118,62 @@ fn names(all: &[String]) -> Vec<String> {
     all.iter().filter(fits).take(NAMES_MAX).cloned().collect()
 }
 
-/// The run has failed for good.
-pub(super) fn fail(status: &mut ImageBuildStatus, build: &ImageBuild, broken: &Broken, now: Timestamp) {
-    if let Some(entry) = status.platforms.first_mut() {
-        entry.reason = Some(broken.reason.as_str().to_owned());
-        if let Some(detail) = &broken.detail {
-            entry.steps = Some(detail.steps);
-            entry.cached_steps = Some(detail.cached_steps);
-        }
+/// What the source resolved to, as one of those who looked says.
+pub(super) fn source(status: &mut ImageBuildStatus, success: &Success) {
+    let Some(revision) = &success.revision else {
+        return;
+    };
+    let agreed = status.run.as_ref().and_then(|run| run.revision.as_ref());
+    if agreed.is_some_and(|agreed| agreed != revision) {
+        return;
     }
-    let platform =
-        status.platforms.first().map(|entry| entry.platform.clone()).filter(|name| name != PLATFORM_UNKNOWN);
-    status.failure = Some(failure(broken, platform));
-    let result = if broken.reason == Reason::Canceled { RunResult::Canceled } else { RunResult::Failed };
-    let message = place(broken);
-    close(status, result, broken.reason, &message, now, build);
-    say(status, broken.reason, &message, now);
+    let facts = success.facts.clone().unwrap_or_default();
+    let before = status.source.take().filter(|before| before.revision == *revision).unwrap_or_default();
+    status.source = Some(SourceStatus {
+        revision: cut(revision, 1024),
+        time: facts.time.and_then(|time| Timestamp::from_second(time).ok()).map(Time).or(before.time),
+        // Who was asked for a commit does not know the branch.
+        branch: facts.branch.map(|name| cut(&name, 1024)).or(before.branch),
+        tag: facts.tag.map(|name| cut(&name, 1024)).or(before.tag),
+    });
+}
+
+/// Base images that one more part was built upon. Each once: the name is a key.
+pub(super) fn base_images(status: &mut ImageBuildStatus, success: &Success) {
+    let fresh = success.base_images.iter().map(|base| BaseImageStatus {
+        image: cut(&base.name, 512),
+        digest: cut(&base.digest, 256),
+        pinned: base.pinned,
+    });
+    let mut named = BTreeSet::new();
+    let before = std::mem::take(&mut status.base_images);
+    status.base_images =
+        fresh.chain(before).filter(|base| named.insert(base.image.clone())).take(BASE_IMAGES_MAX).collect();
+    status.base_images.sort_by(|one, other| one.image.cmp(&other.image));
+}
+
+/// The run has ended without an image.
+pub(super) fn fail(
+    status: &mut ImageBuildStatus,
+    build: &ImageBuild,
+    result: RunResult,
+    reason: Reason,
+    message: &str,
+    now: Timestamp,
+) {
+    close(status, result, reason, message, now, build);
+    say(status, reason, message, now);
 }
 
 /// The message with its place in the Dockerfile in front, unless it is there already.
-pub(super) fn place(broken: &Broken) -> String {
-    let place = broken.detail.as_ref().and_then(|detail| {
-        let (file, line) = (detail.file.as_ref()?, detail.line?);
-        Some(match detail.column {
-            Some(column) => format!("{file}:{line}:{column}"),
-            None => format!("{file}:{line}"),
-        })
+pub(super) fn place(failure: &Failure) -> String {
+    let place = failure.file.as_ref().zip(failure.line).map(|(file, line)| match failure.column {
+        Some(column) => format!("{file}:{line}:{column}"),
+        None => format!("{file}:{line}"),
     });
     match place {
-        Some(place) if !broken.message.contains(&place) => format!("{place}: {}", broken.message),
-        _ => broken.message.clone(),
+        Some(place) if !failure.message.contains(&place) => format!("{place}: {}", failure.message),
+        _ => failure.message.clone(),
     }
 }
 
@@ -252,24 +190,6 @@ pub(super) fn failure(broken: &Broken, platform: Option<String>) -> Failure {
         column: detail.and_then(|detail| detail.column),
         exit_code: detail.and_then(|detail| detail.exit_code),
         excerpt: detail.map(|detail| cut(&detail.excerpt, 4096)).filter(|excerpt| !excerpt.is_empty()),
-    }
-}
-
-/// An attempt broke, and another follows.
-pub(super) fn retry(
-    status: &mut ImageBuildStatus,
-    broken: &Broken,
-    attempt: u32,
-    now: Timestamp,
-    wait: Duration,
-) {
-    if let Some(run) = &mut status.run {
-        run.attempt = attempt;
-        run.retry_after = Some(Time(now + wait));
-        run.last_attempt_message = Some(cut(&format!("{}: {}", broken.reason, broken.message), 1024));
-    }
-    for entry in &mut status.platforms {
-        *entry = PlatformStatus { platform: entry.platform.clone(), ..PlatformStatus::default() };
     }
 }
 
@@ -340,6 +260,17 @@ pub(super) fn tidy(status: &mut ImageBuildStatus) {
     for entry in &mut status.platforms {
         entry.timings.take_if(|timings| *timings == Timings::default());
     }
+    let Some(run) = &mut status.run else { return };
+    // What the parts have come to together.
+    let index = status.index.iter().map(|index| (Some(index.attempt), index.uncounted_attempts));
+    let platforms = status.platforms.iter().map(|entry| (entry.attempt, entry.uncounted_attempts));
+    for (attempt, uncounted) in platforms.chain(index) {
+        run.attempt = run.attempt.max(attempt.unwrap_or_default());
+        run.uncounted_attempts = run.uncounted_attempts.max(uncounted);
+    }
+    let waits = status.platforms.iter().filter_map(|entry| entry.retry_after.clone());
+    let waits = waits.chain(status.index.iter().filter_map(|index| index.retry_after.clone()));
+    run.retry_after = waits.min_by_key(|time| time.0);
 }
 
 /// The first twelve digits of a digest.

@@ -12,7 +12,11 @@ use crate::observe::{Container, Ended, Observed, Owned, PodFacts, PodSecurity, R
 use crate::settings::Settings;
 
 pub(super) fn settings() -> Settings {
-    Settings { builder_image: "registry.example/builder:1".into(), ..Settings::default() }
+    Settings {
+        builder_image: "registry.example/builder:1".into(),
+        architecture: "amd64".into(),
+        ..Settings::default()
+    }
 }
 
 pub(crate) fn build() -> ImageBuild {
@@ -45,10 +49,17 @@ pub(crate) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
         fresh: true,
         pod_security: Some(PodSecurity::Privileged),
         pull_secrets: Vec::new(),
-        refusal: None,
-        progress: None,
+        refusals: BTreeMap::new(),
         follow: crate::follow::Facts::default(),
     }
+}
+
+/// The pod that is there, or the one that would be made, is refused.
+pub(super) fn refuse(seen: &mut Observed, refusal: Refusal) {
+    seen.refusals.clear();
+    let planned = go(seen).subject;
+    let name = if planned.is_empty() { seen.pods[0].name.clone() } else { planned };
+    seen.refusals.insert(name, refusal);
 }
 
 pub(crate) fn go(seen: &Observed) -> Plan {
@@ -320,14 +331,11 @@ fn an_annotation_asks_for_a_run_and_its_removal_for_none() {
 
 #[test]
 fn what_cannot_be_done_is_said_before_a_pod_exists() {
-    let mut two = fresh(build(), Vec::new());
-    two.build.spec.platforms = vec!["linux/amd64".into(), "linux/arm64".into()];
     let mut restricted = fresh(build(), Vec::new());
     restricted.pod_security = Some(PodSecurity::Restricted);
     let mut large = fresh(build(), Vec::new());
     large.build.spec.dockerfile.inline = Some("#".repeat(1_000_000));
-    for (seen, reason) in [(two, "NotSupported"), (restricted, "SandboxUnavailable"), (large, "SpecInvalid")]
-    {
+    for (seen, reason) in [(restricted, "SandboxUnavailable"), (large, "SpecInvalid")] {
         let plan = go(&seen);
         assert!(plan.create.is_none() && plan.request.is_none());
         assert_eq!(reason_of(&plan), reason);
@@ -340,16 +348,16 @@ fn what_cannot_be_done_is_said_before_a_pod_exists() {
 #[test]
 fn a_quota_is_waited_for_and_a_refusal_is_not() {
     let mut seen = fresh(build(), Vec::new());
-    seen.refusal = Some(Refusal::Quota("exceeded quota: q".into()));
+    refuse(&mut seen, Refusal::Quota("exceeded quota: q".into()));
     let plan = go(&seen);
     assert_eq!(reason_of(&plan), "WaitingForQuota");
     assert!(plan.requeue.is_some());
     seen.build.status = plan.status.map(|status| *status);
-    seen.refusal = None;
+    seen.refusals.clear();
     assert!(go(&seen).create.is_some(), "tried again");
-    seen.refusal = Some(Refusal::Rejected("no".into()));
+    refuse(&mut seen, Refusal::Rejected("no".into()));
     assert_eq!(reason_of(&go(&seen)), "PodRejected");
-    seen.refusal = Some(Refusal::PodSecurity("violates PodSecurity".into()));
+    refuse(&mut seen, Refusal::PodSecurity("violates PodSecurity".into()));
     assert_eq!(reason_of(&go(&seen)), "SandboxUnavailable");
 }
 
@@ -572,13 +580,8 @@ fn ended(pod: &mut PodFacts, exit_code: i32, reason: &str, message: &str) {
 fn pod_in(sandbox: Sandbox, change: impl FnOnce(&mut ImageBuild)) -> k8s_openapi::api::core::v1::Pod {
     let mut build = build();
     change(&mut build);
-    let of = super::pod::PodFor {
-        run: "r",
-        attempt: 1,
-        platform: build.spec.platforms.first().map(String::as_str),
-        sandbox,
-        pull_secrets: &[],
-    };
+    let part = super::parts::divide(&build, &ImageBuildStatus::default(), &settings()).remove(0);
+    let of = super::pod::PodFor { run: "r", attempt: 1, part: &part, sandbox, pull_secrets: &[] };
     super::pod::pod(&build, of, &settings())
 }
 

@@ -3,7 +3,7 @@
 use lapstrake_crds::SecretReference;
 
 use super::identity::{Identity, Requests};
-use super::tests::{begun, build, fresh, go, now, reason_of, settings, status_of};
+use super::tests::{begun, build, fresh, go, now, reason_of, refuse, settings, status_of};
 use super::*;
 use crate::observe::{Observed, Refusal, Why};
 
@@ -77,7 +77,7 @@ fn what_is_missing_is_waited_for_and_said() {
         ),
     ];
     for (refusal, reason, words) in cases {
-        seen.refusal = Some(refusal);
+        refuse(&mut seen, refusal);
         let plan = go(&seen);
         assert_eq!(reason_of(&plan), reason);
         assert!(message(&plan).contains(words), "{}", message(&plan));
@@ -85,7 +85,7 @@ fn what_is_missing_is_waited_for_and_said() {
         let mut next = seen.clone();
         next.build.status = plan.status.map(|status| *status);
         assert_eq!(go(&next).status, None, "said once");
-        next.refusal = None;
+        next.refusals.clear();
         assert!(go(&next).create.is_some(), "tried again");
     }
 }
@@ -97,7 +97,7 @@ fn a_limit_range_that_refuses_the_operators_defaults_names_the_way_out() {
         "spec.containers[0].resources.requests: Invalid value: \"256Mi\": must be less than or equal to memory limit of 96Mi",
         "maximum memory usage per Container is 200Mi, but limit is 256Mi",
     ] {
-        seen.refusal = Some(Refusal::Rejected(words.into()));
+        refuse(&mut seen, Refusal::Rejected(words.into()));
         let plan = go(&seen);
         assert_eq!(reason_of(&plan), "PodRejected");
         assert!(message(&plan).contains("set pod.resources"), "{}", message(&plan));
@@ -163,7 +163,7 @@ fn a_volume_that_was_deleted_under_a_waiting_pod_is_made_again() {
     assert_eq!(go(&seen).volume, None);
     // A claim of the name that is not ours is not touched: the user learns of it.
     seen.objects.clear();
-    seen.refusal = Some(Refusal::Leaving("waits".into()));
+    refuse(&mut seen, Refusal::Leaving("waits".into()));
     let plan = go(&seen);
     assert_eq!((reason_of(&plan), plan.volume.is_none()), ("Queued", true));
 }

@@ -8,7 +8,7 @@ use lapstrake_crds::Reason;
 use crate::observe::{Container, Phase, PodFacts, Why};
 use crate::plan::ending::{Broken, Retry, start_error};
 use crate::plan::pod::CREDENTIALS;
-use crate::settings::limits::{PENDING_RECHECK, PULL_GRACE, START_GRACE};
+use crate::settings::limits::{PENDING_RECHECK, PULL_GRACE, SILENT_GRACE, START_GRACE};
 
 /// Reason of a hint that says which field of the spec waits for which Secret or ConfigMap.
 pub(crate) const MISSING_INPUT: &str = "MissingInput";
@@ -44,25 +44,25 @@ impl Doing {
 }
 
 /// What `pod`, which has not ended and mounts this Secret, is doing.
-pub(crate) fn doing(pod: &PodFacts, progress: Option<Phase>, secret: Option<&str>, now: Timestamp) -> Doing {
+pub(crate) fn doing(pod: &PodFacts, secret: Option<&str>, now: Timestamp) -> Doing {
     if pod.deleting {
         let message = match &pod.node {
             Some(node) => format!("pod {} was deleted, and is being stopped by node {node}", pod.name),
             None => format!("pod {} was deleted, and is being stopped", pod.name),
         };
-        return Doing::working(Reason::Canceling, message);
+        return Doing { recheck: pod.lost_in(now), ..Doing::working(Reason::Canceling, message) };
     }
     match &pod.container {
-        Container::Running { .. } | Container::Ended(_) => running(pod, progress),
+        Container::Running { .. } | Container::Ended(_) => running(pod),
         Container::Waiting(why) => not_started(pod, why, secret, now),
         Container::Unseen if pod.node.is_none() => not_placed(pod),
         Container::Unseen => not_started(pod, &Why::default(), secret, now),
     }
 }
 
-fn running(pod: &PodFacts, progress: Option<Phase>) -> Doing {
+fn running(pod: &PodFacts) -> Doing {
     let node = pod.node.as_deref().unwrap_or("its node");
-    match progress {
+    match pod.progress {
         Some(Phase::Source) => {
             Doing::working(Reason::FetchingSource, format!("fetching the source on {node}"))
         }
@@ -138,6 +138,13 @@ fn not_started(pod: &PodFacts, why: &Why, secret: Option<&str>, now: Timestamp) 
 /// The pod is on a node, and its volumes and sandbox are being made.
 fn creating(pod: &PodFacts, secret: Option<&str>, waited: Duration) -> Doing {
     let node = pod.node.as_deref().unwrap_or("its node");
+    if pod.taken.is_none() && waited >= SILENT_GRACE {
+        let message = format!(
+            "{node} has the builder pod and does not start it: nothing is heard of it since {} s",
+            SILENT_GRACE.as_secs()
+        );
+        return Doing::waiting(Reason::WaitingForNode, message);
+    }
     let Some(hint) = &pod.hint else {
         return Doing {
             recheck: Some(PENDING_RECHECK),

@@ -1,5 +1,7 @@
 //! The calls to the API server.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -43,27 +45,29 @@ fn is(error: &kube::Error, wanted: u16) -> bool {
 /// What the caches know.
 pub(super) fn cached(build: &ImageBuild, ctx: &Context) -> Observed {
     let uid = build.uid().unwrap_or_default();
-    let pods: Vec<PodFacts> = ctx
+    let mut pods: Vec<PodFacts> = ctx
         .pods
         .state_filter(|pod| pod.labels().get(label::BUILD_UID) == Some(&uid))
         .iter()
         .map(|pod| PodFacts::of(pod))
         .collect();
+    add_progress(&mut pods, ctx);
     Observed {
         build: build.clone(),
-        progress: progress(&pods, ctx),
         pods,
         objects: Vec::new(),
         fresh: false,
         pod_security: None,
         pull_secrets: Vec::new(),
-        refusal: None,
+        refusals: BTreeMap::new(),
         follow: ctx.pollers.look(build),
     }
 }
 
-fn progress(pods: &[PodFacts], ctx: &Context) -> Option<crate::observe::Phase> {
-    pods.iter().filter(|pod| pod.alive()).find_map(|pod| ctx.followers.phase(&pod.uid))
+fn add_progress(pods: &mut [PodFacts], ctx: &Context) {
+    for pod in pods.iter_mut().filter(|pod| !pod.ended()) {
+        pod.progress = ctx.followers.phase(&pod.uid);
+    }
 }
 
 /// What the API server says now; none if the ImageBuild is gone.
@@ -92,7 +96,7 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
         return Ok(None);
     };
     strip_build(&mut build);
-    let pods: Vec<PodFacts> = pods
+    let mut pods: Vec<PodFacts> = pods
         .items
         .into_iter()
         .map(|mut pod| {
@@ -107,16 +111,16 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
         .map(|map| Owned::Request(map.name_any()))
         .chain(claims.items.iter().map(|claim| Owned::Volume(claim.name_any())))
         .collect();
+    add_progress(&mut pods, ctx);
     Ok(Some(Observed {
         follow: ctx.pollers.look(&build),
         build,
-        progress: progress(&pods, ctx),
         pods,
         objects,
         fresh: true,
         pod_security: Some(level),
         pull_secrets,
-        refusal: None,
+        refusals: BTreeMap::new(),
     }))
 }
 
@@ -139,7 +143,7 @@ pub(super) async fn add_hints(seen: &mut Observed, ctx: &Context) {
         }
         if pod.node.is_none() {
             if pod.unscheduled.as_ref().is_some_and(|why| why.message.contains("PersistentVolumeClaim")) {
-                match volume_hint(&seen.build, ctx).await {
+                match volume_hint(&namespace, pod.claim.as_deref().unwrap_or_default(), ctx).await {
                     Ok(hint) => pod.hint = hint,
                     Err(error) => debug!(%error, "cannot read events"),
                 }
@@ -160,9 +164,8 @@ pub(super) async fn add_hints(seen: &mut Observed, ctx: &Context) {
 }
 
 /// Why the cache volume is not there.
-async fn volume_hint(build: &ImageBuild, ctx: &Context) -> Result<Option<Why>, kube::Error> {
-    let events: Api<Event> = Api::namespaced(ctx.client.clone(), &build.namespace().unwrap_or_default());
-    let claim = crate::names::cache(&build.name_any(), build.spec.platforms.first().map(String::as_str));
+async fn volume_hint(namespace: &str, claim: &str, ctx: &Context) -> Result<Option<Why>, kube::Error> {
+    let events: Api<Event> = Api::namespaced(ctx.client.clone(), namespace);
     let about = ListParams::default()
         .fields(&format!("involvedObject.kind=PersistentVolumeClaim,involvedObject.name={claim}"))
         .limit(50);

@@ -35,8 +35,9 @@ use crate::settings::Settings;
 const CONFLICT_BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait after an error that repeats.
 const ERROR_BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Passes of observing and planning within one reconcile, before it is left to the next.
-const PASSES_MAX: u32 = 4;
+/// Passes of observing and planning within one reconcile, before it is left to the next: each pod that is
+/// refused takes one.
+const PASSES_MAX: u32 = 24;
 
 /// What every reconcile shares.
 pub struct Context {
@@ -138,7 +139,7 @@ async fn pass(build: &ImageBuild, ctx: &Context) -> Result<Action, Error> {
             }
             api::Applied::Refused(refusal) => {
                 info!(?refusal, "the builder pod was refused");
-                seen.refusal = Some(refusal);
+                seen.refusals.insert(plan.subject.clone(), refusal);
             }
         }
     }
