@@ -357,7 +357,7 @@ impl<'a> Planner<'a> {
         self.going(part, Reason::ProgressingWithRetry, message)
     }
 
-    fn failed(&mut self, part: &Part, broken: &Broken) -> Told {
+    pub(super) fn failed(&mut self, part: &Part, broken: &Broken) -> Told {
         let known = self.draft.platforms.first().map(|entry| entry.platform.clone());
         let told = broken.detail.as_ref().and_then(|detail| detail.platform.clone());
         let platform = match (part.kind, part.platforms.as_slice()) {

@@ -173,6 +173,23 @@ fn platforms_that_found_different_commits_are_built_from_the_first_ones() {
     assert_eq!(git.commit, Some("a".repeat(40)));
 }
 
+#[test]
+fn a_source_that_is_another_one_each_time_is_given_up_when_no_retry_is_left() {
+    let mut seen = begun(&TWO, |build| build.spec.retries = 2);
+    end(pod(&mut seen, "linux-amd64"), &pushed("linux/amd64", "a"));
+    for revision in ["b", "c", "d"] {
+        settle(&mut seen, now());
+        assert!(status(&seen).failure.is_none());
+        end(pod(&mut seen, "linux-arm64"), &pushed("linux/arm64", revision));
+    }
+    settle(&mut seen, now());
+    assert_eq!(pod(&mut seen, "linux-arm64").attempt, 3, "one and two retries");
+    let failure = status(&seen).failure.clone().unwrap();
+    assert_eq!(failure.reason, "SourceUnavailable");
+    assert_eq!(failure.platform.as_deref(), Some("linux/arm64"));
+    assert!(failure.message.contains("source.http.sha256"), "{}", failure.message);
+}
+
 fn placeless(seen: &mut Observed) {
     let message = "0/1 nodes are available".into();
     pod(seen, "linux-arm64").unscheduled = Some(Why { reason: "Unschedulable".into(), message });

@@ -79,7 +79,7 @@ pub(crate) fn request(build: &ImageBuild, asked: &Asked<'_>, settings: &Settings
         cache_from: Vec::new(),
         cache_to: Vec::new(),
         state_dir: paths::STATE_DIR.to_owned(),
-        cache_max_bytes: crate::plan::room::cache_max_bytes(build, settings),
+        cache_max_bytes: crate::plan::room::cache_max_bytes(build, part, settings),
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
         docker_configs_optional: Vec::new(),
         docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),

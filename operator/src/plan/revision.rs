@@ -25,8 +25,18 @@ pub(super) fn agreed(status: &ImageBuildStatus) -> Option<&str> {
         .and_then(|entry| entry.revision.as_deref())
 }
 
-/// Notes the revision; parts that are of another one are to be built again: their places.
-pub(super) fn agree(status: &mut ImageBuildStatus, parts: &[Part]) -> Vec<usize> {
+/// A part that is of another revision than its siblings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Odd {
+    /// Its place among the parts.
+    pub place: usize,
+    /// It is built again; otherwise no retry is left for that.
+    pub again: bool,
+}
+
+/// Notes the revision, and finds the parts that are of another one. Building them again is a retry: a source
+/// that cannot be asked for as it was may be another one each time.
+pub(super) fn agree(status: &mut ImageBuildStatus, parts: &[Part], retries_max: u32) -> Vec<Odd> {
     if parts.len() < 2 {
         return Vec::new();
     }
@@ -49,10 +59,17 @@ pub(super) fn agree(status: &mut ImageBuildStatus, parts: &[Part]) -> Vec<usize>
                 .platforms
                 .iter()
                 .any(|entry| part.platforms.contains(&entry.platform) && entry.kept_from.is_some());
-            // What was kept has had no pod in this run.
-            let attempt = if kept { built.attempt } else { built.attempt + 1 };
-            share::again(status, part, &share::Share { attempt, pod: None, done: false, ..built });
-            odd.push(place);
+            let again = kept || built.retries < retries_max;
+            if again {
+                // What was kept has had no pod in this run.
+                let (attempt, retries) = match kept {
+                    true => (built.attempt, built.retries),
+                    false => (built.attempt + 1, built.retries + 1),
+                };
+                let next = share::Share { attempt, retries, pod: None, done: false, ..built };
+                share::again(status, part, &next);
+            }
+            odd.push(Odd { place, again });
         }
     }
     odd

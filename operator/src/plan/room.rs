@@ -4,16 +4,17 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lapstrake_crds::ImageBuild;
 
 use crate::plan::objects::{CachePlace, cache_place};
+use crate::plan::parts::Part;
 use crate::settings::Settings;
 
 /// Share of a place that the builder fills, in percent: the rest is for what a build makes before
 /// anything can go.
 const SHARE: u64 = 90;
 
-/// Most that the state of this ImageBuild may hold, in bytes. Many kinds of volumes are larger than they were
+/// Most that the state of this part of an ImageBuild may hold, in bytes. Many kinds of volumes are larger than they were
 /// asked to be, so the builder cannot see it for itself. None where nothing was asked for.
-pub(crate) fn cache_max_bytes(build: &ImageBuild, settings: &Settings) -> Option<u64> {
-    let size = match cache_place(build, settings) {
+pub(crate) fn cache_max_bytes(build: &ImageBuild, part: &Part, settings: &Settings) -> Option<u64> {
+    let size = match cache_place(build, part, settings) {
         CachePlace::Volume(volume) => {
             Some(volume.size.unwrap_or_else(|| settings.defaults.cache.size.clone()))
         }

@@ -323,12 +323,20 @@ impl<'a> Planner<'a> {
     /// Goes on with all parts that build.
     fn build_parts(&mut self, parts: &[Part]) -> Vec<Told> {
         let mut told: Vec<Option<Told>> = parts.iter().map(|part| self.watch(part)).collect();
-        for place in revision::agree(&mut self.draft, parts) {
+        for revision::Odd { place, again } in
+            revision::agree(&mut self.draft, parts, self.build().spec.retries)
+        {
             let Some(part) = parts.get(place) else { continue };
             self.needs_fresh = true;
-            let message = "built another revision than its siblings: it is built again".to_owned();
-            self.note(false, "Rebuild", Reason::Building, named(part, &message));
-            told[place] = None;
+            told[place] = if again {
+                let message = "built another revision than its siblings: it is built again".to_owned();
+                self.note(false, "Rebuild", Reason::Building, named(part, &message));
+                None
+            } else {
+                let message = "the source was another one than for its siblings, each time that it was fetched, and no \
+                               retry is left: name a commit, or the checksum of the archive (source.http.sha256)";
+                Some(self.failed(part, &Broken::new(Reason::SourceUnavailable, Retry::Never, message)))
+            };
         }
         let losing = parts.iter().any(|part| share::of(&self.draft, part).failed.is_some());
         parts
