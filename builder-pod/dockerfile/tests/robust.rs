@@ -2,7 +2,7 @@
 
 mod support;
 
-use lapstrake_dockerfile::{Capabilities, Options, Style, limits, parse, plan};
+use lapstrake_dockerfile::{Capabilities, Images, Options, Style, limits, lint, parse, plan};
 use proptest::prelude::*;
 
 /// Does all there is to do with a text.
@@ -13,10 +13,13 @@ fn everything(text: &str, options: &Options) {
         assert!(finding.span.start <= finding.span.end && finding.span.end <= size, "{finding:?}");
     }
     let _ = (parsed.diagnostics.render(Style::Color), parsed.diagnostics.to_json());
+    let checked = lint::check(&parsed, options, &Images::new());
+    let _ = (checked.to_client_json(), checked.findings.to_sarif(), checked.findings.render(Style::Plain));
     match plan(&parsed, options) {
         Err(findings) => assert!(findings.has_errors() && findings.len() <= 300),
         Ok(plan) => match plan.lower(&support::resolve(&plan)) {
             Ok(lowered) => {
+                let _ = plan.outline(&Images::new()).to_text();
                 lapstrake_llb::Graph::decode(&lowered.definition).expect("a valid graph");
             }
             Err(findings) => {
@@ -31,7 +34,7 @@ fn options() -> Options {
     Options { capabilities: Capabilities::ALL, ..Options::default() }
 }
 
-const PIECES: [&str; 72] = [
+const PIECES: [&str; 78] = [
     "FROM",
     "FROM scratch\n",
     "FROM a AS b\n",
@@ -104,6 +107,12 @@ const PIECES: [&str; 72] = [
     "# escape=`\n",
     "# syntax=docker/dockerfile:1\n",
     "https://x/y",
+    "# check=skip=all\n",
+    "# check=experimental=lapstrake;error=true\n",
+    "apt-get install",
+    "&&",
+    "|",
+    "cd",
 ];
 
 proptest! {
@@ -182,6 +191,12 @@ fn much_of_anything_is_done_or_refused_at_once() {
         counted(&|n| format!("ENV a{n}=1\n")),
         counted(&|n| format!("LABEL a{n}=1\nRUN {n}\n")),
         counted(&|n| format!("ARG a{n}=1\nRUN {n}\n")),
+        format!("ARG a0=1\n{}", counted(&|n| format!("ARG a{n}=1\nRUN echo $a0 $a{n} $b{n}\n"))),
+        counted(&|n| format!("FROM $a{n} AS t{n}\nCOPY a{n} /x{n}\nRUN chown -R a /x{n}\n")),
+        counted(&|n| format!("# check=skip=R{n}\nRUN cd /x{n} | apt-get install {n} && apk add {n}\n")),
+        format!("# check=skip={}\nFROM a\n{}", line("Rule,"), fill("# check=skip=a\nENV a b\n")),
+        format!("FROM a\nRUN {}\n", line("apt-get install a && ")),
+        format!("FROM a\nRUN {}\n", line("$a'\"")),
         counted(&|n| format!("ONBUILD RUN x\nFROM s{} AS s{n}\n", n - 1)),
     ];
     for text in texts {

@@ -17,6 +17,8 @@ pub(crate) struct Control {
     pub(crate) error: bool,
 }
 
+/// More names in one setting are not read; there are fewer rules.
+const NAMES_MAX: usize = 100;
 /// Stands for all of our own rules in `experimental=`.
 const OURS: &str = "lapstrake";
 
@@ -33,7 +35,7 @@ impl Control {
                 return Err(format!("invalid check option {part:?}"));
             };
             let value = value.trim();
-            let names = || value.split(',').map(|name| name.trim().to_owned()).collect();
+            let names = || value.split(',').take(NAMES_MAX).map(|name| name.trim().to_owned()).collect();
             match key.trim() {
                 "skip" if value == "all" => control.skip_all = true,
                 "skip" => control.skip = names(),

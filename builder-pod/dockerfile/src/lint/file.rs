@@ -26,11 +26,25 @@ pub(crate) fn check(parsed: &Parsed, options: &Options, control: &Control, args:
     stage_names(ast, control, &mut findings);
     casing(ast, control, &mut findings);
     default_args(ast, options, control, &mut findings);
+    let mut known: BTreeSet<&str> = args.names().into_iter().collect();
+    for other in ast.instructions.iter().take_while(|i| !matches!(i.kind, Kind::From(_))) {
+        if let Kind::Arg(list) = &other.kind {
+            known.extend(list.iter().map(|arg| arg.name.text.as_str()));
+        }
+    }
     for (instruction, from) in stages(ast) {
         let control = control.merged(&instruction.comments);
-        base(ast, instruction, from, args, &control, &mut findings);
+        base(instruction, from, &Scope { escape: ast.escape, args, known: &known }, &control, &mut findings);
     }
     findings
+}
+
+/// What a `FROM` sees.
+struct Scope<'a> {
+    escape: char,
+    args: &'a GlobalArgs,
+    /// Names that are declared, with a value or without.
+    known: &'a BTreeSet<&'a str>,
 }
 
 fn stages(ast: &Dockerfile) -> impl Iterator<Item = (&Instruction, &From)> {
@@ -157,19 +171,16 @@ fn default_args(ast: &Dockerfile, options: &Options, control: &Control, findings
 }
 
 fn base(
-    ast: &Dockerfile,
     instruction: &Instruction,
     from: &From,
-    args: &GlobalArgs,
+    scope: &Scope<'_>,
     control: &Control,
     findings: &mut Findings,
 ) {
-    let lexer = Lexer::new(ast.escape);
-    let mut known: BTreeSet<&str> = args.names().into_iter().collect();
-    for other in ast.instructions.iter().take_while(|i| !matches!(i.kind, Kind::From(_))) {
-        if let Kind::Arg(list) = &other.kind {
-            known.extend(list.iter().map(|arg| arg.name.text.as_str()));
-        }
+    let Scope { escape, args, known } = *scope;
+    let lexer = Lexer::new(escape);
+    if findings.is_full() {
+        return;
     }
     let mut undeclared = |expansion: &Expansion, span| {
         for name in expansion.unset.iter().filter(|name| !known.contains(name.as_str())) {

@@ -32,7 +32,15 @@ use crate::source::Span;
 #[derive(Debug, Default)]
 pub(crate) struct Findings(pub(crate) Vec<Diagnostic>);
 
+/// More findings are not collected.
+const FINDINGS_MAX: usize = 2 * crate::limits::WARNINGS_MAX;
+
 impl Findings {
+    /// Whether no more is collected: what costs time to find need not be looked for.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= FINDINGS_MAX
+    }
+
     /// Notes a finding unless its rule is off.
     pub(crate) fn push(
         &mut self,
@@ -43,7 +51,7 @@ impl Findings {
         message: impl Into<String>,
     ) -> Option<&mut Diagnostic> {
         let rule = rule(name)?;
-        if !control.reports(rule) {
+        if !control.reports(rule) || self.is_full() {
             return None;
         }
         let mut finding = Diagnostic::warning(rule.name, span, message);

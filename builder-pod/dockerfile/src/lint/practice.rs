@@ -1,5 +1,7 @@
 //! Our own rules: what experienced reviewers point out.
 
+use std::collections::HashSet;
+
 use crate::ast::{Copy, Instruction, Kind, Run, Word};
 use crate::expand::{Lexer, Lookup as _};
 use crate::lint::apt;
@@ -7,9 +9,11 @@ use crate::lint::shell::{self, Words};
 use crate::lint::{Control, Findings};
 use crate::lower::State;
 use crate::lower::mount_fields;
-use crate::plan::{Base, GlobalArgs, Plan, Stage, StageId, Stages};
+use crate::plan::{Base, Plan, Stage, StageId, Stages};
 use crate::source::{Source, Span};
 
+/// How many steps of stages below one are looked at.
+const CHAIN_MAX: usize = 200;
 /// A context larger than this should have an ignore file, bytes.
 const LARGE_CONTEXT_BYTES: u64 = 100 << 20;
 /// Endings of what `ADD` unpacks.
@@ -133,18 +137,21 @@ fn script(run: &Run) -> String {
 /// Looks at all stages that count.
 pub(crate) fn check(plan: &Plan, stages: &Stages, states: &[Option<State>]) -> Findings {
     let mut findings = Findings::default();
-    let result = result_stages(stages);
+    let (result, needed) = (result_stages(stages), needed(stages));
     for (id, stage) in stages.list.iter().enumerate() {
         if !stages.reachable.get(id).copied().unwrap_or(false) {
             continue;
         }
-        let look = Look { plan, stages, stage, in_result: result.contains(&id) };
+        if findings.is_full() {
+            break;
+        }
+        let look = Look { plan, stages, stage, in_result: result.get(id).copied().unwrap_or(false) };
         look.base(&mut findings);
         look.steps(&mut findings);
         if id == stages.target {
             look.root(states.get(id).and_then(Option::as_ref), &mut findings);
         }
-        if !look.is_needed(id) {
+        if !needed.get(id).copied().unwrap_or(true) {
             let control = plan.control.merged(&stage.from.comments);
             let message = "No stage needs this one, and it is not the last";
             findings.at(&control, "UnusedStage", &stage.from, message);
@@ -154,14 +161,38 @@ pub(crate) fn check(plan: &Plan, stages: &Stages, states: &[Option<State>]) -> F
 }
 
 /// The target and what it builds on: the stages whose layers are in the image.
-fn result_stages(stages: &Stages) -> Vec<StageId> {
-    let (mut at, mut out) = (Some(stages.target), Vec::new());
-    while let Some(id) = at.filter(|id| !out.contains(id)) {
-        out.push(id);
-        at = match stages.list.get(id).map(|stage| &stage.base) {
-            Some(Base::Stage(base)) => Some(*base),
+fn result_stages(stages: &Stages) -> Vec<bool> {
+    let mut out = vec![false; stages.list.len()];
+    let mut at = Some(stages.target);
+    while let Some(stage) =
+        at.and_then(|id| stages.list.get(id).filter(|_| !std::mem::replace(&mut out[id], true)))
+    {
+        at = match &stage.base {
+            Base::Stage(base) => Some(*base),
             _ => None,
         };
+    }
+    out
+}
+
+/// The target, and stages that any other builds on or copies from.
+fn needed(stages: &Stages) -> Vec<bool> {
+    let mut out = vec![false; stages.list.len()];
+    let mut mark = |id: StageId| {
+        if let Some(needed) = out.get_mut(id) {
+            *needed = true;
+        }
+    };
+    mark(stages.target);
+    for stage in &stages.list {
+        if let Base::Stage(base) = stage.base {
+            mark(base);
+        }
+        for from in stage.steps.iter().flat_map(|step| &step.from) {
+            if let crate::plan::From::Stage(id, _) = from {
+                mark(*id);
+            }
+        }
     }
     out
 }
@@ -174,18 +205,6 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn is_needed(&self, id: StageId) -> bool {
-        let builds_on = |stage: &Stage| stage.base == Base::Stage(id);
-        let copies = |stage: &Stage| {
-            stage
-                .steps
-                .iter()
-                .flat_map(|step| &step.from)
-                .any(|from| matches!(from, crate::plan::From::Stage(other, _) if *other == id))
-        };
-        id == self.stages.target || self.stages.list.iter().any(|stage| builds_on(stage) || copies(stage))
-    }
-
     fn base(&self, findings: &mut Findings) {
         let Base::Image(reference) = &self.stage.base else { return };
         let (from, span) = (&self.stage.from, self.stage.image.span);
@@ -230,10 +249,10 @@ impl Look<'_> {
 
     fn steps(&self, findings: &mut Findings) {
         let mut whole: Option<&Instruction> = None;
-        let mut copied: Vec<String> = Vec::new();
+        let mut copied: HashSet<String> = HashSet::new();
         let mut shell_of_text: Option<&Instruction> = None;
         let mut pipefail = false;
-        let mut known: Vec<&str> = Vec::new();
+        let mut known: HashSet<&str> = HashSet::new();
         for step in self.stage.steps.iter().filter(|step| !step.trigger) {
             let instruction = &step.instruction;
             let control = self.plan.control.merged(&instruction.comments);
@@ -251,7 +270,7 @@ impl Look<'_> {
                     if copy.from.is_none() && copy.sources.iter().any(is_whole) {
                         whole.get_or_insert(instruction);
                     }
-                    copied.push(copy.dest.text.clone());
+                    copied.insert(copy.dest.text.trim_end_matches('/').to_owned());
                 }
                 Kind::Run(run) => {
                     let look = Step::new(&self.plan.source, &control, instruction, run);
@@ -348,18 +367,26 @@ impl Look<'_> {
     }
 
     /// Arguments of the global scope that a script asks for.
-    fn global_args(&self, step: &Step<'_>, known: &[&str], findings: &mut Findings) {
-        if step.script.is_empty() || !step.script.contains('$') {
+    fn global_args(&self, step: &Step<'_>, known: &HashSet<&str>, findings: &mut Findings) {
+        if self.plan.global_names.is_empty() || !step.script.contains('$') {
             return;
         }
+        let Ok(asked) = Lexer::new('\\').word(&step.script, &()) else { return };
         let set_here = |name: &str| {
             [format!("{name}="), format!("read {name}"), format!("for {name} ")]
                 .iter()
                 .any(|text| step.script.contains(text.as_str()))
         };
-        for name in self.declared_globally() {
-            let inherited = self.inherited(name);
-            if known.contains(&name) || inherited || set_here(name) {
+        for name in
+            asked.unset.iter().map(String::as_str).filter(|name| self.plan.global_names.contains(*name))
+        {
+            let has_value = self.plan.args.get(name).is_some_and(|value| !value.is_empty());
+            if findings.is_full()
+                || !has_value
+                || known.contains(name)
+                || self.inherited(name)
+                || set_here(name)
+            {
                 continue;
             }
             let Some(span) = use_of(step, name) else { continue };
@@ -372,20 +399,17 @@ impl Look<'_> {
         }
     }
 
-    fn declared_globally(&self) -> impl Iterator<Item = &str> {
-        let args: &GlobalArgs = &self.plan.args;
-        let names = self.plan.global_names.iter().map(String::as_str);
-        names.filter(|name| args.get(name).is_some_and(|value| !value.is_empty()))
-    }
-
     /// Whether a stage that this one builds on sets a variable.
     fn inherited(&self, name: &str) -> bool {
-        let (mut at, mut left) = (&self.stage.base, self.stages.list.len());
+        let (mut at, mut left) = (&self.stage.base, CHAIN_MAX);
         while let Base::Stage(id) = at
             && let Some(stage) = self.stages.list.get(*id)
-            && left > 0
         {
-            left -= 1;
+            // A long way up is not worth it: then it may be set.
+            left = left.saturating_sub(1 + stage.steps.len());
+            if left == 0 {
+                return true;
+            }
             let sets = stage.steps.iter().any(|step| match &step.instruction.kind {
                 Kind::Arg(list) => list.iter().any(|arg| arg.name.text == name),
                 Kind::Env(pairs) => pairs.iter().any(|pair| pair.key.text == name),
@@ -400,20 +424,18 @@ impl Look<'_> {
     }
 }
 
-/// Where a script asks for a variable, as far as that is for sure.
+/// Where a script asks for a variable; nowhere where it gives a default or something else stands for the name.
 fn use_of(step: &Step<'_>, name: &str) -> Option<Span> {
-    // Quotes hide it from the shell, a default says that it may be empty.
-    let lexer = Lexer::new('\\');
-    let asked = lexer.word(&step.script, &()).ok()?;
-    if !asked.unset.contains(name) {
-        return None;
+    let braced = format!("${{{name}}}");
+    if step.script.contains(&braced) {
+        return Some(step.find(&braced));
     }
-    for text in [format!("${{{name}}}"), format!("${name}")] {
-        if step.script.contains(&text) && !step.script.contains(&format!("${{{name}:")) {
-            return Some(step.find(&text));
-        }
-    }
-    None
+    let plain = format!("${name}");
+    let whole = |at: usize| {
+        let after = step.script.get(at + plain.len()..).and_then(|rest| rest.chars().next());
+        !after.is_some_and(|c| c.is_alphanumeric() || c == '_')
+    };
+    step.script.match_indices(&plain).any(|(at, _)| whole(at)).then(|| step.find(&plain))
 }
 
 /// `.`, `./` and the like: all of the context.
@@ -450,7 +472,7 @@ fn pipes(step: &Step<'_>, findings: &mut Findings) {
     }
 }
 
-fn ownership(step: &Step<'_>, copied: &[String], findings: &mut Findings) {
+fn ownership(step: &Step<'_>, copied: &HashSet<String>, findings: &mut Findings) {
     for (words, _) in &step.commands {
         let Some(program @ ("chown" | "chmod" | "chgrp")) = words.first().map(|word| shell::program(word))
         else {
@@ -458,9 +480,7 @@ fn ownership(step: &Step<'_>, copied: &[String], findings: &mut Findings) {
         };
         let deep =
             words.iter().any(|word| word.starts_with("-") && word.contains('R') || word == "--recursive");
-        let same = |path: &String| {
-            copied.iter().any(|dest| dest.trim_end_matches('/') == path.trim_end_matches('/'))
-        };
+        let same = |path: &String| copied.contains(path.trim_end_matches('/'));
         if let Some(path) = words.iter().skip(1).find(|path| same(path)).filter(|_| deep) {
             let message = format!("{program} writes all of {path} into a second layer");
             findings.push(

@@ -24,8 +24,14 @@ pub(crate) struct Unset {
     near: Option<String>,
 }
 
+/// Among more variables none is looked for that may be meant.
+const ENV_SEARCHED_MAX: usize = 1000;
+
 impl Unset {
     pub(super) fn new(name: String, span: Span, env: &Env) -> Self {
+        if env.iter().nth(ENV_SEARCHED_MAX).is_some() {
+            return Self { name, span, near: None };
+        }
         let near = suggest::within_two(&name, env.iter().map(|(name, _)| name)).map(str::to_owned);
         Self { name, span, near }
     }
@@ -124,6 +130,9 @@ impl Lowering<'_> {
     /// Tells of variables that the instruction asked for and that nobody set or declared.
     pub(super) fn report_unset(&mut self, current: &Current, at: &At<'_>) {
         for Unset { name, span, near } in std::mem::take(&mut self.unset) {
+            if self.lints.is_full() {
+                return;
+            }
             let declared = current.state.args.iter().any(|(known, _)| *known == name);
             // An image that is not known may set it; what is nearly another name is a slip all the same.
             let may_be = current.state.open && near.is_none();

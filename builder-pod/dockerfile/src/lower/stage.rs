@@ -292,8 +292,8 @@ impl<'a> Lowering<'a> {
 
     pub(crate) fn expand_with(&mut self, lexer: &Lexer, env: &Env, word: &Word) -> Lower<Word> {
         let expansion = lexer.word(&word.text, env).map_err(|error| expansion_error(&error, word.span))?;
-        for name in expansion.unset {
-            self.unset.push(Unset::new(name, word.span, env));
+        if !self.lints.is_full() {
+            self.unset.extend(expansion.unset.into_iter().map(|name| Unset::new(name, word.span, env)));
         }
         let text = expansion.text;
         self.graph.spend(text.len());
