@@ -107,8 +107,7 @@ fn what_is_not_there_yet_is_refused_with_its_place() {
     let lab = Lab::new();
     for (line, what) in [
         ("RUN --security=insecure true", "security"),
-        ("ADD https://example.com/x /", "ADD"),
-        ("ADD https://example.com/x.git /", "ADD"),
+        ("RUN --device=vendor.example/gpu=0 true", "--device"),
     ] {
         let (code, text) = plain(&lab, &lab.dockerfile(&format!("FROM @base\n{line}\n")), &[]);
         assert_eq!(code, Some(10), "{line}: {text}");
