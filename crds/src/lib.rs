@@ -14,6 +14,7 @@ mod follow;
 mod names;
 mod output;
 mod pod;
+mod queue;
 mod schema;
 mod secrets;
 mod source;
@@ -23,13 +24,17 @@ mod status;
 mod tests;
 mod trust;
 
-pub use cache::{AccessMode, Cache, CacheEmptyDir, CacheVolume, Medium};
+pub use cache::{
+    AccessMode, Cache, CacheEmptyDir, CacheExport, CacheExportMode, CacheImport, CacheNone, CacheRegistry,
+    CacheVolume, Medium, WhenBusy,
+};
 pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
 pub use emulation::{Emulation, EmulationPolicy};
 pub use follow::Follow;
 pub use names::{annotation, field_manager, label};
 pub use output::{Output, SecretReference};
 pub use pod::{PlatformPod, PlatformVolume, Pod, Resources, Sandbox};
+pub use queue::{Queue, QueueLimit, QueueStatus, WhenChanged};
 pub use schema::crd;
 pub use secrets::{
     ArgKeyReference, ArgSource, BuildSecret, BuildSecretsFrom, KeyReference, SshAgent, SshSecretReference,

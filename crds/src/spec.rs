@@ -12,6 +12,7 @@ use crate::emulation::Emulation;
 use crate::follow::Follow;
 use crate::output::{Output, SecretReference};
 use crate::pod::Pod;
+use crate::queue::Queue;
 use crate::schema::{each, rules};
 use crate::secrets::{ArgSource, BuildSecret, BuildSecretsFrom, SshAgent};
 use crate::source::Source;
@@ -180,10 +181,14 @@ pub struct ImageBuildSpec {
     pub emulation: Emulation,
     /// Where the image goes.
     pub output: Output,
-    /// Where the builder keeps what the next build can use again: at most one of `volume` and
-    /// `emptyDir`. Without either it is what the operator's configuration says, a volume by default.
+    /// Where the builder keeps what the next build can use again: at most one of `volume`, `emptyDir`
+    /// and `none`, and `registry` beside them. Without any it is what the operator's configuration
+    /// says, a volume by default.
     #[serde(default, skip_serializing_if = "Cache::is_unset")]
     pub cache: Cache,
+    /// How the build stands in the operator's queue.
+    #[serde(default, skip_serializing_if = "Queue::is_default")]
+    pub queue: Queue,
     /// How the builder pod is run.
     #[serde(default, skip_serializing_if = "Pod::is_default")]
     pub pod: Pod,
@@ -250,6 +255,7 @@ impl Default for ImageBuildSpec {
             emulation: Emulation::default(),
             output: Output::default(),
             cache: Cache::default(),
+            queue: Queue::default(),
             pod: Pod::default(),
             timeout: default_timeout(),
             retries: RETRIES_DEFAULT,

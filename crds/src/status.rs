@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::ConditionType;
 use crate::pod::Sandbox;
+use crate::queue::QueueStatus;
 
 /// What came of the ImageBuild: the image, and how its last run went.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -151,6 +152,9 @@ pub struct RunStatus {
     /// Generation of the spec that the run builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
+    /// How it got through the operator's queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueStatus>,
     /// Name of all that decides what is built, whatever the platform: what another platform built
     /// under the same name still stands when a run is asked for again.
     #[serde(default, skip_serializing_if = "Option::is_none")]

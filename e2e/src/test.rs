@@ -116,6 +116,11 @@ impl Test {
         self.delete_namespace().await
     }
 
+    /// Another namespace of the same test, which it has to delete itself.
+    pub async fn beside(&self, name: &str) -> Result<Self> {
+        Self::new(name, BTreeMap::new()).await
+    }
+
     /// Where this test pushes an image of this name.
     pub fn image(&self, name: &str) -> String {
         format!("{}/e2e/{}/{name}", self.cluster.registry, self.namespace)
@@ -337,7 +342,8 @@ impl Test {
         wait_gone(&maps, "", |map| map.name_any() == "kube-root-ca.crt").await
     }
 
-    async fn delete_namespace(&self) -> Result<()> {
+    /// Deletes the namespace.
+    pub async fn delete_namespace(&self) -> Result<()> {
         let all: Api<Namespace> = Api::all(self.client.clone());
         // Nothing of Lapstrake's is in it any more; the rest is the cluster's own to clear up.
         all.delete(&self.namespace, &DeleteParams::default()).await?;

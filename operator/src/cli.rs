@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -18,6 +19,8 @@ use crate::leader::{Candidate, Elector};
 use crate::metrics::Metrics;
 use crate::reconcile::{Scope, run};
 use crate::requests::counted;
+use crate::schedule::board::Board;
+use crate::schedule::settings::QueueSettings;
 use crate::server::{Shown, serve};
 use crate::settings::{AppArmor, BuilderDefaults, KeepPods, Settings, own_architecture};
 
@@ -60,6 +63,12 @@ struct Run {
     /// File with what builder pods get where an ImageBuild does not say otherwise, as JSON.
     #[arg(long, env = "LAPSTRAKE_BUILDER_DEFAULTS", value_name = "FILE")]
     builder_defaults: Option<PathBuf>,
+    /// File with how many builds may run at once, as JSON.
+    #[arg(long, env = "LAPSTRAKE_QUEUE_CONFIG", value_name = "FILE")]
+    queue_config: Option<PathBuf>,
+    /// How often slots of shared caches are looked through for those that were unused for too long.
+    #[arg(long, env = "LAPSTRAKE_CACHE_SWEEP", value_name = "LENGTH", default_value = "5m", value_parser = length)]
+    cache_sweep: Duration,
     /// What becomes of the pods of a run that has ended.
     #[arg(long, env = "LAPSTRAKE_KEEP_PODS", value_enum, default_value = "all")]
     keep_pods: KeepPods,
@@ -113,6 +122,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
     full.parse()
         .map_err(|_| format!("{text:?} is not an address: write [HOST]:PORT, as in :8080 or 127.0.0.1:8080"))
+}
+
+/// Reads a length of time above zero.
+fn length(text: &str) -> Result<Duration, String> {
+    let length: Option<kube::core::Duration> = text.parse().ok();
+    let length = length.map(Duration::from).filter(|length| !length.is_zero());
+    length.ok_or_else(|| format!("{text:?} is not a length of time above zero: write it as in 90s or 5m"))
 }
 
 /// Reads the arguments and does what they say.
@@ -178,7 +194,17 @@ fn settings(args: &Run) -> anyhow::Result<Settings> {
         }
         None => String::new(),
     };
+    let queue = match &args.queue_config {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            serde_json::from_str::<QueueSettings>(&text).with_context(|| format!("in {}", path.display()))?
+        }
+        None => QueueSettings::default(),
+    };
     Ok(Settings {
+        queue: queue.into(),
+        cache_sweep: args.cache_sweep,
         builder_image: args.builder_image.clone(),
         architecture: match defaults.emulate_on.as_str() {
             "" => own_architecture().to_owned(),
@@ -226,6 +252,7 @@ async fn operate(args: Run) -> anyhow::Result<()> {
         [] => vec![None],
         some => some.iter().cloned().map(Some).collect(),
     };
+    let board = Arc::new(Board::default());
     let scopes: Vec<Scope> = namespaces
         .into_iter()
         .map(|namespace| Scope {
@@ -236,6 +263,7 @@ async fn operate(args: Run) -> anyhow::Result<()> {
             metrics: metrics.clone(),
             identity: identity.clone(),
             concurrency: args.concurrency,
+            board: board.clone(),
         })
         .collect();
     let work = work_while_leading(&scopes, &mut lead, &metrics, &stop);
@@ -280,6 +308,7 @@ async fn work_while_leading(
             _ = lead.wait_for(|leads| !*leads) => warn!("stopped: no longer the leader"),
         }
         metrics.lead(false);
+        scopes.iter().for_each(|scope| scope.board.clear());
         if stop.is_cancelled() {
             return;
         }
@@ -332,6 +361,8 @@ mod tests {
             "--builder-image=x/y:1",
             "--registries-config=/a",
             "--builder-defaults=/b",
+            "--queue-config=/c",
+            "--cache-sweep=10m",
             "--log-format=text",
             "--log-level=info",
             "--metrics-addr=:8080",

@@ -6,6 +6,7 @@
 //! changed, and never over a newer one.
 //! Never: engine crates; the contents of a Secret; a decision outside of `plan`.
 
+pub mod cache;
 pub mod cli;
 pub mod events;
 pub mod follow;

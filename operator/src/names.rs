@@ -46,6 +46,11 @@ pub fn cache(build: &str, platform: Option<&str>) -> String {
     }
 }
 
+/// Name of the claim of a shared cache's slot.
+pub fn slot(cache: &str, platform: &str, number: u32) -> String {
+    joined(cache, &format!("slot-{platform}-{number}"))
+}
+
 /// A platform as a label's value: `linux-amd64`.
 pub fn platform_label(platform: &str) -> String {
     platform.replace('/', "-")

@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSchedulingGate, PodSpec};
 use kube::ResourceExt;
 use lapstrake_crds::{ImageBuild, Reason, label};
+
+use crate::cache::GATE;
+use crate::cache::slots::{Holder, Slot};
+use crate::schedule::board::Leave;
 
 /// Name of the builder's container.
 pub const CONTAINER: &str = "builder";
@@ -35,6 +39,12 @@ pub struct Observed {
     pub pod_security: Option<PodSecurity>,
     /// Names of the `imagePullSecrets` of the ServiceAccount that the pod runs as; empty unless `fresh`.
     pub pull_secrets: Vec<String>,
+    /// Slots of the shared cache that it uses; empty unless `fresh`.
+    pub slots: Vec<Slot>,
+    /// Pods of that cache which have not ended, whosesoever, read after the slots.
+    pub holders: Vec<Holder>,
+    /// What the queue lets it do; none until planning asks.
+    pub leave: Option<Leave>,
     /// What the API server said to the pods that this pass tried to create, by their names.
     pub refusals: BTreeMap<String, Refusal>,
     /// Where the places stand that the ImageBuild follows.
@@ -118,6 +128,10 @@ pub struct PodFacts {
     pub attempt: u32,
     /// Volume that its builder keeps its state on, by the name of the claim.
     pub claim: Option<String>,
+    /// Whether it waits until its cache slot is its own.
+    pub gated: bool,
+    /// Whether that volume is a slot of a shared cache.
+    pub shared_cache: bool,
     /// When it was created.
     pub created: Option<Timestamp>,
     /// Whether it was told to go.
@@ -214,6 +228,8 @@ impl PodFacts {
                 label(label::PLATFORM)
             },
             claim: pod.spec.as_ref().and_then(state_claim),
+            gated: pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(has_gate),
+            shared_cache: labels.contains_key(label::CACHE),
             attempt: label(label::ATTEMPT).parse().unwrap_or_default(),
             created: pod.creation_timestamp().map(|time| time.0),
             deleting: pod.metadata.deletion_timestamp.is_some(),
@@ -234,6 +250,8 @@ impl PodFacts {
             facts.sidecar = containers.iter().any(|one| {
                 one.name != CONTAINER && one.state.as_ref().is_some_and(|state| state.running.is_some())
             });
+            // A gate of our own, or one that is gone by now, is nobody's queue.
+            facts.unscheduled.take_if(|why| why.reason == "SchedulingGated" && !gated_by_others(pod));
             if let Some(builder) = containers.iter().find(|one| one.name == CONTAINER) {
                 facts.container = Container::of(builder);
             }
@@ -327,6 +345,18 @@ fn was_oom_killed(status: &ContainerStatus) -> bool {
     killed(&status.state) || killed(&status.last_state)
 }
 
+/// Whether our own gate is among a pod's.
+#[expect(clippy::ptr_arg, reason = "it is what an Option of the field holds")]
+fn has_gate(gates: &Vec<PodSchedulingGate>) -> bool {
+    gates.iter().any(|gate| gate.name == GATE)
+}
+
+/// Whether somebody else holds the pod back from the scheduler.
+fn gated_by_others(pod: &Pod) -> bool {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref());
+    gates.is_some_and(|gates| gates.iter().any(|gate| gate.name != GATE))
+}
+
 /// The claim that the builder's state is on.
 fn state_claim(spec: &PodSpec) -> Option<String> {
     let volume = spec.volumes.iter().flatten().find(|volume| volume.name == STATE_VOLUME)?;
@@ -340,11 +370,12 @@ pub fn strip_pod(pod: &mut Pod) {
     pod.metadata.generate_name = None;
     if let Some(spec) = &mut pod.spec {
         let node_name = spec.node_name.take();
+        let scheduling_gates = spec.scheduling_gates.take();
         let volumes = spec.volumes.take().map(|mut volumes| {
             volumes.retain(|volume| volume.name == STATE_VOLUME);
             volumes
         });
-        *spec = PodSpec { node_name, volumes, ..PodSpec::default() };
+        *spec = PodSpec { node_name, volumes, scheduling_gates, ..PodSpec::default() };
     }
     if let Some(status) = &mut pod.status {
         status.pod_ips = None;

@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 
+use crate::schedule::queue::Limits;
+
 /// All that planning needs to know beside what is in the cluster.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -23,6 +25,10 @@ pub struct Settings {
     pub keep_pods: KeepPods,
     /// Whether pods that mount in their own user namespace ask for no AppArmor profile.
     pub app_armor: AppArmor,
+    /// How many builds run at once.
+    pub queue: Limits,
+    /// How often slots of shared caches are looked through; zero: never.
+    pub cache_sweep: Duration,
 }
 
 impl Default for Settings {
@@ -34,6 +40,8 @@ impl Default for Settings {
             registries: String::new(),
             keep_pods: KeepPods::default(),
             app_armor: AppArmor::default(),
+            queue: Limits::default(),
+            cache_sweep: Duration::ZERO,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Never: I/O, a clock, chance.
 
 mod begin;
+mod caches;
 mod ending;
 mod identity;
 pub(crate) mod inputs;
@@ -15,10 +16,10 @@ mod parts;
 mod pod;
 mod request;
 mod revision;
-mod room;
 mod run;
 mod share;
 mod status;
+mod turn;
 mod waiting;
 
 #[cfg(test)]
@@ -31,6 +32,8 @@ mod simulate;
 mod tests;
 #[cfg(test)]
 mod trouble_tests;
+#[cfg(test)]
+mod turn_tests;
 
 /// What tests of other modules start from.
 #[cfg(test)]
@@ -48,6 +51,7 @@ pub use ending::{Broken, Ending, Retry};
 pub use identity::{Identity, Requests};
 pub use pod::docker_config_path;
 pub(crate) use waiting::MISSING_INPUT;
+pub use turn::needs;
 
 use crate::observe::{Observed, Owned};
 use crate::settings::Settings;
@@ -57,6 +61,10 @@ use crate::settings::Settings;
 pub struct Plan {
     /// Nothing may be done on facts from a cache: look at the API server itself and plan again.
     pub look_closer: bool,
+    /// Nothing may be done without the queue's leave: ask for it and plan again.
+    pub ask: bool,
+    /// The ImageBuild is admitted by this plan, at this time.
+    pub admits: Option<Timestamp>,
     /// Pods that must go, by name and uid.
     pub delete_pods: Vec<(String, String)>,
     /// Other objects that must go.
@@ -69,6 +77,10 @@ pub struct Plan {
     pub request: Option<Box<ConfigMap>>,
     /// Pod to create, once the two before are there.
     pub create: Option<Box<Pod>>,
+    /// How the pod that was created, or one that was before, comes into its cache slot.
+    pub enter: Option<Enter>,
+    /// What pods that have ended give back.
+    pub give_back: Vec<GiveBack>,
     /// Status to write; none if it is as it should be.
     pub status: Option<Box<ImageBuildStatus>>,
     /// What to tell the user, once the status is written.
@@ -77,6 +89,40 @@ pub struct Plan {
     pub finished: Option<Finished>,
     /// When to look again though nothing may happen.
     pub requeue: Option<Duration>,
+}
+
+/// How a pod comes into a slot of a shared cache: its uid is written onto the claim, then its gate goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enter {
+    /// Name of the claim.
+    pub claim: String,
+    /// Version of the claim that is written over; none: the one that this plan's volume has.
+    pub version: Option<String>,
+    /// Who stood on it: if somebody else does by now, it is not written over.
+    pub holder_before: Option<String>,
+    /// ImageBuild that uses it.
+    pub user: String,
+    /// How long the slot is kept unused.
+    pub unused_for: Option<Duration>,
+    /// Name and uid of the pod; none: the one that this plan creates.
+    pub pod: Option<(String, String)>,
+    /// The slot is its own already: only the gate is left.
+    pub leased: bool,
+    /// Now.
+    pub at: Timestamp,
+}
+
+/// A volume that a pod has done with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GiveBack {
+    /// Name of the claim.
+    pub claim: String,
+    /// Uid of the pod whose lease it was; none: it was not lent.
+    pub holder: Option<String>,
+    /// How much the cache takes, if the builder told.
+    pub used_bytes: Option<u64>,
+    /// Now.
+    pub at: Timestamp,
 }
 
 /// An Event on the ImageBuild.
@@ -111,6 +157,7 @@ impl Plan {
         self.create.is_some()
             || self.volume.is_some()
             || self.request.is_some()
+            || self.enter.is_some()
             || !self.delete_pods.is_empty()
             || !self.delete_objects.is_empty()
     }

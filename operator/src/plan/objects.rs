@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
-use lapstrake_crds::{AccessMode, CacheEmptyDir, CacheVolume, ImageBuild, label};
+use lapstrake_crds::{CacheEmptyDir, CacheVolume, ImageBuild, label};
 
+use crate::cache::claims::claim_spec;
 use crate::names;
 use crate::plan::parts::{Kind, Part};
+use crate::plan::turn::slot_platform;
 use crate::settings::{CacheKind, Settings};
 
 /// Key of the request in its ConfigMap.
@@ -23,6 +23,8 @@ pub(crate) const REGISTRIES_KEY: &str = "registries.json";
 pub(crate) enum CachePlace {
     /// On a volume of its own.
     Volume(CacheVolume),
+    /// On a slot of a cache that several share.
+    Shared(CacheVolume),
     /// In a directory that goes with the pod.
     EmptyDir(CacheEmptyDir),
 }
@@ -35,6 +37,8 @@ pub(crate) fn cache_place(build: &ImageBuild, part: &Part, settings: &Settings) 
     let cache = &build.spec.cache;
     let place = match (&cache.volume, &cache.empty_dir, settings.defaults.cache.kind) {
         (_, Some(dir), _) => CachePlace::EmptyDir(dir.clone()),
+        _ if cache.none.is_some() => CachePlace::EmptyDir(CacheEmptyDir::default()),
+        (Some(volume), None, _) if volume.name.is_some() => CachePlace::Shared(volume.clone()),
         (Some(volume), None, _) => CachePlace::Volume(volume.clone()),
         (None, None, CacheKind::Volume) => CachePlace::Volume(CacheVolume::default()),
         (None, None, CacheKind::EmptyDir) => CachePlace::EmptyDir(CacheEmptyDir::default()),
@@ -114,27 +118,9 @@ pub(crate) fn cache_claim(
     settings: &Settings,
 ) -> PersistentVolumeClaim {
     let name = build.metadata.name.as_deref().unwrap_or_default();
-    let defaults = &settings.defaults.cache;
-    let size = volume.size.clone().unwrap_or_else(|| defaults.size.clone());
-    let class = volume
-        .storage_class_name
-        .clone()
-        .or_else(|| (!defaults.storage_class_name.is_empty()).then(|| defaults.storage_class_name.clone()));
-    let mode = match volume.access_mode {
-        AccessMode::ReadWriteOnce => "ReadWriteOnce",
-        AccessMode::ReadWriteOncePod => "ReadWriteOncePod",
-    };
-    PersistentVolumeClaim {
-        metadata: metadata(build, names::cache(name, part.cache_key().as_deref()), "cache"),
-        spec: Some(PersistentVolumeClaimSpec {
-            access_modes: Some(vec![mode.to_owned()]),
-            storage_class_name: class,
-            resources: Some(VolumeResourceRequirements {
-                requests: Some(BTreeMap::from([("storage".to_owned(), size)])),
-                ..VolumeResourceRequirements::default()
-            }),
-            ..PersistentVolumeClaimSpec::default()
-        }),
-        status: None,
-    }
+    let mut metadata = metadata(build, names::cache(name, part.cache_key().as_deref()), "cache");
+    let labels = metadata.labels.get_or_insert_default();
+    labels.insert(label::CACHE.to_owned(), names::label_value(name));
+    labels.insert(label::CACHE_PLATFORM.to_owned(), slot_platform(part));
+    PersistentVolumeClaim { metadata, spec: Some(claim_spec(volume, settings)), status: None }
 }

@@ -13,6 +13,7 @@ use crate::plan::parts::{Kind, Part};
 use crate::plan::pod::{PodFor, pod};
 use crate::plan::request::{Asked, request};
 use crate::plan::run::Planner;
+use crate::plan::turn::Grip;
 use crate::plan::waiting::doing;
 use crate::plan::{share, status};
 use crate::settings::limits;
@@ -127,7 +128,10 @@ impl<'a> Planner<'a> {
             None if self.plan.create.is_some() => {
                 self.going(part, Reason::Queued, "waits for its pod to be made")
             }
-            None => self.launch(part, &run, attempt, name),
+            None => match self.clearance(part) {
+                Ok(grip) => self.launch(part, &run, attempt, name, grip),
+                Err(told) => told,
+            },
         }
     }
 
@@ -138,7 +142,7 @@ impl<'a> Planner<'a> {
         on_volume.then(|| names::cache(&self.name(), part.cache_key().as_deref()))
     }
 
-    fn launch(&mut self, part: &Part, run: &str, attempt: u32, name: String) -> Told {
+    fn launch(&mut self, part: &Part, run: &str, attempt: u32, name: String, grip: Option<Grip>) -> Told {
         let (build, settings) = (self.build(), self.settings);
         let sandbox = self.draft.sandbox.unwrap_or_default();
         let pull_secrets = &self.seen.pull_secrets;
@@ -154,7 +158,13 @@ impl<'a> Planner<'a> {
         }
         self.plan.subject = name.clone();
         self.plan.request = Some(Box::new(request_map(build, name.clone(), run, text, settings)));
-        let of = PodFor { run, attempt, part, sandbox, pull_secrets };
+        let slot = grip.as_ref().map(|grip| grip.claim.clone());
+        if let Some(grip) = grip {
+            self.plan.volume = grip.volume.map(Box::new);
+            self.plan.enter = Some(grip.enter);
+        }
+        self.admit();
+        let of = PodFor { run, attempt, part, sandbox, pull_secrets, slot: slot.as_deref() };
         self.plan.create = Some(Box::new(pod(build, of, settings)));
         // As the pod will be seen next, so that the next pass has nothing to change.
         let next = PodFacts { name, created: Some(self.now), ..PodFacts::default() };
@@ -221,10 +231,19 @@ impl<'a> Planner<'a> {
     /// Status from the pod of this attempt.
     pub(super) fn observe(&mut self, part: &Part, pod: &PodFacts) -> Told {
         share::record_pod(&mut self.draft, part, pod);
+        if !self.admitted() {
+            self.admit();
+        }
         if pod.ended() {
             return match ending(pod) {
-                Ending::Success(success) => self.pushed(part, success),
-                Ending::Failure(broken) => self.broke(part, *broken),
+                Ending::Success(success) => {
+                    self.give_back(pod, success.cache_bytes);
+                    self.pushed(part, success)
+                }
+                Ending::Failure(broken) => {
+                    self.give_back(pod, broken.detail.as_ref().and_then(|detail| detail.cache_bytes));
+                    self.broke(part, *broken)
+                }
             };
         }
         if pod.lost(self.now) {
@@ -233,6 +252,9 @@ impl<'a> Planner<'a> {
         }
         if let Some(refusal) = self.seen.refusals.get(&pod.name) {
             return self.refused(part, refusal.clone());
+        }
+        if pod.gated && !pod.deleting {
+            return self.enter(part, pod);
         }
         self.restore_volume(part, pod);
         let secret = self.build().spec.output.secret_ref.as_ref().map(|secret| secret.name.as_str());

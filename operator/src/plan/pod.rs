@@ -7,18 +7,21 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath,
-    LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSpec, ResourceRequirements,
+    LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSpec, ResourceRequirements,
     SeccompProfile, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lapstrake_crds::{ImageBuild, Medium, Sandbox, label};
 use lapstrake_handoff::paths;
 
+use crate::cache::GATE;
 use crate::names;
 use crate::observe::{CONTAINER, INDEX, STATE_VOLUME};
 use crate::plan::inputs;
+use crate::plan::caches;
 use crate::plan::objects::{CachePlace, cache_place, metadata};
 use crate::plan::parts::{Kind, Part};
+use crate::plan::turn::slot_platform;
 use crate::settings::{AppArmor, Settings, limits};
 
 /// Capabilities in the pod's own user namespace that a builder needs to unpack and run images.
@@ -44,6 +47,8 @@ pub(crate) struct PodFor<'a> {
     pub sandbox: Sandbox,
     /// Names of the `imagePullSecrets` of its ServiceAccount.
     pub pull_secrets: &'a [String],
+    /// Claim of its slot of a shared cache.
+    pub slot: Option<&'a str>,
 }
 
 /// The builder pod of one attempt.
@@ -65,6 +70,10 @@ pub(crate) fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Po
     if of.part.kind == Kind::Build && !of.part.platforms.is_empty() {
         labels.insert(label::PLATFORM.to_owned(), of.part.platform_label());
     }
+    if let (Some(_), Some(cache)) = (of.slot, shared_cache(build)) {
+        labels.insert(label::CACHE.to_owned(), cache.to_owned());
+        labels.insert(label::CACHE_PLATFORM.to_owned(), slot_platform(of.part));
+    }
     metadata.annotations = Some(annotations(build));
     let defaults = &settings.defaults;
     let pull_secrets: Vec<_> =
@@ -73,6 +82,8 @@ pub(crate) fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Po
         metadata,
         spec: Some(PodSpec {
             host_users: Some(false),
+            // It mounts nothing before its slot is its own.
+            scheduling_gates: of.slot.map(|_| vec![PodSchedulingGate { name: GATE.to_owned() }]),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             restart_policy: Some("Never".to_owned()),
@@ -90,6 +101,11 @@ pub(crate) fn pod(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> Po
         }),
         status: None,
     }
+}
+
+/// The shared cache that the spec names.
+fn shared_cache(build: &ImageBuild) -> Option<&str> {
+    build.spec.cache.volume.as_ref()?.name.as_deref()
 }
 
 fn seconds(length: std::time::Duration) -> Option<i64> {
@@ -209,6 +225,16 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
                 read_only: None,
             });
         }
+        CachePlace::Shared(_) => match of.slot {
+            Some(claim) => {
+                state.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.to_owned(),
+                    read_only: None,
+                });
+            }
+            // All slots are taken, and the spec would rather start from nothing than wait.
+            None => state.empty_dir = Some(EmptyDirVolumeSource::default()),
+        },
         CachePlace::EmptyDir(dir) => {
             state.empty_dir = Some(EmptyDirVolumeSource {
                 medium: (dir.medium == Medium::Memory).then(|| "Memory".to_owned()),
@@ -248,6 +274,10 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
         mounts.push(mount(CREDENTIALS, &docker_config_dir(), true));
     }
     inputs::mount(&of.part.needs(build), of.pull_secrets, settings, &mut volumes, &mut mounts);
+    for (volume, mount) in caches::volumes(build) {
+        volumes.push(volume);
+        mounts.push(mount);
+    }
     (volumes, mounts)
 }
 

@@ -5,7 +5,7 @@ use lapstrake_handoff as handoff;
 use lapstrake_handoff::{paths, request::REQUEST_VERSION};
 
 use crate::follow::Target;
-use crate::plan::docker_config_path;
+use crate::plan::{caches, docker_config_path};
 use crate::plan::parts::{Kind, Part};
 use crate::settings::{Settings, limits::REQUEST_BYTES_MAX};
 
@@ -76,13 +76,16 @@ pub(crate) fn request(build: &ImageBuild, asked: &Asked<'_>, settings: &Settings
         proxy: handoff::Proxy::default(),
         network: handoff::StepNetwork::default(),
         allow: Vec::new(),
-        cache_from: Vec::new(),
-        cache_to: Vec::new(),
+        cache_from: caches::imports(build, part),
+        cache_to: caches::exports(build, part),
         state_dir: paths::STATE_DIR.to_owned(),
-        cache_max_bytes: crate::plan::room::cache_max_bytes(build, part, settings),
+        cache_max_bytes: caches::max_bytes(build, part, settings),
         registries_config: (!settings.registries.is_empty()).then(|| paths::REGISTRIES_FILE.to_owned()),
         docker_configs_optional: Vec::new(),
-        docker_configs: spec.output.secret_ref.iter().map(|_| docker_config_path()).collect(),
+        docker_configs: {
+            let output = spec.output.secret_ref.iter().map(|_| docker_config_path());
+            output.chain(caches::docker_configs(build)).collect()
+        },
         timeout_seconds: Some(spec.timeout().as_secs_f64().ceil().max(1.0) as u64),
         sandbox: match asked.sandbox {
             Sandbox::Baseline => handoff::SandboxMode::Baseline,

@@ -61,20 +61,28 @@ impl<'a> Planner<'a> {
         let wanted = Identity::of(&self.seen.build, &requests);
         self.draft.observed_generation = self.seen.build.metadata.generation;
         match self.current(&wanted, &requests) {
+            Some(_) if self.build().spec.suspend && self.waits_in_line() => self.leave_the_line(),
+            None if self.finishes() => self.finish(),
             Some(run) if self.old.completion_time.is_some() => self.settled(&run),
             Some(_) => self.go_on(),
             None => self.start(&wanted, requests),
+        }
+        if self.plan.ask {
+            return Plan { ask: true, ..Plan::default() };
         }
         if (self.plan.acts() || self.needs_fresh) && !self.seen.fresh {
             return Plan::closer_look();
         }
         status::tidy(&mut self.draft);
+        let lost = self.lost_slots();
         if self.draft != self.old {
             self.plan.status = Some(Box::new(self.draft));
         } else {
             self.plan.events.clear();
             self.plan.finished = None;
+            self.plan.give_back.clear();
         }
+        self.plan.give_back.extend(lost);
         self.plan
     }
 
@@ -225,6 +233,18 @@ impl<'a> Planner<'a> {
         if self.old.run.is_none() || self.old.completion_time.is_some() || self.old.start_time.is_none() {
             return;
         }
+        // It never began: there is nothing to tell of it.
+        if self.waits_in_line() {
+            return;
+        }
+        if let Some(success) = self.finished_image() {
+            self.draft.digest = Some(success.digest.clone());
+            let message = format!("pushed {}, before {why}", success.digest);
+            let (result, reason) = (RunResult::Succeeded, Reason::Succeeded);
+            status::close(&mut self.draft, result, reason, &message, self.now, &self.seen.build);
+            self.note(false, "Push", reason, message);
+            return self.finished(result, reason);
+        }
         status::close(
             &mut self.draft,
             RunResult::Canceled,
@@ -277,6 +297,7 @@ impl<'a> Planner<'a> {
             inputs: Some(wanted.inputs().to_owned()),
             generation: self.build().metadata.generation,
             attempt,
+            queue: Some(self.enqueue()),
             ..RunStatus::default()
         };
         begin::begin(&mut self.draft, &self.seen.build, &parts, run, self.now);
@@ -473,12 +494,12 @@ impl<'a> Planner<'a> {
         self.plan.finished = Some(Finished { result, reason, took, waited });
     }
 
-    fn say(&mut self, reason: Reason, message: String) {
+    pub(super) fn say(&mut self, reason: Reason, message: String) {
         status::say(&mut self.draft, reason, &message, self.now);
     }
 
     /// Sets the conditions where there is no run to speak of.
-    fn say_without_run(&mut self, reason: Reason, message: String) {
+    pub(super) fn say_without_run(&mut self, reason: Reason, message: String) {
         // Without a run in status the same spec starts one as soon as nothing is in its way.
         self.draft.run = None;
         self.draft.start_time = None;

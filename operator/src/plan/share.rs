@@ -153,6 +153,14 @@ pub(super) fn record_pod(status: &mut ImageBuildStatus, part: &Part, pod: &PodFa
     }
 }
 
+/// The pod of this attempt goes unused, and another is made for it.
+pub(super) fn forget_pod(status: &mut ImageBuildStatus, part: &Part) {
+    if part.kind == Kind::Index {
+        return status.index.iter_mut().for_each(|index| index.pod = None);
+    }
+    entries(status, part).for_each(|entry| entry.pod = None);
+}
+
 /// The platforms of a part are in the registry.
 pub(super) fn succeed(status: &mut ImageBuildStatus, part: &Part, success: &Success) {
     let milliseconds = |value: u64| i64::try_from(value).ok();

@@ -14,6 +14,8 @@ use proptest::prelude::*;
 use super::kstatus::{Kstatus, kstatus_of, meant_by};
 use super::tests::{build, pod_of, settings};
 use super::*;
+use crate::schedule::board::Leave;
+use crate::schedule::queue::Turn;
 use crate::observe::{Container, Ended, Observed, PodFacts, PodSecurity};
 
 /// Something that happens.
@@ -122,6 +124,9 @@ impl World {
             fresh: !past,
             pod_security: (!past).then_some(PodSecurity::Privileged),
             pull_secrets: Vec::new(),
+            slots: Vec::new(),
+            holders: Vec::new(),
+            leave: Some(Leave { turn: Turn::Go, slots: BTreeSet::new() }),
             refusals: BTreeMap::new(),
             follow: crate::follow::Facts::default(),
         }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use lapstrake_crds::{
@@ -9,6 +9,8 @@ use lapstrake_handoff as handoff;
 use super::ending::{Ending, Retry, ending};
 use super::*;
 use crate::observe::{Container, Ended, Observed, Owned, PodFacts, PodSecurity, Refusal, Why};
+use crate::schedule::board::Leave;
+use crate::schedule::queue::Turn;
 use crate::settings::Settings;
 
 pub(super) fn settings() -> Settings {
@@ -49,6 +51,9 @@ pub(crate) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
         fresh: true,
         pod_security: Some(PodSecurity::Privileged),
         pull_secrets: Vec::new(),
+        slots: Vec::new(),
+        holders: Vec::new(),
+        leave: Some(Leave { turn: Turn::Go, slots: BTreeSet::new() }),
         refusals: BTreeMap::new(),
         follow: crate::follow::Facts::default(),
     }
@@ -581,7 +586,7 @@ fn pod_in(sandbox: Sandbox, change: impl FnOnce(&mut ImageBuild)) -> k8s_openapi
     let mut build = build();
     change(&mut build);
     let part = super::parts::divide(&build, &ImageBuildStatus::default(), &settings()).remove(0);
-    let of = super::pod::PodFor { run: "r", attempt: 1, part: &part, sandbox, pull_secrets: &[] };
+    let of = super::pod::PodFor { run: "r", attempt: 1, part: &part, sandbox, slot: None, pull_secrets: &[] };
     super::pod::pod(&build, of, &settings())
 }
 

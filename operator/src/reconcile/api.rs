@@ -17,7 +17,7 @@ use crate::observe::{
     Container, Observed, Owned, PodFacts, PodSecurity, Refusal, Why, strip_build, strip_pod,
 };
 use crate::plan::{MISSING_INPUT, Plan};
-use crate::reconcile::{Context, Error};
+use crate::reconcile::{Context, Error, slots};
 
 /// How applying a plan went.
 pub(super) enum Applied {
@@ -27,7 +27,7 @@ pub(super) enum Applied {
     Refused(Refusal),
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Error {
+pub(super) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Error {
     move |source| Error::Api { doing, source: Box::new(source) }
 }
 
@@ -38,7 +38,7 @@ fn code(error: &kube::Error) -> Option<(u16, &str, &str)> {
     }
 }
 
-fn is(error: &kube::Error, wanted: u16) -> bool {
+pub(super) fn is(error: &kube::Error, wanted: u16) -> bool {
     code(error).is_some_and(|(code, ..)| code == wanted)
 }
 
@@ -59,6 +59,9 @@ pub(super) fn cached(build: &ImageBuild, ctx: &Context) -> Observed {
         fresh: false,
         pod_security: None,
         pull_secrets: Vec::new(),
+        slots: Vec::new(),
+        holders: Vec::new(),
+        leave: None,
         refusals: BTreeMap::new(),
         follow: ctx.pollers.look(build),
     }
@@ -82,6 +85,12 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
     let namespaces: Api<Namespace> = Api::all(client());
     let mine = ListParams::default().labels(&format!("{}={uid}", label::BUILD_UID));
     let name = build.name_any();
+    let cache = build.spec.cache.volume.as_ref().and_then(|volume| volume.name.as_deref());
+    // Before its own pods: who does not stand among them, and stood on a slot, is gone.
+    let (slots, holders) = match cache {
+        Some(cache) => slots::look(&ctx.client, &namespace, cache).await?,
+        None => (Vec::new(), Vec::new()),
+    };
     let accounts: Api<ServiceAccount> = Api::namespaced(client(), &namespace);
     let secrets = pull_secrets(build, &accounts);
     let (build, pods, maps, claims, level, pull_secrets) = futures::try_join!(
@@ -120,6 +129,9 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
         fresh: true,
         pod_security: Some(level),
         pull_secrets,
+        slots,
+        holders,
+        leave: None,
         refusals: BTreeMap::new(),
     }))
 }
@@ -239,11 +251,12 @@ pub(super) async fn apply(seen: &Observed, plan: &Plan, ctx: &Context) -> Result
             }
         }
     }
-    if let Some(claim) = &plan.volume
-        && let Some(refusal) =
-            apply_claim(&Api::namespaced(ctx.client.clone(), &namespace), claim, seen).await?
-    {
-        return Ok(Applied::Refused(refusal));
+    let mut claimed = None;
+    if let Some(claim) = &plan.volume {
+        match apply_claim(&Api::namespaced(ctx.client.clone(), &namespace), claim, seen).await? {
+            Ok(claim) => claimed = claim,
+            Err(refusal) => return Ok(Applied::Refused(refusal)),
+        }
     }
     if let Some(map) = &plan.request {
         let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
@@ -251,10 +264,18 @@ pub(super) async fn apply(seen: &Observed, plan: &Plan, ctx: &Context) -> Result
             return refused(error, "apply the request").map(Applied::Refused);
         }
     }
-    if let Some(pod) = &plan.create
-        && let Some(refusal) = create(&pods, pod, seen).await?
-    {
-        return Ok(Applied::Refused(refusal));
+    let mut created = None;
+    if let Some(pod) = &plan.create {
+        match create(&pods, pod, seen).await? {
+            Ok(pod) => created = Some(pod),
+            Err(refusal) => return Ok(Applied::Refused(refusal)),
+        }
+    }
+    if let Some(enter) = &plan.enter {
+        slots::bring_in(&ctx.client, &namespace, enter, created.as_ref(), claimed.as_ref()).await?;
+    }
+    for back in &plan.give_back {
+        slots::give_back(&ctx.client, &namespace, back).await?;
     }
     if let Some(status) = &plan.status {
         write_status(&seen.build, status, ctx).await?;
@@ -279,7 +300,7 @@ where
     }
 }
 
-async fn server_side_apply<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+async fn server_side_apply<K>(api: &Api<K>, object: &K) -> Result<K, kube::Error>
 where
     K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
 {
@@ -287,28 +308,28 @@ where
     let mut body = serde_json::to_value(object).map_err(kube::Error::SerdeError)?;
     body["apiVersion"] = K::api_version(&()).into();
     body["kind"] = K::kind(&()).into();
-    api.patch(&object.name_any(), &params, &Patch::Apply(&body)).await.map(|_| ())
+    api.patch(&object.name_any(), &params, &Patch::Apply(&body)).await
 }
 
-/// Makes the cache volume what it must be; says so if it cannot be had.
+/// Makes the cache volume what it must be, and gives it as it is then; says so if it cannot be had.
 async fn apply_claim(
     claims: &Api<PersistentVolumeClaim>,
     claim: &PersistentVolumeClaim,
     seen: &Observed,
-) -> Result<Option<Refusal>, Error> {
+) -> Result<Result<Option<PersistentVolumeClaim>, Refusal>, Error> {
     let name = claim.name_any();
     let found = claims.get_metadata_opt(&name).await.map_err(failed("get the cache volume"))?;
     if let Some(refusal) = found.as_ref().and_then(|found| not_ours(&found.metadata, seen)) {
-        return Ok(Some(refusal));
+        return Ok(Err(refusal));
     }
     match server_side_apply(claims, claim).await {
-        Ok(()) => Ok(None),
+        Ok(claim) => Ok(Ok(Some(claim))),
         // The volume is there, but cannot become what is asked for: build on it as it is.
         Err(error) if found.is_some() && (is(&error, 422) || is(&error, 403)) => {
             warn!(%error, "the cache volume stays as it is");
-            Ok(None)
+            Ok(Ok(None))
         }
-        Err(error) => refused(error, "apply the cache volume").map(Some),
+        Err(error) => refused(error, "apply the cache volume").map(Err),
     }
 }
 
@@ -324,6 +345,11 @@ fn not_ours(found: &ObjectMeta, seen: &Observed) -> Option<Refusal> {
     }
     let owner = found.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     let has = |key: &str, value: &str| found.labels.iter().flatten().any(|(k, v)| k == key && v == value);
+    let shared = seen.build.spec.cache.volume.as_ref().and_then(|volume| volume.name.as_deref());
+    let is_slot = |cache| has(label::CACHE, cache) && found.labels.iter().flatten().any(|(k, _)| k == label::SLOT);
+    if owner.is_none() && has("app.kubernetes.io/managed-by", field_manager()) && shared.is_some_and(is_slot) {
+        return None;
+    }
     match owner {
         Some(owner) if owner.uid == uid => None,
         Some(owner) if owner.kind == ImageBuild::kind(&()) && owner.name == build => {
@@ -347,12 +373,12 @@ fn not_ours(found: &ObjectMeta, seen: &Observed) -> Option<Refusal> {
 /// Creates the pod; says so if it was refused.
 ///
 /// A plain create, not an apply: of two that try, one gets the name.
-async fn create(pods: &Api<Pod>, pod: &Pod, seen: &Observed) -> Result<Option<Refusal>, Error> {
+async fn create(pods: &Api<Pod>, pod: &Pod, seen: &Observed) -> Result<Result<Pod, Refusal>, Error> {
     let params = PostParams { field_manager: Some(field_manager().to_owned()), ..PostParams::default() };
     match pods.create(&params, pod).await {
-        Ok(_) => {
+        Ok(created) => {
             debug!(pod = pod.name_any(), "created");
-            Ok(None)
+            Ok(Ok(created))
         }
         Err(error) if code(&error).is_some_and(|(_, reason, _)| reason == "AlreadyExists") => {
             let found = pods.get_metadata_opt(&pod.name_any()).await.map_err(failed("get the pod"))?;
@@ -361,14 +387,14 @@ async fn create(pods: &Api<Pod>, pod: &Pod, seen: &Observed) -> Result<Option<Re
                 Some(found) if found.owner_references().iter().any(|owner| owner.uid == uid) => {
                     Err(Error::Conflict)
                 }
-                Some(_) => Ok(Some(Refusal::NameTaken(format!(
+                Some(_) => Ok(Err(Refusal::NameTaken(format!(
                     "a pod named {} is there already and belongs to somebody else: delete it, then ask for a new run",
                     pod.name_any()
                 )))),
                 None => Err(Error::Conflict),
             }
         }
-        Err(error) => refused(error, "create the builder pod").map(Some),
+        Err(error) => refused(error, "create the builder pod").map(Err),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod api;
 mod run;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
-use lapstrake_crds::ImageBuild;
+use lapstrake_crds::{ImageBuild, ImageBuildStatus};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 pub use run::{Scope, run};
@@ -29,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::observe::{Container, Observed, PodFacts};
 use crate::plan::{Plan, plan};
 use crate::progress::Followers;
+use crate::schedule::board::Board;
 use crate::settings::Settings;
 
 /// Wait after a conflict, which is over as soon as the cache has caught up; doubles if it repeats.
@@ -55,6 +57,8 @@ pub struct Context {
     pub followers: Followers,
     /// Asks the places that ImageBuilds follow.
     pub pollers: Pollers,
+    /// The queue.
+    pub board: Arc<Board>,
     errors: Mutex<HashMap<ObjectRef<ImageBuild>, u32>>,
 }
 
@@ -95,8 +99,10 @@ impl Context {
         recorder: Recorder,
         followers: Followers,
         pollers: Pollers,
+        board: Arc<Board>,
     ) -> Self {
-        Self { client, settings, pods, metrics, recorder, followers, pollers, errors: Mutex::default() }
+        let errors = Mutex::default();
+        Self { client, settings, pods, metrics, recorder, followers, pollers, board, errors }
     }
 }
 
@@ -105,6 +111,7 @@ pub async fn reconcile(build: Arc<ImageBuild>, ctx: Arc<Context>) -> Result<Acti
     let namespace = build.namespace().unwrap_or_default();
     let span = info_span!("reconcile", %namespace, imagebuild = %build.name_any());
     let key = ObjectRef::from_obj(&*build);
+    ctx.board.ready().await;
     let begun = Instant::now();
     let result = pass(&build, &ctx).instrument(span).await;
     // A conflict is the ordinary way to find out that a cache lags.
@@ -120,7 +127,7 @@ async fn pass(build: &ImageBuild, ctx: &Context) -> Result<Action, Error> {
     let mut seen = api::cached(build, ctx);
     for _ in 0..PASSES_MAX {
         api::add_hints(&mut seen, ctx).await;
-        let plan = plan(&seen, &ctx.settings, Timestamp::now());
+        let plan = decide(&mut seen, ctx);
         if plan.look_closer {
             if seen.fresh {
                 return Err(Error::Endless);
@@ -128,22 +135,54 @@ async fn pass(build: &ImageBuild, ctx: &Context) -> Result<Action, Error> {
             debug!("looks at the API server itself");
             match api::fresh(build, ctx).await? {
                 Some(fresh) => seen = fresh,
-                None => return Ok(Action::await_change()),
+                None => {
+                    ctx.board.release(&build.uid().unwrap_or_default());
+                    return Ok(Action::await_change());
+                }
             }
             continue;
         }
         match api::apply(&seen, &plan, ctx).await? {
             api::Applied::Done => {
+                let status = plan.status.as_deref().or(seen.build.status.as_ref());
+                if !status.is_some_and(has_its_place) {
+                    ctx.board.release(&build.uid().unwrap_or_default());
+                }
                 after(&seen, &plan, ctx).await;
                 return Ok(plan.requeue.map_or_else(Action::await_change, Action::requeue));
             }
             api::Applied::Refused(refusal) => {
                 info!(?refusal, "the builder pod was refused");
+                if plan.admits.is_some() {
+                    ctx.board.release(&build.uid().unwrap_or_default());
+                }
                 seen.refusals.insert(plan.subject.clone(), refusal);
             }
         }
     }
     Err(Error::Endless)
+}
+
+/// Plans; with the queue's leave, if that is asked for, which is taken in the same step.
+fn decide(seen: &mut Observed, ctx: &Context) -> Plan {
+    let now = Timestamp::now();
+    let first = plan(seen, &ctx.settings, now);
+    if !first.ask {
+        return first;
+    }
+    let lives = seen.pods.iter().any(|pod| !pod.ended());
+    seen.leave = Some(ctx.board.leave(&seen.build, lives, &ctx.settings, now));
+    let second = plan(seen, &ctx.settings, now);
+    if let Some(at) = second.admits {
+        ctx.board.grant(&seen.build.uid().unwrap_or_default(), at);
+    }
+    second
+}
+
+/// Whether a run is under way that was admitted.
+fn has_its_place(status: &ImageBuildStatus) -> bool {
+    let queue = status.run.as_ref().and_then(|run| run.queue.as_ref());
+    status.completion_time.is_none() && queue.is_some_and(|queue| queue.admitted.is_some())
 }
 
 /// What follows once the plan is durable.

@@ -1,6 +1,7 @@
 //! Watches, and runs reconciles for what they see.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::channel::mpsc;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -18,7 +19,9 @@ use crate::follow::{Pollers, Registries};
 use crate::metrics::Metrics;
 use crate::observe::{strip_build, strip_pod};
 use crate::progress::Followers;
+use crate::reconcile::slots::sweep_for_ever;
 use crate::reconcile::{Context, error_policy, reconcile};
+use crate::schedule::board::Board;
 use crate::settings::Settings;
 
 /// Selects the pods that the operator made.
@@ -26,6 +29,8 @@ const PODS: &str = "app.kubernetes.io/managed-by=lapstrake-operator,lapstrake.de
 /// Objects in one answer to a list: each comes with fields that are dropped at once, and what an
 /// answer needs while it is read, the process never gives back.
 const PAGE: u32 = 50;
+/// Changes of the caches within this time are one change to the queue.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// Logs that may ask for a reconcile in the same moment.
 const TRIGGERS_MAX: usize = 1024;
 
@@ -46,6 +51,8 @@ pub struct Scope {
     pub identity: String,
     /// Reconciles in the same moment.
     pub concurrency: u16,
+    /// The queue of all scopes.
+    pub board: Arc<Board>,
 }
 
 /// Serves the scope until `stop`; then lets the reconciles under way end.
@@ -68,13 +75,19 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         reflect(build_writer, watcher(builds, watched.clone()).default_backoff().modify(strip_build));
     let pod_stream =
         reflect(pod_writer, watcher(pods, watched.labels(PODS)).default_backoff().modify(strip_pod));
-    let from_builds = trigger_self(build_stream.touched_objects(), ());
+    scope.board.serve(build_store.clone(), pod_store.clone());
+    let (on_build, on_pod) = (scope.board.clone(), scope.board.clone());
+    let from_builds =
+        trigger_self(build_stream.touched_objects().inspect_ok(move |_| on_build.touch()), ());
     let from_pods = pod_stream
         .touched_objects()
+        .inspect_ok(move |_| on_pod.touch())
         .map_ok(|pod| stream::iter(owner(&pod).map(|owner| Ok(controller::ReconcileRequest::from(owner)))))
         .try_flatten();
     let from_logs = triggers.map(|build| Ok(controller::ReconcileRequest::from(build)));
-    let queue = stream::select_all([from_builds.boxed(), from_pods.boxed(), from_logs.boxed()]).take_until({
+    let from_queue = due(&scope).map(|build| Ok(controller::ReconcileRequest::from(build)));
+    let all = [from_builds.boxed(), from_pods.boxed(), from_logs.boxed(), from_queue.boxed()];
+    let queue = stream::select_all(all).take_until({
         let stop = stop.clone();
         async move { stop.cancelled().await }
     });
@@ -97,10 +110,11 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         Recorder::new(client.clone(), scope.identity.clone()),
         Followers::new(client.clone(), trigger),
         pollers,
+        scope.board.clone(),
     ));
     info!(namespace = scope.namespace.as_deref().unwrap_or("(all)"), "serving");
     // Boxed, since the applier wants its futures to be movable.
-    applier(
+    let work = applier(
         |build, ctx| Box::pin(reconcile(build, ctx)),
         error_policy,
         context,
@@ -115,8 +129,30 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
             Err(controller::Error::QueueError(error)) => warn!(%error, "watch"),
             Err(controller::Error::RunnerError(error)) => warn!(%error, "runner"),
         }
+    });
+    let (namespace, except, every) = (scope.namespace.clone(), scope.except.clone(), scope.settings.cache_sweep);
+    tokio::select! {
+        () = work => {}
+        () = sweep_for_ever(client.clone(), namespace, except, every) => {}
+    }
+}
+
+/// ImageBuilds that the queue has something new for, whenever a cache has changed.
+fn due(scope: &Scope) -> impl futures::Stream<Item = ObjectRef<ImageBuild>> + Send + use<> {
+    let (board, settings, namespace) = (scope.board.clone(), scope.settings.clone(), scope.namespace.clone());
+    let changes = board.changes();
+    stream::unfold(changes, |mut changes| async move {
+        changes.changed().await.ok()?;
+        // What comes in the same moment is looked at once.
+        tokio::time::sleep(TOGETHER).await;
+        changes.mark_unchanged();
+        Some(((), changes))
     })
-    .await;
+    .flat_map(move |()| {
+        let mut due = board.due(&settings);
+        due.retain(|build| namespace.is_none() || build.namespace == namespace);
+        stream::iter(due)
+    })
 }
 
 /// Selects what is in none of these namespaces; nothing is left out if there are none.

@@ -123,6 +123,7 @@ fn context(answers: Answers) -> (Arc<Context>, Log) {
         Recorder::new(client.clone(), "me".into()),
         Followers::new(client, trigger),
         pollers,
+        Arc::default(),
     );
     (Arc::new(context), log)
 }

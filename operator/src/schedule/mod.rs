@@ -4,6 +4,9 @@
 //! them yet: no limit is enforced.
 
 pub mod admissions;
+pub mod board;
 pub mod queue;
+pub mod settings;
+pub mod ticket;
 #[cfg(test)]
 mod queue_tests;

@@ -1,0 +1,107 @@
+//! Limits and fairness: three namespaces, one of which floods.
+//!
+//! The operator is started anew with a limit, and without it at the end: nothing else may run meanwhile.
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, Patch, PatchParams};
+use lapstrake_crds::ImageBuild;
+use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, run, wait_until};
+use serde_json::json;
+
+const FLOOD: usize = 12;
+const CALM: usize = 2;
+const LIMIT: usize = 2;
+
+/// Starts the operator anew with this limit for the cluster.
+async fn limit(test: &Test, cluster: usize) -> Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(test.client.clone(), SYSTEM_NAMESPACE);
+    let told = json!({ "cluster": cluster, "namespace": 0, "group": 1, "namespaces": {} }).to_string();
+    let patch = Patch::Merge(json!({ "data": { "queue.json": told } }));
+    maps.patch("lapstrake", &PatchParams::default(), &patch).await?;
+    let deployments: Api<Deployment> = Api::namespaced(test.client.clone(), SYSTEM_NAMESPACE);
+    let stamp = json!({ "e2e/limit": cluster.to_string() });
+    let patch = json!({ "spec": { "template": { "metadata": { "annotations": stamp } } } });
+    let changed = deployments.patch("lapstrake", &PatchParams::default(), &Patch::Merge(patch)).await?;
+    let generation = changed.metadata.generation;
+    wait_until(&deployments, "lapstrake", "started anew", |deployment| {
+        let Some(deployment) = deployment else { return false };
+        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+        deployment.status.as_ref().is_some_and(|status| {
+            status.observed_generation >= generation
+                && status.updated_replicas == wanted
+                && status.ready_replicas == wanted
+                && status.replicas == wanted
+        })
+    })
+    .await?;
+    Ok(())
+}
+
+/// When a build was admitted, and when its run ended.
+fn span(build: &ImageBuild) -> Result<(Timestamp, Timestamp)> {
+    let status = build.status.as_ref().context("a status")?;
+    let queue = status.run.as_ref().and_then(|run| run.queue.as_ref()).context("a place in the queue")?;
+    let admitted = queue.admitted.as_ref().context("an admission")?;
+    Ok((admitted.0, status.completion_time.as_ref().context("an end")?.0))
+}
+
+async fn floods(flood: &Test, calm: &[&Test]) -> Result<()> {
+    limit(flood, LIMIT).await?;
+    let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN sleep 2\n";
+    for number in 0..FLOOD {
+        flood.apply(&flood.manifest(&format!("flood-{number}"), dockerfile).without_cache()).await?;
+    }
+    let last = format!("flood-{}", FLOOD - 1);
+    let waits = |build: &ImageBuild| {
+        let run = build.status.as_ref().and_then(|status| status.run.as_ref());
+        run.and_then(|run| run.queue.as_ref()).is_some_and(|queue| queue.position.is_some())
+    };
+    flood.until(&last, "in the queue", waits).await?;
+    for (test, number) in calm.iter().flat_map(|test| (0..CALM).map(move |number| (test, number))) {
+        test.apply(&test.manifest(&format!("calm-{number}"), dockerfile).without_cache()).await?;
+    }
+    let mut spans = Vec::new();
+    let mut of_flood = Vec::new();
+    for number in 0..FLOOD {
+        let span = span(&flood.ready(&format!("flood-{number}")).await?)?;
+        of_flood.push(span);
+        spans.push(span);
+    }
+    let mut of_calm = Vec::new();
+    for (test, number) in calm.iter().flat_map(|test| (0..CALM).map(move |number| (test, number))) {
+        let span = span(&test.ready(&format!("calm-{number}")).await?)?;
+        of_calm.push(span);
+        spans.push(span);
+    }
+    for (admitted, _) in &spans {
+        // An end in status has whole seconds: what ended in the same second may have been before.
+        let second = Timestamp::from_second(admitted.as_second())?;
+        let at_once = spans.iter().filter(|(from, to)| from <= admitted && *to > second).count();
+        assert!(at_once <= LIMIT, "{at_once} ran at {admitted}: {spans:#?}");
+    }
+    let calm_was_served = of_calm.iter().map(|(admitted, _)| *admitted).max().context("a calm one")?;
+    let after = of_flood.iter().filter(|(admitted, _)| *admitted > calm_was_served).count();
+    assert!(after > 0, "the calm namespaces waited for the whole flood: {spans:#?}");
+    let mut order: Vec<Timestamp> = of_flood.iter().map(|(admitted, _)| *admitted).collect();
+    order.sort();
+    assert_eq!(order.len(), FLOOD);
+    Ok(())
+}
+
+#[test]
+fn a_namespace_that_floods_does_not_hold_up_the_others() {
+    run("flood", async |flood| {
+        let one = flood.beside("calm-a").await?;
+        let two = flood.beside("calm-b").await?;
+        let result = floods(flood, &[&one, &two]).await;
+        limit(flood, 0).await?;
+        for test in [one, two] {
+            test.nothing_is_left().await?;
+            test.delete_namespace().await?;
+        }
+        result
+    });
+}
