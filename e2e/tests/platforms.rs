@@ -136,7 +136,9 @@ fn a_node_of_the_architecture_gets_the_pod_and_status_says_that_it_waits_there()
         test.apply(&manifest).await?;
         test.until("build", "told to wait for a node", |build| {
             let entry = build.status.as_ref().and_then(|status| entry(status, "linux/arm64").ok());
-            entry.is_some_and(|entry| entry.reason.as_deref() == Some("WaitingForNode") && entry.node.is_none())
+            entry.is_some_and(|entry| {
+                entry.reason.as_deref() == Some("WaitingForNode") && entry.node.is_none()
+            })
         })
         .await?;
         let seen = async {
@@ -196,7 +198,8 @@ fn an_operator_killed_at_twenty_moments_of_a_build_with_retries_makes_one_right_
             operators.delete_collection(&now, &labels).await?;
             // Every sixth time a builder goes too, so that there are attempts after the first.
             let status = test.builds.get("build").await?.status.unwrap_or_default();
-            let running = status.platforms.iter().find(|entry| entry.started.is_some() && entry.digest.is_none());
+            let running =
+                status.platforms.iter().find(|entry| entry.started.is_some() && entry.digest.is_none());
             if let (0, Some(pod)) = (kill % 6, running.and_then(|entry| entry.pod.clone())) {
                 broken += u32::from(test.pods.delete(&pod, &now).await.is_ok());
             }
@@ -205,8 +208,10 @@ fn an_operator_killed_at_twenty_moments_of_a_build_with_retries_makes_one_right_
         assert_eq!(status.history.len(), 1, "one run: {:?}", status.history);
         assert_eq!(u32::try_from(pods.names().len())?, planned(&status), "{:?}", pods.names());
         println!("{broken} builders killed beside the operator, {} pods", pods.names().len());
-        wait_until(&operators, &operators.list(&labels).await?.items[0].name_any(), "there", |pod| pod.is_some())
-            .await?;
+        wait_until(&operators, &operators.list(&labels).await?.items[0].name_any(), "there", |pod| {
+            pod.is_some()
+        })
+        .await?;
         check_image(&status)
     });
 }

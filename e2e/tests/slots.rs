@@ -30,7 +30,8 @@ impl History {
     fn see(&mut self, pod: &Pod, gone: bool) {
         let uid = pod.uid().unwrap_or_default();
         let spec = pod.spec.as_ref();
-        let gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty());
+        let gated =
+            spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         if gone || gated || matches!(phase, Some("Succeeded" | "Failed")) {
             self.mounted.remove(&uid);
@@ -83,14 +84,18 @@ fn twenty_builds_take_turns_on_three_slots_though_pods_are_killed() {
                 .await?;
             let platforms = build.status.map(|status| status.platforms).unwrap_or_default();
             let pod = platforms.into_iter().find_map(|entry| entry.pod).context("a pod")?;
-            let now = DeleteParams { grace_period_seconds: (number % 8 == 0).then_some(0), ..DeleteParams::default() };
+            let now = DeleteParams {
+                grace_period_seconds: (number % 8 == 0).then_some(0),
+                ..DeleteParams::default()
+            };
             test.pods.delete(&pod, &now).await.ok(); // It may have ended meanwhile.
         }
         for number in 0..BUILDS {
             test.ready(&name(number)).await?;
         }
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(test.client.clone(), &test.namespace);
-        let slots = claims.list(&ListParams::default().labels(&format!("{}=shared", label::CACHE))).await?.items;
+        let slots =
+            claims.list(&ListParams::default().labels(&format!("{}=shared", label::CACHE))).await?.items;
         assert!((1..=SLOTS).contains(&slots.len()), "{} slots", slots.len());
         for slot in &slots {
             let freed = |claim: Option<&PersistentVolumeClaim>| {

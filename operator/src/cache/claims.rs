@@ -112,7 +112,13 @@ pub fn bytes_max(volume: &CacheVolume, settings: &Settings) -> Option<u64> {
 }
 
 /// Writes a pod's uid onto the very version of the claim that was looked at, as a merge patch.
-pub fn lease(version: &str, pod_uid: &str, user: &str, unused_for: Option<Duration>, now: Timestamp) -> Value {
+pub fn lease(
+    version: &str,
+    pod_uid: &str,
+    user: &str,
+    unused_for: Option<Duration>,
+    now: Timestamp,
+) -> Value {
     json!({ "metadata": {
         "resourceVersion": version,
         "annotations": {

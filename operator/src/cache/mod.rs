@@ -15,9 +15,9 @@
 
 pub mod claims;
 pub mod retention;
-pub mod slots;
 #[cfg(test)]
 mod simulate;
+pub mod slots;
 
 /// Gate of a pod whose slot is not its own yet.
 pub const GATE: &str = "lapstrake.dev/cache-slot";

@@ -33,7 +33,8 @@ mod tests {
     #[test]
     fn a_slot_goes_when_nobody_used_it_for_long_enough() {
         let at = |second| Timestamp::from_second(second).ok();
-        let slot = Slot { claim: "c0".into(), last_used: at(100), leased_to: Some("p".into()), ..Slot::default() };
+        let slot =
+            Slot { claim: "c0".into(), last_used: at(100), leased_to: Some("p".into()), ..Slot::default() };
         let hour = Duration::from_secs(3600);
         let late = at(100 + 3600).unwrap();
         let gone = |living: &[Holder], created, now| expired(&slot, living, created, hour, now);

@@ -116,7 +116,11 @@ impl Operator {
                 Pass::Slots
             }
             Pass::Lease(slot, uid) => {
-                if cluster.lease(&slot, &uid) { Pass::Ungate(uid) } else { Pass::Slots }
+                if cluster.lease(&slot, &uid) {
+                    Pass::Ungate(uid)
+                } else {
+                    Pass::Slots
+                }
             }
             Pass::Ungate(uid) => {
                 if let Some((_, pod)) = cluster.pods.values_mut().find(|(other, _)| *other == uid) {

@@ -143,7 +143,11 @@ mod tests {
         let mut slots = vec![slot(0, None, "api", 30), slot(1, None, "web", 10), slot(2, None, "job", 40)];
         assert_eq!(choose(&slots, &[], WISH), Choice::Take(slots[1].clone()));
         let taken = [holder("p", "c1")];
-        assert_eq!(choose(&slots, &taken, WISH), Choice::Take(slots[2].clone()), "a pod that names it has it");
+        assert_eq!(
+            choose(&slots, &taken, WISH),
+            Choice::Take(slots[2].clone()),
+            "a pod that names it has it"
+        );
         slots[2].deleting = true;
         assert_eq!(choose(&slots, &taken, WISH), Choice::Take(slots[0].clone()));
     }

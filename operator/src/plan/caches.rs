@@ -162,7 +162,8 @@ mod tests {
     fn pods_of_several_platforms_write_caches_of_their_own_and_read_them_first() {
         let mut build = cached();
         build.spec.platforms = vec!["linux/amd64".into(), "linux/arm64".into()];
-        let arm = parts(&build).into_iter().find(|part| part.architecture.as_deref() == Some("arm64")).unwrap();
+        let arm =
+            parts(&build).into_iter().find(|part| part.architecture.as_deref() == Some("arm64")).unwrap();
         assert_eq!(
             read(imports(&build, &arm)),
             ["registry.example:5000/web:cache-arm64", "registry.example:5000/web:cache"]

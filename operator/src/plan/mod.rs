@@ -50,8 +50,8 @@ use lapstrake_crds::{ImageBuildStatus, Reason, RunResult};
 pub use ending::{Broken, Ending, Retry};
 pub use identity::{Identity, Requests};
 pub use pod::docker_config_path;
-pub(crate) use waiting::MISSING_INPUT;
 pub use turn::needs;
+pub(crate) use waiting::MISSING_INPUT;
 
 use crate::observe::{Observed, Owned};
 use crate::settings::Settings;

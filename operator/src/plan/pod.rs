@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath,
-    LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSpec, ResourceRequirements,
-    SeccompProfile, SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
+    LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSpec,
+    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lapstrake_crds::{ImageBuild, Medium, Sandbox, label};
@@ -17,8 +18,8 @@ use lapstrake_handoff::paths;
 use crate::cache::GATE;
 use crate::names;
 use crate::observe::{CONTAINER, INDEX, STATE_VOLUME};
-use crate::plan::inputs;
 use crate::plan::caches;
+use crate::plan::inputs;
 use crate::plan::objects::{CachePlace, cache_place, metadata};
 use crate::plan::parts::{Kind, Part};
 use crate::plan::turn::slot_platform;
@@ -227,10 +228,8 @@ fn volumes(build: &ImageBuild, of: PodFor<'_>, settings: &Settings) -> (Vec<Volu
         }
         CachePlace::Shared(_) => match of.slot {
             Some(claim) => {
-                state.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
-                    claim_name: claim.to_owned(),
-                    read_only: None,
-                });
+                state.persistent_volume_claim =
+                    Some(PersistentVolumeClaimVolumeSource { claim_name: claim.to_owned(), read_only: None });
             }
             // All slots are taken, and the spec would rather start from nothing than wait.
             None => state.empty_dir = Some(EmptyDirVolumeSource::default()),

@@ -5,8 +5,8 @@ use lapstrake_handoff as handoff;
 use lapstrake_handoff::{paths, request::REQUEST_VERSION};
 
 use crate::follow::Target;
-use crate::plan::{caches, docker_config_path};
 use crate::plan::parts::{Kind, Part};
+use crate::plan::{caches, docker_config_path};
 use crate::settings::{Settings, limits::REQUEST_BYTES_MAX};
 
 /// Mode of an inline file that may be executed.

@@ -14,9 +14,9 @@ use proptest::prelude::*;
 use super::kstatus::{Kstatus, kstatus_of, meant_by};
 use super::tests::{build, pod_of, settings};
 use super::*;
+use crate::observe::{Container, Ended, Observed, PodFacts, PodSecurity};
 use crate::schedule::board::Leave;
 use crate::schedule::queue::Turn;
-use crate::observe::{Container, Ended, Observed, PodFacts, PodSecurity};
 
 /// Something that happens.
 #[derive(Clone, Debug)]

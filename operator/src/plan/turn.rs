@@ -57,7 +57,8 @@ pub fn needs(build: &ImageBuild, settings: &Settings) -> Vec<Need> {
 
 /// Platform of a part's slots, as a label has it.
 pub(crate) fn slot_platform(part: &Part) -> String {
-    part.cache_key().map_or_else(|| ANY_PLATFORM.to_owned(), |key| names::label_value(&names::platform_label(&key)))
+    part.cache_key()
+        .map_or_else(|| ANY_PLATFORM.to_owned(), |key| names::label_value(&names::platform_label(&key)))
 }
 
 fn line(cache: &str, part: &Part) -> String {
@@ -205,7 +206,13 @@ impl Planner<'_> {
                 Ok(Some(self.grip(&volume, &slot, grows)))
             }
             Choice::Grow(number) => {
-                let slot = Slot { claim: names::slot(&cache, &platform, number), cache, platform, number, ..Slot::default() };
+                let slot = Slot {
+                    claim: names::slot(&cache, &platform, number),
+                    cache,
+                    platform,
+                    number,
+                    ..Slot::default()
+                };
                 Ok(Some(self.grip(&volume, &slot, true)))
             }
             Choice::Busy if queues => Err(self.no_slot(part, &line, &volume)),
@@ -256,7 +263,11 @@ impl Planner<'_> {
                 Entry::Lost => {
                     self.delete(pod);
                     share::forget_pod(&mut self.draft, part);
-                    return self.going(part, Reason::Queued, "another pod has its cache slot: looks for the next");
+                    return self.going(
+                        part,
+                        Reason::Queued,
+                        "another pod has its cache slot: looks for the next",
+                    );
                 }
             };
             let unused_for = self.build().spec.cache.volume.as_ref().and_then(CacheVolume::unused_for);

@@ -244,11 +244,8 @@ fn a_pod_whose_slot_another_got_goes_and_another_slot_is_looked_for() {
 fn a_pod_that_has_ended_gives_its_slot_back_with_its_size_once() {
     let mut seen = gated(sharing(WhenBusy::Queue));
     seen.pods[0].gated = false;
-    let success = handoff::Success {
-        digest: "sha256:1".into(),
-        cache_bytes: Some(123),
-        ..handoff::Success::default()
-    };
+    let success =
+        handoff::Success { digest: "sha256:1".into(), cache_bytes: Some(123), ..handoff::Success::default() };
     end(&mut seen, &handoff::Outcome::Success(success).encode(), 0);
     seen.fresh = false;
     let plan = go(&seen);

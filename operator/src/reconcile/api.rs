@@ -346,8 +346,10 @@ fn not_ours(found: &ObjectMeta, seen: &Observed) -> Option<Refusal> {
     let owner = found.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     let has = |key: &str, value: &str| found.labels.iter().flatten().any(|(k, v)| k == key && v == value);
     let shared = seen.build.spec.cache.volume.as_ref().and_then(|volume| volume.name.as_deref());
-    let is_slot = |cache| has(label::CACHE, cache) && found.labels.iter().flatten().any(|(k, _)| k == label::SLOT);
-    if owner.is_none() && has("app.kubernetes.io/managed-by", field_manager()) && shared.is_some_and(is_slot) {
+    let is_slot =
+        |cache| has(label::CACHE, cache) && found.labels.iter().flatten().any(|(k, _)| k == label::SLOT);
+    if owner.is_none() && has("app.kubernetes.io/managed-by", field_manager()) && shared.is_some_and(is_slot)
+    {
         return None;
     }
     match owner {

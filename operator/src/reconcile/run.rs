@@ -77,8 +77,7 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         reflect(pod_writer, watcher(pods, watched.labels(PODS)).default_backoff().modify(strip_pod));
     scope.board.serve(build_store.clone(), pod_store.clone());
     let (on_build, on_pod) = (scope.board.clone(), scope.board.clone());
-    let from_builds =
-        trigger_self(build_stream.touched_objects().inspect_ok(move |_| on_build.touch()), ());
+    let from_builds = trigger_self(build_stream.touched_objects().inspect_ok(move |_| on_build.touch()), ());
     let from_pods = pod_stream
         .touched_objects()
         .inspect_ok(move |_| on_pod.touch())
@@ -130,7 +129,8 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
             Err(controller::Error::RunnerError(error)) => warn!(%error, "runner"),
         }
     });
-    let (namespace, except, every) = (scope.namespace.clone(), scope.except.clone(), scope.settings.cache_sweep);
+    let (namespace, except, every) =
+        (scope.namespace.clone(), scope.except.clone(), scope.settings.cache_sweep);
     tokio::select! {
         () = work => {}
         () = sweep_for_ever(client.clone(), namespace, except, every) => {}

@@ -94,7 +94,9 @@ pub(super) async fn give_back(client: &kube::Client, namespace: &str, back: &Giv
             return Ok(());
         }
         let version = found.resource_version().unwrap_or_default();
-        if merge(client, namespace, &back.claim, &claims::give_back(&version, back.used_bytes, back.at)).await? {
+        if merge(client, namespace, &back.claim, &claims::give_back(&version, back.used_bytes, back.at))
+            .await?
+        {
             return Ok(());
         }
     }

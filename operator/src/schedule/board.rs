@@ -63,7 +63,9 @@ impl Inner {
             }
             let namespace = pod.namespace().unwrap_or_default();
             let labels = pod.labels();
-            if let (Some(cache), Some(platform)) = (labels.get(label::CACHE), labels.get(label::CACHE_PLATFORM)) {
+            if let (Some(cache), Some(platform)) =
+                (labels.get(label::CACHE), labels.get(label::CACHE_PLATFORM))
+            {
                 *taken.entry((namespace.clone(), format!("{cache}/{platform}"))).or_default() += 1;
             }
             if let Some(uid) = labels.get(label::BUILD_UID) {
@@ -154,7 +156,10 @@ impl Board {
         let Turns { mut turns, slots } = turns(&tickets, &taken, &settings.queue);
         // It has no turn to wait for if it runs already.
         let turn = turns.remove(&uid).unwrap_or(Turn::Go);
-        Leave { turn, slots: slots.into_iter().filter(|(other, _)| *other == uid).map(|(_, line)| line).collect() }
+        Leave {
+            turn,
+            slots: slots.into_iter().filter(|(other, _)| *other == uid).map(|(_, line)| line).collect(),
+        }
     }
 
     /// An ImageBuild is admitted, at the time that its status will say.

@@ -6,7 +6,7 @@
 pub mod admissions;
 pub mod board;
 pub mod queue;
-pub mod settings;
-pub mod ticket;
 #[cfg(test)]
 mod queue_tests;
+pub mod settings;
+pub mod ticket;

@@ -40,7 +40,8 @@ impl Default for QueueSettings {
 impl From<QueueSettings> for Limits {
     fn from(told: QueueSettings) -> Self {
         let namespaces = told.namespaces.into_iter().map(|(name, of)| {
-            let groups = of.groups.into_iter().filter_map(|(group, limit)| Some((group, NonZeroU32::new(limit)?)));
+            let groups =
+                of.groups.into_iter().filter_map(|(group, limit)| Some((group, NonZeroU32::new(limit)?)));
             (name, NamespaceLimits { builds: NonZeroU32::new(of.builds), groups: groups.collect() })
         });
         Self {

@@ -40,7 +40,8 @@ pub fn asking(build: &ImageBuild, lives: bool, needs: Vec<Need>, now: Timestamp)
 /// made while it was away does not matter. A newer spec or request has the place of the one that still waits.
 pub fn since(build: &ImageBuild, now: Timestamp) -> Timestamp {
     let status = build.status.as_ref();
-    if let Some(queue) = status.filter(|status| under_way(status)).and_then(|status| status.run.as_ref()?.queue.as_ref())
+    if let Some(queue) =
+        status.filter(|status| under_way(status)).and_then(|status| status.run.as_ref()?.queue.as_ref())
         && let Some(since) = &queue.since
     {
         return since.0;
@@ -199,7 +200,11 @@ mod tests {
         assert_eq!(state(&build(Some(waiting())), false), State::Waiting);
         assert_eq!(state(&build(Some(QueueStatus::default())), false), State::Held);
         assert_eq!(state(&build(Some(admitted.clone())), false), State::Running);
-        assert_eq!(state(&build(Some(waiting())), true), State::Running, "the operator died before it wrote it");
+        assert_eq!(
+            state(&build(Some(waiting())), true),
+            State::Running,
+            "the operator died before it wrote it"
+        );
         let mut over = build(Some(admitted));
         over.status.as_mut().unwrap().completion_time = Some(Time(at(20)));
         assert_eq!(state(&over, false), State::Idle);
