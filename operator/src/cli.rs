@@ -72,6 +72,9 @@ struct Run {
     /// What becomes of the pods of a run that has ended.
     #[arg(long, env = "LAPSTRAKE_KEEP_PODS", value_enum, default_value = "all")]
     keep_pods: KeepPods,
+    /// How long they stay, such as 24h; until the next run by default.
+    #[arg(long, env = "LAPSTRAKE_KEEP_PODS_FOR", value_name = "LENGTH", value_parser = length)]
+    keep_pods_for: Option<Duration>,
     /// AppArmor profile of builder pods that mount in their own user namespace.
     #[arg(long, env = "LAPSTRAKE_APP_ARMOR", value_enum, default_value = "unconfined")]
     app_armor: AppArmor,
@@ -213,6 +216,7 @@ fn settings(args: &Run) -> anyhow::Result<Settings> {
         defaults,
         registries,
         keep_pods: args.keep_pods,
+        keep_pods_for: args.keep_pods_for,
         app_armor: args.app_armor,
     })
 }

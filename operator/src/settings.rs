@@ -23,6 +23,8 @@ pub struct Settings {
     pub registries: String,
     /// What becomes of pods that have ended.
     pub keep_pods: KeepPods,
+    /// How long those stay that are kept; none: until the next run.
+    pub keep_pods_for: Option<Duration>,
     /// Whether pods that mount in their own user namespace ask for no AppArmor profile.
     pub app_armor: AppArmor,
     /// How many builds run at once.
@@ -39,6 +41,7 @@ impl Default for Settings {
             defaults: BuilderDefaults::default(),
             registries: String::new(),
             keep_pods: KeepPods::default(),
+            keep_pods_for: None,
             app_armor: AppArmor::default(),
             queue: Limits::default(),
             cache_sweep: Duration::ZERO,

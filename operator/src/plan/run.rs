@@ -124,26 +124,26 @@ impl<'a> Planner<'a> {
 
     /// The wanted run has ended: nothing to do but to tidy.
     fn settled(&mut self, run: &RunStatus) {
-        let succeeded = status::succeeded(&self.old);
+        let kept = match self.settings.keep_pods {
+            KeepPods::All => true,
+            KeepPods::Failed => !status::succeeded(&self.old),
+            KeepPods::None => false,
+        };
+        let ended = self.old.completion_time.as_ref().map_or(self.now, |time| time.0);
+        let due = self.settings.keep_pods_for.and_then(|length| ended.checked_add(length).ok());
+        let kept = kept && due.is_none_or(|due| due > self.now);
         for pod in &self.seen.pods {
             // A pod whose sidecar goes on would stay for ever.
-            let keep = pod.ended()
-                && !pod.sidecar
-                && pod.run == run.id
-                && match self.settings.keep_pods {
-                    KeepPods::All => true,
-                    KeepPods::Failed => !succeeded,
-                    KeepPods::None => false,
-                };
-            if !keep {
+            if kept && pod.ended() && !pod.sidecar && pod.run == run.id {
+                due.into_iter().for_each(|due| self.again_at(due));
+            } else {
                 self.delete(pod);
             }
         }
         status::observe_generation(&mut self.draft);
         status::shorten_history(&mut self.draft, &self.seen.build, self.now);
         if let Some(due) = status::history_expires(&self.draft, &self.seen.build) {
-            let wait = Duration::try_from(due.duration_since(self.now)).unwrap_or_default();
-            self.again_in(wait.max(Duration::from_secs(1)));
+            self.again_at(due);
         }
     }
 
@@ -528,6 +528,12 @@ impl<'a> Planner<'a> {
     /// Has the plan looked at again at this time at the latest.
     pub(super) fn again_in(&mut self, wait: Duration) {
         self.plan.requeue = Some(self.plan.requeue.map_or(wait, |other| other.min(wait)));
+    }
+
+    /// The same, at this time at the latest.
+    fn again_at(&mut self, due: Timestamp) {
+        let wait = Duration::try_from(due.duration_since(self.now)).unwrap_or_default();
+        self.again_in(wait.max(Duration::from_secs(1)));
     }
 
     pub(super) fn delete(&mut self, pod: &PodFacts) {

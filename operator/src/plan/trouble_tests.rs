@@ -1,11 +1,15 @@
 //! Trouble around the builder pod: what it waits for, what is in its way, and what the user is told.
 
+use std::time::Duration;
+
 use lapstrake_crds::SecretReference;
+use lapstrake_handoff as handoff;
 
 use super::identity::{Identity, Requests};
-use super::tests::{begun, build, fresh, go, now, reason_of, refuse, settings, status_of};
+use super::tests::{begun, build, end, failed, fresh, go, now, reason_of, refuse, settings, status_of};
 use super::*;
 use crate::observe::{Observed, Refusal, Why};
+use crate::settings::{KeepPods, Settings};
 
 fn why(reason: &str, message: &str) -> Why {
     Why { reason: reason.into(), message: message.into() }
@@ -197,4 +201,23 @@ fn a_step_that_was_killed_for_its_memory_is_named_if_the_builder_could_tell() {
     let plan = go(&seen);
     assert_eq!(reason_of(&plan), "OutOfMemory");
     assert!(message(&plan).starts_with("Dockerfile:7: "), "{}", message(&plan));
+}
+
+#[test]
+fn pods_are_kept_for_their_logs_as_long_as_is_configured() {
+    let mut seen = begun();
+    end(&mut seen, &failed(handoff::Reason::StepFailed), 1);
+    seen.build.status = go(&seen).status.map(|status| *status);
+    let at = |seconds: u64, keep_pods, length: Option<u64>| {
+        let keep_pods_for = length.map(Duration::from_secs);
+        let settings = Settings { keep_pods, keep_pods_for, ..settings() };
+        let plan = super::plan(&seen, &settings, now() + Duration::from_secs(seconds));
+        (plan.delete_pods.len(), plan.requeue)
+    };
+    for keep in [KeepPods::All, KeepPods::Failed] {
+        assert_eq!(at(1_000_000, keep, None), (0, None), "{keep:?}: until the next run");
+        assert_eq!(at(40, keep, Some(60)), (0, Some(Duration::from_secs(20))), "{keep:?}");
+        assert_eq!(at(60, keep, Some(60)), (1, None), "{keep:?}: their time is up");
+    }
+    assert_eq!(at(0, KeepPods::None, Some(60)).0, 1);
 }
