@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{Fate, Lab, busybox, tool};
 use crate::pod::{request, serve};
+use crate::userns::{Mode, PodPlace};
 
 /// A base image for amd64 and arm64 under one name.
 fn with_base(lab: &Lab) {
@@ -126,6 +127,26 @@ fn a_failed_platform_is_named_and_one_without_an_emulator_says_what_to_do() {
     let context = dockerfile(&lab, "FROM --platform=linux/arm64 @multi\nRUN uname -m\n");
     let bare = lab.build(&context).env("PATH", "/nowhere").env("LAPSTRAKE_EMULATORS", "/nowhere");
     bare.fails(10).says(&["linux/arm64", "qemu-aarch64-static", "--emulators", "RUN uname"]);
+}
+
+#[test]
+fn where_the_machine_has_a_handler_the_builder_needs_no_emulator_of_its_own() {
+    let lab = Lab::new();
+    with_base(&lab);
+    let text = "FROM --platform=linux/arm64 @multi\nRUN test $(uname -m) = aarch64\n";
+    let place = PodPlace::new(&lab, &text.replace("@multi", &lab.name("multi:1")));
+    // A table of the pod's own namespace is to the builder in it what the machine's is elsewhere.
+    let table = "/proc/sys/fs/binfmt_misc";
+    let emulator = tool("sh", &["-c", "command -v qemu-aarch64-static"]);
+    let line = format!(
+        ":arm:M:18:\\xb7\\x00:\\xff\\xff:{}:FOCP",
+        emulator.trim()
+    );
+    let script = format!(
+        "mount -t binfmt_misc binfmt_misc {table} && printf %s '{line}' > {table}/register && \
+         export PATH=/nowhere LAPSTRAKE_EMULATORS=/nowhere"
+    );
+    place.build(&lab, Some(Mode::UserNamespace)).prepared(&script).ok();
 }
 
 #[test]

@@ -20,9 +20,9 @@ pub(crate) enum Mode {
 
 const ROOT_OUTSIDE: u32 = 100_000;
 
-/// Waits for its mapping, becomes root by it, and runs the rest of its arguments.
+/// Waits for its mapping, becomes root by it, prepares the namespace, and runs the rest of its arguments.
 const ENTER: &str = "read _ && exec setpriv --reuid=0 --regid=0 --clear-groups sh -c \
-                     'mount -t proc proc /proc && exec \"$@\"' sh \"$@\"";
+                     'mount -t proc proc /proc && eval \"$PREPARE\" && exec \"$@\"' sh \"$@\"";
 
 /// A directory that a pod's root can reach, with the binary and a context.
 pub(crate) struct PodPlace(TempDir);
@@ -76,7 +76,7 @@ impl PodPlace {
             "--build-arg",
             "SOURCE_DATE_EPOCH=1700000000",
         ]);
-        command.env("DOCKER_CONFIG", path("none")).stdin(Stdio::piped());
+        command.env("PREPARE", "true").env("DOCKER_CONFIG", path("none")).stdin(Stdio::piped());
         PodBuild { build: Build(command), mapped: mode.is_some(), state }
     }
 }
@@ -89,6 +89,12 @@ pub(crate) struct PodBuild {
 }
 
 impl PodBuild {
+    /// The same in a namespace that is prepared by this shell script, whose exported variables hold on.
+    pub(crate) fn prepared(mut self, script: &str) -> Self {
+        self.build.0.env("PREPARE", script);
+        self
+    }
+
     /// The same with more flags.
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
         self.build.0.args(args);

@@ -256,6 +256,12 @@ impl<'a> Planner<'a> {
         if pod.gated && !pod.deleting {
             return self.enter(part, pod);
         }
+        if pod.shared_cache && pod.claim.as_ref().is_some_and(|claim| misses(pod, claim)) {
+            self.delete(pod);
+            share::forget_pod(&mut self.draft, part);
+            self.needs_fresh = true;
+            return self.going(part, Reason::Queued, "its cache slot was deleted: looks for the next");
+        }
         self.restore_volume(part, pod);
         let secret = self.build().spec.output.secret_ref.as_ref().map(|secret| secret.name.as_str());
         let doing = doing(pod, secret, self.now);
@@ -339,12 +345,7 @@ impl<'a> Planner<'a> {
     /// pod would wait for ever.
     fn restore_volume(&mut self, part: &Part, pod: &PodFacts) {
         let Some(name) = self.claim_of(part) else { return };
-        // The scheduler does not look again once the claim is gone.
-        let words =
-            ["not found", "is being deleted"].map(|state| format!("persistentvolumeclaim {name:?} {state}"));
-        let missing = pod.node.is_none()
-            && pod.unscheduled.as_ref().is_some_and(|why| words.iter().any(|one| why.message.contains(one)))
-            && !self.seen.objects.contains(&Owned::Volume(name));
+        let missing = misses(pod, &name) && !self.seen.objects.contains(&Owned::Volume(name));
         if missing
             && self.plan.volume.is_none()
             && let CachePlace::Volume(volume) = cache_place(self.build(), part, self.settings)
@@ -398,6 +399,13 @@ impl<'a> Planner<'a> {
         }
         Told::Failed
     }
+}
+
+/// Whether the scheduler found no volume of this name for the pod, which it does not look for again.
+fn misses(pod: &PodFacts, claim: &str) -> bool {
+    let words = ["not found", "is being deleted"].map(|state| format!("persistentvolumeclaim {claim:?} {state}"));
+    let told = pod.unscheduled.as_ref().filter(|_| pod.node.is_none());
+    told.is_some_and(|why| words.iter().any(|one| why.message.contains(one)))
 }
 
 /// A sentence about a part, where there are several.
