@@ -116,11 +116,6 @@ impl Test {
         self.delete_namespace().await
     }
 
-    /// Another namespace of the same test, which it has to delete itself.
-    pub async fn beside(&self, name: &str) -> Result<Self> {
-        Self::new(name, BTreeMap::new()).await
-    }
-
     /// Where this test pushes an image of this name.
     pub fn image(&self, name: &str) -> String {
         format!("{}/e2e/{}/{name}", self.cluster.registry, self.namespace)
@@ -343,7 +338,7 @@ impl Test {
     }
 
     /// Deletes the namespace.
-    pub async fn delete_namespace(&self) -> Result<()> {
+    async fn delete_namespace(&self) -> Result<()> {
         let all: Api<Namespace> = Api::all(self.client.clone());
         // Nothing of Lapstrake's is in it any more; the rest is the cluster's own to clear up.
         all.delete(&self.namespace, &DeleteParams::default()).await?;

@@ -344,9 +344,8 @@ impl<'a> Planner<'a> {
     /// Goes on with all parts that build.
     fn build_parts(&mut self, parts: &[Part]) -> Vec<Told> {
         let mut told: Vec<Option<Told>> = parts.iter().map(|part| self.watch(part)).collect();
-        for revision::Odd { place, again } in
-            revision::agree(&mut self.draft, parts, self.build().spec.retries)
-        {
+        let retries = self.build().spec.retries;
+        for revision::Odd { place, again } in revision::agree(&mut self.draft, parts, retries) {
             let Some(part) = parts.get(place) else { continue };
             self.needs_fresh = true;
             told[place] = if again {
