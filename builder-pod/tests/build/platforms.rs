@@ -138,10 +138,7 @@ fn where_the_machine_has_a_handler_the_builder_needs_no_emulator_of_its_own() {
     // A table of the pod's own namespace is to the builder in it what the machine's is elsewhere.
     let table = "/proc/sys/fs/binfmt_misc";
     let emulator = tool("sh", &["-c", "command -v qemu-aarch64-static"]);
-    let line = format!(
-        ":arm:M:18:\\xb7\\x00:\\xff\\xff:{}:FOCP",
-        emulator.trim()
-    );
+    let line = format!(":arm:M:18:\\xb7\\x00:\\xff\\xff:{}:FOCP", emulator.trim());
     let script = format!(
         "mount -t binfmt_misc binfmt_misc {table} && printf %s '{line}' > {table}/register && \
          export PATH=/nowhere LAPSTRAKE_EMULATORS=/nowhere"

@@ -403,7 +403,8 @@ impl<'a> Planner<'a> {
 
 /// Whether the scheduler found no volume of this name for the pod, which it does not look for again.
 fn misses(pod: &PodFacts, claim: &str) -> bool {
-    let words = ["not found", "is being deleted"].map(|state| format!("persistentvolumeclaim {claim:?} {state}"));
+    let words =
+        ["not found", "is being deleted"].map(|state| format!("persistentvolumeclaim {claim:?} {state}"));
     let told = pod.unscheduled.as_ref().filter(|_| pod.node.is_none());
     told.is_some_and(|why| words.iter().any(|one| why.message.contains(one)))
 }

@@ -520,6 +520,12 @@ proptest! {
         world.settle();
     }
 
+}
+
+proptest! {
+    // A story of four platforms takes as long as eight of one.
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn whatever_happens_to_several_platforms_they_become_one_image(
         story in proptest::collection::vec(happens(true), 1..120),

@@ -275,7 +275,8 @@ fn a_slot_that_was_deleted_before_its_pod_was_placed_is_not_waited_for() {
     let mut seen = gated(sharing(WhenBusy::Queue));
     let pod = &mut seen.pods[0];
     pod.gated = false;
-    let message = format!("0/1 nodes are available: persistentvolumeclaim {:?} not found.", pod.claim.clone().unwrap());
+    let message =
+        format!("0/1 nodes are available: persistentvolumeclaim {:?} not found.", pod.claim.clone().unwrap());
     pod.unscheduled = Some(crate::observe::Why { reason: "Unschedulable".into(), message });
     let plan = go(&seen);
     assert_eq!(plan.delete_pods.len(), 1);
