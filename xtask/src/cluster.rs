@@ -124,7 +124,7 @@ impl Cluster {
 }
 
 /// What the examples are built from, beside what every cluster of ours has.
-pub(crate) const BASE_IMAGES: &[&str] = &["golang", "node", "rust", "python"];
+pub(crate) const BASE_IMAGES: &[&str] = &["golang", "node", "rust", "python", "debian-multi"];
 /// Port of the registry that tests stop and start, on the host's address.
 pub(crate) const FLAKY_REGISTRY_PORT: u16 = 5999;
 
