@@ -196,17 +196,22 @@ fn an_operator_killed_at_twenty_moments_of_a_build_with_retries_makes_one_right_
             // A random moment is what is asked for, not one at which something has come to pass.
             tokio::time::sleep(Duration::from_millis(200 + (chance >> 33) % 2500)).await;
             operators.delete_collection(&now, &labels).await?;
-            // Every sixth time a builder goes too, so that there are attempts after the first.
-            let status = test.builds.get("build").await?.status.unwrap_or_default();
-            let running =
-                status.platforms.iter().find(|entry| entry.started.is_some() && entry.digest.is_none());
-            if let (0, Some(pod)) = (kill % 6, running.and_then(|entry| entry.pod.clone())) {
-                broken += u32::from(test.pods.delete(&pod, &now).await.is_ok());
+            // Every fifth time a builder that runs goes too, so that there are attempts after the first.
+            if kill % 5 == 4 {
+                let pods = test.pods.list(&ListParams::default()).await?.items;
+                let runs = |pod: &&Pod| {
+                    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+                };
+                if let Some(pod) = pods.iter().find(runs) {
+                    broken += u32::from(test.pods.delete(&pod.name_any(), &now).await.is_ok());
+                }
             }
         }
         let status = test.ready("build").await?.status.unwrap_or_default();
         assert_eq!(status.history.len(), 1, "one run: {:?}", status.history);
         assert_eq!(u32::try_from(pods.names().len())?, planned(&status), "{:?}", pods.names());
+        assert!(broken > 0, "no builder was killed beside the operator");
         println!("{broken} builders killed beside the operator, {} pods", pods.names().len());
         wait_until(&operators, &operators.list(&labels).await?.items[0].name_any(), "there", |pod| {
             pod.is_some()

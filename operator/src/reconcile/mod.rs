@@ -59,7 +59,8 @@ pub struct Context {
     pub pollers: Pollers,
     /// The queue.
     pub board: Arc<Board>,
-    errors: Mutex<HashMap<ObjectRef<ImageBuild>, u32>>,
+    /// Errors in a row.
+    pub errors: Mutex<HashMap<ObjectRef<ImageBuild>, u32>>,
 }
 
 /// Why a reconcile did not get through.
@@ -86,23 +87,6 @@ fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         other => other.to_string(),
-    }
-}
-
-impl Context {
-    /// A context for one controller.
-    pub fn new(
-        client: kube::Client,
-        settings: Arc<Settings>,
-        pods: Store<Pod>,
-        metrics: Arc<Metrics>,
-        recorder: Recorder,
-        followers: Followers,
-        pollers: Pollers,
-        board: Arc<Board>,
-    ) -> Self {
-        let errors = Mutex::default();
-        Self { client, settings, pods, metrics, recorder, followers, pollers, board, errors }
     }
 }
 

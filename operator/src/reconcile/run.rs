@@ -1,6 +1,6 @@
 //! Watches, and runs reconciles for what they see.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::channel::mpsc;
@@ -101,16 +101,17 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         Err(problem) => return warn!("cannot serve: {problem}"),
     };
     let pollers = Pollers::new(registries, trigger.clone(), build_store.clone());
-    let context = Arc::new(Context::new(
-        client.clone(),
-        scope.settings.clone(),
-        pod_store,
-        scope.metrics.clone(),
-        Recorder::new(client.clone(), scope.identity.clone()),
-        Followers::new(client.clone(), trigger),
+    let context = Arc::new(Context {
+        client: client.clone(),
+        settings: scope.settings.clone(),
+        pods: pod_store,
+        metrics: scope.metrics.clone(),
+        recorder: Recorder::new(client.clone(), scope.identity.clone()),
+        followers: Followers::new(client.clone(), trigger),
         pollers,
-        scope.board.clone(),
-    ));
+        board: scope.board.clone(),
+        errors: Mutex::default(),
+    });
     info!(namespace = scope.namespace.as_deref().unwrap_or("(all)"), "serving");
     // Boxed, since the applier wants its futures to be movable.
     let work = applier(

@@ -115,16 +115,17 @@ fn context(answers: Answers) -> (Arc<Context>, Log) {
     let pollers = Pollers::new(Registries::new("").unwrap(), trigger.clone(), builds);
     let settings =
         Arc::new(Settings { builder_image: "registry.example/builder:1".into(), ..Settings::default() });
-    let context = Context::new(
-        client.clone(),
+    let context = Context {
         settings,
         pods,
-        Arc::new(Metrics::new()),
-        Recorder::new(client.clone(), "me".into()),
-        Followers::new(client, trigger),
+        metrics: Arc::new(Metrics::new()),
+        recorder: Recorder::new(client.clone(), "me".into()),
+        followers: Followers::new(client.clone(), trigger),
+        client,
         pollers,
-        Arc::default(),
-    );
+        board: Arc::default(),
+        errors: Mutex::default(),
+    };
     (Arc::new(context), log)
 }
 
