@@ -281,6 +281,11 @@ impl PodFacts {
         matches!(self.phase.as_str(), "Succeeded" | "Failed") || matches!(self.container, Container::Ended(_))
     }
 
+    /// Whether its node has stopped all of it: its volumes are free. That is some time after its builder ended.
+    pub fn stopped(&self) -> bool {
+        matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+
     /// Whether its builder may still do something, as far as anybody can know.
     pub fn alive(&self, now: Timestamp) -> bool {
         !self.ended() && !self.lost(now)

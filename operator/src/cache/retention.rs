@@ -41,7 +41,7 @@ mod tests {
         assert!(gone(&[], at(1), late));
         assert!(!gone(&[], at(1), at(100 + 3599).unwrap()));
         assert!(!gone(&[], at(3000), late), "it was made just now");
-        let holder = Holder { uid: "p".into(), claim: "c0".into() };
+        let holder = Holder { uid: "p".into(), claim: "c0".into(), gated: false };
         assert!(!gone(&[holder], at(1), late), "its holder lives");
         let unknown = Slot { last_used: None, ..slot.clone() };
         assert!(!expired(&unknown, &[], None, hour, late), "nobody knows since when");

@@ -25,6 +25,9 @@ impl Chance {
 struct SimPod {
     claim: String,
     gated: bool,
+    /// Its builder has ended, and the lease may have been given back.
+    over: bool,
+    /// Its node has stopped it.
     ended: bool,
 }
 
@@ -42,7 +45,9 @@ struct Cluster {
 impl Cluster {
     fn living(&self) -> Vec<Holder> {
         let alive = self.pods.values().filter(|(_, pod)| !pod.ended);
-        alive.map(|(uid, pod)| Holder { uid: uid.clone(), claim: pod.claim.clone() }).collect()
+        alive
+            .map(|(uid, pod)| Holder { uid: uid.clone(), claim: pod.claim.clone(), gated: pod.gated })
+            .collect()
     }
 
     fn check(&self) {
@@ -80,6 +85,7 @@ enum Pass {
     Lease(Slot, String),
     Ungate(String),
     Delete(String),
+    GiveBack(String, String),
 }
 
 struct Operator {
@@ -111,7 +117,9 @@ impl Operator {
                 if !cluster.done[self.build] && !cluster.pods.contains_key(&name) {
                     cluster.uids += 1;
                     let uid = cluster.uids.to_string();
-                    cluster.pods.insert(name, (uid, SimPod { claim, gated: true, ended: false }));
+                    cluster
+                        .pods
+                        .insert(name, (uid, SimPod { claim, gated: true, over: false, ended: false }));
                 }
                 Pass::Slots
             }
@@ -125,6 +133,13 @@ impl Operator {
             Pass::Ungate(uid) => {
                 if let Some((_, pod)) = cluster.pods.values_mut().find(|(other, _)| *other == uid) {
                     pod.gated = false;
+                }
+                Pass::Slots
+            }
+            Pass::GiveBack(claim, uid) => {
+                let slot = cluster.slots.get(&claim).cloned();
+                if let Some(slot) = slot.filter(|slot| slot.leased_to.as_ref() == Some(&uid)) {
+                    cluster.write(Slot { leased_to: None, ..slot });
                 }
                 Pass::Slots
             }
@@ -146,9 +161,9 @@ impl Operator {
                 return Pass::Slots;
             }
             if !pod.gated {
-                return Pass::Slots;
+                return if pod.over { Pass::GiveBack(pod.claim, uid) } else { Pass::Slots };
             }
-            let me = Holder { uid: uid.clone(), claim: pod.claim };
+            let me = Holder { uid: uid.clone(), claim: pod.claim, gated: true };
             return match enter(slots, living, &me) {
                 Entry::Enter => Pass::Ungate(uid),
                 Entry::Lease(slot) => Pass::Lease(slot, uid),
@@ -184,7 +199,8 @@ fn no_slot_is_mounted_twice_and_none_is_lost_whoever_is_killed_and_whatever_past
                 1 | 2 => {
                     let running = cluster.pods.values_mut().filter(|(_, pod)| !pod.gated && !pod.ended);
                     if let Some((_, pod)) = running.into_iter().nth(chance.next(2)) {
-                        pod.ended = true;
+                        pod.ended = pod.over;
+                        pod.over = true;
                     }
                 }
                 3 => {
@@ -203,7 +219,8 @@ fn no_slot_is_mounted_twice_and_none_is_lost_whoever_is_killed_and_whatever_past
             }
             let mut running = cluster.pods.values_mut().filter(|(_, pod)| !pod.gated && !pod.ended);
             if let Some((_, pod)) = running.next() {
-                pod.ended = true;
+                pod.ended = pod.over;
+                pod.over = true;
             }
         }
         assert!(cluster.done.iter().all(|done| *done), "seed {seed}: a slot was lost: {:?}", cluster.slots);

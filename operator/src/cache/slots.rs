@@ -32,13 +32,15 @@ pub struct Slot {
     pub deleting: bool,
 }
 
-/// A pod that has not ended, as far as slots are concerned.
+/// A pod that has not stopped, as far as slots are concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
     /// Its uid.
     pub uid: String,
     /// The claim that it names.
     pub claim: String,
+    /// It still has its gate: it names the claim, and mounts nothing.
+    pub gated: bool,
 }
 
 /// What a pod needs.
@@ -111,7 +113,12 @@ pub fn enter(slots: &[Slot], living: &[Holder], pod: &Holder) -> Entry {
     if slot.leased_to.as_ref() == Some(&pod.uid) {
         return Entry::Enter;
     }
-    let held = slot.leased_to.as_ref().is_some_and(|holder| living.iter().any(|one| one.uid == *holder));
+    let holds = |one: &Holder| {
+        slot.leased_to.as_ref() == Some(&one.uid)
+            // Its builder has ended and given the lease back, but its node has not stopped it yet.
+            || (one.claim == slot.claim && !one.gated && one.uid != pod.uid)
+    };
+    let held = living.iter().any(holds);
     if slot.deleting || held { Entry::Lost } else { Entry::Lease(slot.clone()) }
 }
 
@@ -133,7 +140,7 @@ mod tests {
     }
 
     fn holder(uid: &str, claim: &str) -> Holder {
-        Holder { uid: uid.into(), claim: claim.into() }
+        Holder { uid: uid.into(), claim: claim.into(), gated: true }
     }
 
     const WISH: Wish<'static> = Wish { cache: "modules", platform: "linux-amd64", user: "web", limit: 3 };
@@ -175,5 +182,7 @@ mod tests {
         assert_eq!(enter(&slots, &living[1..], &living[1]), Entry::Lease(slots[0].clone()), "it does not");
         assert_eq!(enter(&slots, &living, &living[2]), Entry::Lease(slots[1].clone()));
         assert_eq!(enter(&slots, &living, &holder("s", "gone")), Entry::Lost);
+        let stops = [Holder { gated: false, ..holder("before", "c1") }, living[2].clone()];
+        assert_eq!(enter(&slots, &stops, &living[2]), Entry::Lost, "the one before has it mounted still");
     }
 }

@@ -256,7 +256,11 @@ impl Planner<'_> {
         if !self.seen.fresh {
             self.needs_fresh = true;
         } else if self.plan.enter.is_none() {
-            let me = Holder { uid: pod.uid.clone(), claim: pod.claim.clone().unwrap_or_default() };
+            let me = Holder {
+                uid: pod.uid.clone(),
+                claim: pod.claim.clone().unwrap_or_default(),
+                gated: pod.gated,
+            };
             let (slot, leased) = match enter(&self.seen.slots, &self.seen.holders, &me) {
                 Entry::Enter => (Slot { claim: me.claim, ..Slot::default() }, true),
                 Entry::Lease(slot) => (slot, false),

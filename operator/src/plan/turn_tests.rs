@@ -147,7 +147,7 @@ fn slot(number: u32, leased_to: Option<&str>) -> Slot {
 }
 
 fn holder(uid: &str, claim: u32) -> Holder {
-    Holder { uid: uid.into(), claim: slot(claim, None).claim }
+    Holder { uid: uid.into(), claim: slot(claim, None).claim, gated: false }
 }
 
 fn state_claim(plan: &Plan) -> Option<String> {
@@ -162,7 +162,7 @@ fn gated(mut seen: Observed) -> Observed {
     pod.uid = "me".into();
     pod.phase = "Pending".into();
     pod.created = Some(now());
-    seen.holders.push(Holder { uid: "me".into(), claim: pod.claim.clone().unwrap() });
+    seen.holders.push(Holder { uid: "me".into(), claim: pod.claim.clone().unwrap(), gated: true });
     seen.build.status = plan.status.map(|status| *status);
     seen.pods = vec![pod];
     seen

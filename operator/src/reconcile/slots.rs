@@ -24,7 +24,7 @@ use crate::reconcile::api::{failed, is};
 /// Tries to take a lease off, when the claim changes at the same time.
 const TRIES_MAX: u32 = 4;
 
-/// Slots of a cache, and then the pods of that cache which have not ended: in this order, so that a holder
+/// Slots of a cache, and then the pods of that cache which have not stopped: in this order, so that a holder
 /// that is not among the pods is gone.
 pub(super) async fn look(
     client: &kube::Client,
@@ -41,7 +41,8 @@ pub(super) async fn look(
 
 fn holder(pod: &Pod) -> Option<Holder> {
     let facts = PodFacts::of(pod);
-    (!facts.ended()).then(|| Holder { uid: facts.uid, claim: facts.claim.unwrap_or_default() })
+    let claim = facts.claim.clone().unwrap_or_default();
+    (!facts.stopped()).then(|| Holder { claim, gated: facts.gated, uid: facts.uid })
 }
 
 /// Brings a pod into its slot, if that is still to be had; what was made a moment ago is given along.

@@ -58,7 +58,8 @@ impl Inner {
         let mut owners = BTreeMap::new();
         let mut taken: BTreeMap<Line, u32> = BTreeMap::new();
         for pod in self.caches.iter().flat_map(|(_, pods)| pods.state()) {
-            if PodFacts::of(&pod).ended() {
+            let facts = PodFacts::of(&pod);
+            if facts.stopped() {
                 continue;
             }
             let namespace = pod.namespace().unwrap_or_default();
@@ -68,7 +69,7 @@ impl Inner {
             {
                 *taken.entry((namespace.clone(), format!("{cache}/{platform}"))).or_default() += 1;
             }
-            if let Some(uid) = labels.get(label::BUILD_UID) {
+            if let Some(uid) = labels.get(label::BUILD_UID).filter(|_| !facts.ended()) {
                 owners.insert(uid.clone(), namespace);
             }
         }
