@@ -72,6 +72,8 @@ impl Manifest {
 /// The base image that an example is built from here.
 const BASES: &[(&str, &str)] = &[
     ("hello", "busybox:1"),
+    ("registry-cache", "busybox:1"),
+    ("shared-cache", "busybox:1"),
     ("multi-platform", "debian-multi:bookworm"),
     ("multi-stage", "busybox:1"),
     ("git", "busybox:1"),
@@ -104,13 +106,14 @@ pub fn examples() -> Result<Vec<String>> {
 pub fn example(cluster: &Cluster, name: &str, image: &str) -> Result<Manifest> {
     let file = repository_root().join("examples").join(name).join("imagebuild.yaml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = text.replace(&format!("registry.example/lapstrake/{name}"), image);
     let manifest: Value = serde_saphyr::from_str(&text).with_context(|| file.display().to_string())?;
     let base = BASES
         .iter()
         .find(|(example, _)| *example == name)
         .with_context(|| format!("say which base image the example {name} is built from"))?
         .1;
-    Ok(Manifest(manifest).set("/spec/output/image", image).arg("BASE", &format!("{}/{base}", cluster.base)))
+    Ok(Manifest(manifest).arg("BASE", &format!("{}/{base}", cluster.base)))
 }
 
 /// The repository's root.

@@ -20,7 +20,9 @@ const PRINTS: &[(&str, &str)] = &[
     ("multi-platform", "Built for amd64 by a shell of amd64"),
     ("multi-stage", "one\ntwo\nthree\nfour\nfive"),
     ("python", "Hello from Python!"),
+    ("registry-cache", "Harbour: The tide table was computed on "),
     ("results", "Hello!\nThis page was built from a directory of a repository."),
+    ("shared-cache", "Lines in the log when this was built: 1"),
     ("rust", "Hello from Rust! In order: 1.9.0 < 1.10.0-rc.1 < 1.10.0"),
 ];
 
@@ -82,8 +84,10 @@ examples! {
     multi_platform: "multi-platform",
     multi_stage: "multi-stage",
     python: "python",
+    registry_cache: "registry-cache",
     results: "results",
     rust: "rust",
+    shared_cache: "shared-cache",
 }
 
 #[test]
