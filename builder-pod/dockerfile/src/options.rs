@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lapstrake_oci::{Platform, Reference};
@@ -51,6 +51,8 @@ pub struct Options {
     pub cache_namespace: String,
     /// The lines of the context's ignore file, for the rule about copies of what it leaves out.
     pub ignore_patterns: Vec<String>,
+    /// Files and directories of the context, relative to its root, for the rule about copies of what is not there.
+    pub context_files: Option<BTreeSet<String>>,
     /// What is known of a context in a directory, for the rule about large ones.
     pub context_facts: Option<ContextFacts>,
     /// What the engine can run.
@@ -81,6 +83,7 @@ impl Default for Options {
             cgroup_parent: String::new(),
             cache_namespace: String::new(),
             ignore_patterns: Vec::new(),
+            context_files: None,
             context_facts: None,
             capabilities: Capabilities::default(),
         }

@@ -20,8 +20,11 @@ fn options() -> Options {
 }
 
 fn checked(text: &str) -> Checked {
+    checked_with(text, options())
+}
+
+fn checked_with(text: &str, options: Options) -> Checked {
     let parsed = parse("Dockerfile", text);
-    let options = options();
     let images = match plan(&parsed, &options) {
         Ok(plan) => support::resolve(&plan),
         Err(_) => Images::new(),
@@ -33,18 +36,21 @@ fn names(text: &str) -> Vec<&'static str> {
     checked(text).findings.iter().map(|finding| finding.code).collect()
 }
 
-/// Rules that find something, beside errors at the same place too.
-fn rules(text: &str) -> Vec<String> {
-    let json = checked(text).to_client_json();
+/// Rules that find something, beside errors at the same place too. One of them needs a context to look at, which the
+/// others' examples don't have.
+fn rules(name: &str, text: &str) -> Vec<String> {
+    let files = ["app.conf", "sub/other"].map(str::to_owned);
+    let context_files = (name == "CopyMissingFile").then(|| files.into_iter().collect());
+    let json = checked_with(text, Options { context_files, ..options() }).to_client_json();
     let warnings = json["warnings"].as_array().unwrap().iter();
     warnings.map(|warning| warning["ruleName"].as_str().unwrap().to_owned()).collect()
 }
 
 #[track_caller]
 fn shows(rule: &Rule) {
-    let bad = rules(rule.bad);
+    let bad = rules(rule.name, rule.bad);
     assert!(bad.iter().any(|name| name == rule.name), "{}: the bad example gives {bad:?}", rule.name);
-    let good = rules(rule.good);
+    let good = rules(rule.name, rule.good);
     assert!(!good.iter().any(|name| name == rule.name), "{}: so does the good one", rule.name);
 }
 
@@ -202,6 +208,25 @@ fn without_the_base_s_config_only_slips_are_told() {
     let undefined: Vec<_> =
         found.findings.iter().filter(|f| f.code == "UndefinedVar").map(|f| f.message.clone()).collect();
     assert_eq!(undefined, ["Usage of undefined variable '$DIRECTRY' (did you mean $DIRECTORY?)"]);
+}
+
+#[test]
+fn what_is_not_in_the_context_is_told_with_what_was_meant() {
+    let files = ["app.conf", "sub", "sub/other"].map(str::to_owned).into_iter().collect();
+    let text = "FROM scratch\nCOPY app.cnf other sub/ *.txt ./app.conf https /x/\nCOPY --from=0 gone /\n";
+    let text = text.replace("--from=0", "--from=alpine");
+    let found = checked_with(&text, Options { context_files: Some(files), ..options() });
+    let said: Vec<_> =
+        found.findings.iter().map(|f| (f.message.as_str(), f.help.as_deref().unwrap_or(""))).collect();
+    let relative = "paths are relative to the root of the context, wherever the Dockerfile is";
+    assert_eq!(
+        said,
+        [
+            ("The context has no app.cnf", "did you mean app.conf?"),
+            ("The context has no other", "did you mean sub/other?"),
+            ("The context has no https", relative),
+        ]
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Nothing is run and no registry is asked: what a base image sets is not known, and `llb` takes it for empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -244,13 +244,15 @@ fn options(source: &Source) -> Result<Options, Failed> {
     }
     let ignore = ignore_file(source);
     let native = crate::engine::native_platform();
+    let (bytes, files) = survey(&source.dir);
     Ok(Options {
         target: source.target.clone(),
         build_args,
         target_platform: Some(source.platform.clone().unwrap_or_else(|| native.clone())),
         build_platform: native,
         ignore_patterns: ignore.iter().flat_map(|text| patterns(text)).collect(),
-        context_facts: Some(facts(&source.dir, ignore.is_some())),
+        context_files: files,
+        context_facts: Some(ContextFacts { bytes, has_ignore_file: ignore.is_some() }),
         capabilities: Capabilities { merge: false, ..Capabilities::ALL },
         ..Options::default()
     })
@@ -271,23 +273,29 @@ fn patterns(text: &str) -> Vec<String> {
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
 }
 
-/// How large a context is; what can't be read counts nothing.
-fn facts(dir: &Path, has_ignore_file: bool) -> ContextFacts {
-    let (mut bytes, mut files, mut open) = (0_u64, 0, vec![dir.to_owned()]);
+/// How large a context is, and what is in it; nothing of the latter where that is too much. What can't be read counts
+/// nothing.
+fn survey(root: &Path) -> (u64, Option<BTreeSet<String>>) {
+    let (mut bytes, mut files, mut open) = (0_u64, BTreeSet::new(), vec![root.to_owned()]);
     while let Some(dir) = open.pop() {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            files += 1;
+            let path = entry.path();
+            if let Some(relative) = path.strip_prefix(root).ok().and_then(Path::to_str) {
+                files.insert(relative.to_owned());
+            }
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() => open.push(entry.path()),
+                Ok(kind) if kind.is_dir() => open.push(path),
                 Ok(kind) if kind.is_file() => bytes += entry.metadata().map_or(0, |meta| meta.len()),
+                // What a link leads to is not looked at, nor whether what lies behind it is there.
+                Ok(kind) if kind.is_symlink() && path.is_dir() => return (bytes, None),
                 _ => {}
             }
         }
-        if files > CONTEXT_FILES_COUNTED || bytes > CONTEXT_BYTES_COUNTED {
-            break;
+        if files.len() > CONTEXT_FILES_COUNTED || bytes > CONTEXT_BYTES_COUNTED {
+            return (bytes, None);
         }
     }
-    ContextFacts { bytes, has_ignore_file }
+    (bytes, Some(files))
 }
 
 /// Images of which nothing is known but that they have a layer.
@@ -325,6 +333,8 @@ mod tests {
     fn findings_come_in_every_format() {
         let dir = tempfile::tempdir().expect("a folder");
         std::fs::write(dir.path().join("Dockerfile"), "FROM alpine:3\nCOPY a.log /\n").expect("write");
+        assert!(shown(dir.path(), Shown::Text).contains("The context has no a.log"));
+        std::fs::write(dir.path().join("a.log"), "").expect("write");
         assert_eq!(shown(dir.path(), Shown::Text), "Check complete, no warnings found.\n");
         std::fs::write(dir.path().join(".dockerignore"), "# logs\n*.log\n").expect("write");
         assert!(shown(dir.path(), Shown::Text).contains("2 | COPY a.log /"));

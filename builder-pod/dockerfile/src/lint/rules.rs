@@ -327,6 +327,14 @@ rules! {
         help: Some("copy the files that name the dependencies first, install, and copy the rest after that"),
         why: "Any change of any file makes the installation run again.",
     }
+    CopyMissingFile {
+        description: "What is copied should be in the context",
+        url: "docs/lint.md#copymissingfile",
+        of_buildkit: false,
+        by_default: true,
+        help: Some("paths are relative to the root of the context, wherever the Dockerfile is"),
+        why: "The step fails. `check` looks into the directory that it is given; a build says the same when it gets there.",
+    }
     LargeContextWithoutIgnore {
         description: "A large context should have a .dockerignore",
         url: "docs/lint.md#largecontextwithoutignore",

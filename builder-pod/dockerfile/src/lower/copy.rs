@@ -94,6 +94,7 @@ impl Lowering<'_> {
             } else {
                 if from.is_none() {
                     self.check_ignored(at, word, add);
+                    self.check_there(at, word);
                     self.context_paths.insert(path::join("/", &word.text));
                 }
                 source

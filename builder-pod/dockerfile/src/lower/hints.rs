@@ -3,6 +3,7 @@
 use lapstrake_oci::{ImageConfig, Platform};
 
 use crate::ast::{Command, Kind, Pair, Word};
+use crate::lower::clean_path;
 use crate::lower::env::Env;
 use crate::lower::stage::{At, Current, Lowering};
 use crate::plan::Stage;
@@ -184,6 +185,30 @@ impl Lowering<'_> {
         let verb = if add { "Add" } else { "Copy" };
         let message = format!("Attempting to {verb} file {path:?} that is excluded by .dockerignore");
         self.lint_at(at, "CopyIgnoredFile", source.span, message);
+    }
+
+    /// Tells of a copy of what the context does not have.
+    pub(super) fn check_there(&mut self, at: &At<'_>, source: &Word) {
+        let plan = self.plan;
+        let Some(files) = plan.options.context_files.as_ref().filter(|_| !self.lints.is_full()) else {
+            return;
+        };
+        let path = clean_path(&format!("/{}", source.text));
+        let path = path.trim_start_matches('/');
+        if path.is_empty() || path.contains(['*', '?', '[', '\\']) || files.contains(path) {
+            return;
+        }
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let same_name =
+            || files.iter().find(|file| file.rsplit('/').next() == Some(name)).map(String::as_str);
+        let near =
+            suggest::nearest(path, files.iter().map(String::as_str)).or_else(same_name).map(str::to_owned);
+        let before = self.lints.0.len();
+        let message = format!("The context has no {path}");
+        self.lint_at(at, "CopyMissingFile", source.span, message);
+        if let (Some(found), Some(near)) = (self.lints.0.get_mut(before), near) {
+            found.help = Some(format!("did you mean {near}?"));
+        }
     }
 
     pub(super) fn check_platform(&mut self, stage: &Stage, expected: &Platform, actual: &ImageConfig) {
