@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         },
         // These only read: no sandbox, no state.
         Command::Check(args) => cli::check::check(args),
+        Command::Fmt(args) => cli::check::fmt(args),
         Command::Outline(args) => cli::check::outline(args),
         Command::Targets(args) => cli::check::targets(args),
         Command::Llb(args) => cli::check::llb(args),

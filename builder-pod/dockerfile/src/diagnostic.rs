@@ -56,6 +56,18 @@ pub struct Diagnostic {
     pub help: Option<String>,
     /// First and last line of the instruction that it is about, where a rule found it.
     pub lines: Option<(u32, u32)>,
+    /// Changes of the file that mend it and leave the meaning as it is; none where that is not for sure.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fix: Vec<Edit>,
+}
+
+/// A change of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Edit {
+    /// What goes.
+    pub span: Span,
+    /// What comes in its place.
+    pub text: String,
 }
 
 impl Diagnostic {
@@ -63,7 +75,18 @@ impl Diagnostic {
     pub(crate) fn error(code: &'static str, span: Span, message: impl Into<String>) -> Self {
         let message = cut(message.into());
         let (label, also, note, help, lines) = (String::new(), Vec::new(), None, None, None);
-        Self { severity: Severity::Error, code, message, span, label, also, note, help, lines }
+        Self {
+            severity: Severity::Error,
+            code,
+            message,
+            span,
+            label,
+            also,
+            note,
+            help,
+            lines,
+            fix: Vec::new(),
+        }
     }
 
     /// A warning at `span`.

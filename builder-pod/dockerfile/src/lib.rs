@@ -23,6 +23,7 @@
 pub mod ast;
 mod diagnostic;
 mod expand;
+mod fix;
 mod git;
 mod go;
 mod inspect;
@@ -41,7 +42,8 @@ mod source;
 mod suggest;
 mod words;
 
-pub use diagnostic::{Diagnostic, Diagnostics, Label, Severity};
+pub use diagnostic::{Diagnostic, Diagnostics, Edit, Label, Severity};
+pub use fix::{fixed, formatted};
 pub use inspect::{Outline, OutlineArg, OutlineInput, Target, targets, targets_text};
 pub use lower::{ContextUse, Lowered};
 pub use options::{

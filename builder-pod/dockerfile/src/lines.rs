@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::ast::{Directive, Word};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Edit};
 use crate::limits::LINE_BYTES_MAX;
 use crate::source::{Source, Span};
 
@@ -135,7 +135,7 @@ impl<'a> Reader<'a> {
         let mut logical = Logical { lines: (number, number), comments, ..Logical::default() };
         let (mut part, mut more) = continued(first, self.escape);
         logical.push(part, offset);
-        let mut empty = None;
+        let mut empty: Vec<Span> = Vec::new();
         while more {
             let Some(line) = self.line() else { break };
             logical.lines.1 = line.number;
@@ -144,16 +144,18 @@ impl<'a> Reader<'a> {
                 continue;
             }
             if text.trim().is_empty() {
-                empty.get_or_insert(Span::new(line.offset, line.offset));
+                empty.push(Span::new(line.offset, line.offset + line.full.len()));
                 continue;
             }
             (part, more) = continued(text, self.escape);
             logical.push(part, line.offset);
         }
-        if let Some(span) = empty {
+        if let Some(first) = empty.first() {
+            let span = Span::new(first.start, first.start);
             let last = logical.lines.1;
             let mut finding = Diagnostic::warning(EMPTY_CONTINUATION, span, "Empty continuation line");
             (finding.lines, finding.help) = (Some((last, last)), lint_help(EMPTY_CONTINUATION));
+            finding.fix = empty.into_iter().map(|span| Edit { span, text: String::new() }).collect();
             self.findings.push(finding);
         }
         logical

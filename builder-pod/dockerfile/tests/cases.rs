@@ -88,3 +88,32 @@ fn image_configs_are_those_that_buildkit_writes() {
         );
     }
 }
+
+#[test]
+fn formatting_and_mending_change_neither_operations_nor_config() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let examples =
+        std::fs::read_dir(root.join("lint")).unwrap().map(|e| e.unwrap().path().join("bad.Dockerfile"));
+    let files = cases().into_iter().map(|dir| (dir.join("Dockerfile"), dir));
+    for (file, dir) in files.chain(examples.map(|file| (file, root.join("nothing")))) {
+        let case = match dir.exists() {
+            true => support::Case::read(&dir),
+            false => support::Case::of(std::fs::read_to_string(&file).unwrap()),
+        };
+        let outcome = |text: &str| {
+            let parsed = lapstrake_dockerfile::parse("Dockerfile", text);
+            let plan = lapstrake_dockerfile::plan(&parsed, &case.options).ok()?;
+            let lowered = plan.lower(&support::resolve(&plan)).ok()?;
+            Some((lowered.definition.def, serde_json::to_string(&lowered.config).unwrap()))
+        };
+        let before = outcome(&case.text);
+        let parsed = lapstrake_dockerfile::parse("Dockerfile", &case.text);
+        if let Some(text) = lapstrake_dockerfile::formatted(&parsed) {
+            assert!(outcome(&text) == before, "{}: formatting changes\n{text}", file.display());
+        }
+        let images = lapstrake_dockerfile::Images::new();
+        if let Some((text, _)) = lapstrake_dockerfile::fixed(&parsed, &case.options, &images) {
+            assert!(outcome(&text) == before, "{}: mending changes\n{text}", file.display());
+        }
+    }
+}

@@ -2,7 +2,9 @@
 
 mod support;
 
-use lapstrake_dockerfile::{Capabilities, Images, Options, Style, limits, lint, parse, plan};
+use lapstrake_dockerfile::{
+    Capabilities, Images, Options, Parsed, Style, fixed, formatted, limits, lint, parse, plan,
+};
 use proptest::prelude::*;
 
 /// Does all there is to do with a text.
@@ -14,6 +16,15 @@ fn everything(text: &str, options: &Options) {
     }
     let _ = (parsed.diagnostics.render(Style::Color), parsed.diagnostics.to_json());
     let checked = lint::check(&parsed, options, &Images::new());
+    let before = meaning(&parsed, options);
+    if let Some(text) = formatted(&parsed) {
+        let again = parse("Dockerfile", &text);
+        assert_eq!(meaning(&again, options), before, "{text:?}");
+        assert_eq!(formatted(&again).as_deref(), Some(text.as_str()));
+    }
+    if let Some((text, _)) = fixed(&parsed, options, &Images::new()) {
+        assert_eq!(meaning(&parse("Dockerfile", &text), options), before, "{text:?}");
+    }
     let _ = (checked.to_client_json(), checked.findings.to_sarif(), checked.findings.render(Style::Plain));
     match plan(&parsed, options) {
         Err(findings) => assert!(findings.has_errors() && findings.len() <= 300),
@@ -28,6 +39,13 @@ fn everything(text: &str, options: &Options) {
             }
         },
     }
+}
+
+/// The operations and the config that come of a file; none where it is refused.
+fn meaning(parsed: &Parsed, options: &Options) -> Option<(Vec<Vec<u8>>, lapstrake_oci::ImageConfig)> {
+    let plan = plan(parsed, options).ok()?;
+    let lowered = plan.lower(&support::resolve(&plan)).ok()?;
+    Some((lowered.definition.def, lowered.config))
 }
 
 fn options() -> Options {

@@ -52,6 +52,9 @@ pub(crate) struct CheckArgs {
     /// How findings are shown.
     #[arg(long, value_enum, default_value_t = Shown::Text)]
     format: Shown,
+    /// Mend in the file what can be mended without a change of meaning, and show the rest.
+    #[arg(long)]
+    fix: bool,
 }
 
 /// How findings are shown.
@@ -77,6 +80,16 @@ pub(crate) struct ListArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Flags of `fmt`.
+#[derive(Debug, Parser)]
+pub(crate) struct FmtArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Write nothing; end with 1 where something would be written.
+    #[arg(long)]
+    check: bool,
 }
 
 /// Flags of `llb`.
@@ -110,6 +123,26 @@ type Outcome = Result<ExitCode, Failed>;
 /// `check`.
 pub(crate) fn check(args: &CheckArgs) -> ExitCode {
     finish(look(args, &mut io::stdout()))
+}
+
+/// `fmt`: the file as it should be written, into its place or, for standard input, to standard output.
+pub(crate) fn fmt(args: &FmtArgs) -> ExitCode {
+    finish(read(&args.source).and_then(|parsed| {
+        let Some(text) = lapstrake_dockerfile::formatted(&parsed) else {
+            return Err(Failed::Findings(parsed.diagnostics));
+        };
+        let same = text == parsed.source().text();
+        match dockerfile(&args.source) {
+            _ if args.check => Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            None => io::stdout().write_all(text.as_bytes()).map(|()| ExitCode::SUCCESS).map_err(Failed::from),
+            Some(_) if same => Ok(ExitCode::SUCCESS),
+            Some(path) => write(&path, &text).map(|()| ExitCode::SUCCESS),
+        }
+    }))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failed> {
+    std::fs::write(path, text).map_err(|e| Failed::Input(format!("{}: {e}", path.display())))
 }
 
 /// `outline`.
@@ -170,8 +203,18 @@ fn list(args: &ListArgs, text: &str, value: &impl serde::Serialize) -> Outcome {
 }
 
 fn look(args: &CheckArgs, out: &mut dyn Write) -> Outcome {
-    let parsed = read(&args.source)?;
-    let checked = lint::check(&parsed, &options(&args.source)?, &Images::new());
+    let (mut parsed, options) = (read(&args.source)?, options(&args.source)?);
+    if args.fix {
+        let Some(path) = dockerfile(&args.source) else {
+            return Err(Failed::Input("--fix needs a file to write to".to_owned()));
+        };
+        if let Some((text, count)) = lapstrake_dockerfile::fixed(&parsed, &options, &Images::new()) {
+            write(&path, &text)?;
+            io::stderr().write_all(format!("{}: mended {count} findings\n", path.display()).as_bytes())?;
+            parsed = lapstrake_dockerfile::parse(parsed.source().name(), &text);
+        }
+    }
+    let checked = lint::check(&parsed, &options, &Images::new());
     let findings = &checked.findings;
     let pretty = |value: serde_json::Value| {
         serde_json::to_string_pretty(&value).map(|text| text + "\n").map_err(|e| Failed::Input(e.to_string()))
@@ -324,7 +367,7 @@ mod tests {
 
     fn shown(dir: &Path, format: Shown) -> String {
         let mut out = Vec::new();
-        let args = CheckArgs { source: source(dir), format };
+        let args = CheckArgs { source: source(dir), format, fix: false };
         assert!(look(&args, &mut out).is_ok());
         String::from_utf8(out).expect("text")
     }
@@ -345,6 +388,19 @@ mod tests {
             serde_json::from_str::<serde_json::Value>(&text).expect("JSON");
             assert!(text.contains(&format!("\"{key}\": \"CopyIgnoredFile\"")), "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_is_mended_in_its_place() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("Dockerfile");
+        std::fs::write(&file, "FROM alpine:3 as A\nENV a b\nCMD x\n").expect("write");
+        let args = CheckArgs { source: source(dir.path()), format: Shown::Short, fix: true };
+        let mut out = Vec::new();
+        assert!(look(&args, &mut out).is_ok());
+        assert_eq!(std::fs::read_to_string(&file).expect("read"), "FROM alpine:3 AS a\nENV a=b\nCMD x\n");
+        let rest = String::from_utf8(out).expect("text");
+        assert!(rest.lines().count() == 1 && rest.contains("JSON arguments recommended"), "{rest}");
     }
 
     #[test]

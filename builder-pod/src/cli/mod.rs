@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// Look at a Dockerfile: errors, and what should be written otherwise.
     #[command(after_help = EXIT_CODES)]
     Check(check::CheckArgs),
+    /// Write a Dockerfile in one way, without a change of meaning.
+    #[command(after_help = EXIT_CODES)]
+    Fmt(check::FmtArgs),
     /// Show what a build can be given: arguments, secrets, SSH agents.
     #[command(after_help = EXIT_CODES)]
     Outline(check::ListArgs),

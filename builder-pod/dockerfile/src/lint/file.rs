@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use lapstrake_oci::Reference;
 
 use crate::ast::{Dockerfile, From, Instruction, Kind};
+use crate::diagnostic::{Diagnostic, Edit};
 use crate::expand::{Expansion, Lexer, Lookup as _};
 use crate::lint::{Control, Findings};
 use crate::options::Options;
 use crate::parse::Parsed;
 use crate::plan::{GlobalArgs, global_args};
+use crate::source::Span;
 use crate::suggest;
 
 /// Names of stages that mean something else.
@@ -66,14 +68,19 @@ fn one(parsed: &Parsed, instruction: &Instruction, control: &Control, findings: 
             let written = parsed.source().slice(name.span);
             if written.to_lowercase() != written {
                 let message = format!("Stage name '{written}' should be lowercase");
-                findings.push(control, "StageNameCasing", instruction.lines, name.span, message);
+                let found = findings.push(control, "StageNameCasing", instruction.lines, name.span, message);
+                mend(found, name.span, written.to_lowercase());
             }
             let words: Vec<&str> = instruction.source.text.split_whitespace().collect();
             if let [.., word, _] = words.as_slice()
                 && !same_case(keyword, word)
             {
                 let message = format!("'{word}' and '{keyword}' keywords' casing do not match");
-                findings.at(control, "FromAsCasing", instruction, message);
+                let found = findings.at(control, "FromAsCasing", instruction, message);
+                if let Some(span) = as_word(parsed, instruction, from, word) {
+                    let lower = *keyword == keyword.to_lowercase();
+                    mend(found, span, if lower { "as" } else { "AS" }.to_owned());
+                }
             }
             description(instruction, "FROM", &[&name.text], control, findings);
         }
@@ -82,6 +89,20 @@ fn one(parsed: &Parsed, instruction: &Instruction, control: &Control, findings: 
             description(instruction, "ARG", &names, control, findings);
         }
         _ => {}
+    }
+}
+
+/// Where the word between image and name stands.
+fn as_word(parsed: &Parsed, instruction: &Instruction, from: &From, word: &str) -> Option<Span> {
+    let name = from.name.as_ref()?;
+    let between = Span::new(from.image.span.end, name.span.start);
+    let at = parsed.source().slice(between).find(word)? + between.start;
+    (instruction.lines.0 == instruction.lines.1).then(|| Span::new(at, at + word.len()))
+}
+
+fn mend(found: Option<&mut Diagnostic>, span: Span, text: String) {
+    if let Some(found) = found {
+        found.fix = vec![Edit { span, text }];
     }
 }
 
@@ -145,6 +166,7 @@ fn casing(ast: &Dockerfile, control: &Control, findings: &mut Findings) {
             findings.push(control, "ConsistentInstructionCasing", instruction.lines, keyword.span, message);
         if let Some(found) = found {
             found.help = Some(format!("write {}", case(&keyword.text)));
+            mend(Some(found), keyword.span, case(&keyword.text));
         }
     }
 }
@@ -209,7 +231,14 @@ fn base(
             "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
             platform.text
         );
-        findings.push(control, "RedundantTargetPlatform", instruction.lines, platform.span, message);
+        let found =
+            findings.push(control, "RedundantTargetPlatform", instruction.lines, platform.span, message);
+        // The flag with the blank behind it.
+        let flag = instruction.source.span.start + instruction.keyword.text.len() + 1;
+        let whole = Span::new(platform.span.start.saturating_sub("--platform=".len()), platform.span.end + 1);
+        if whole.start >= flag {
+            mend(found, whole, String::new());
+        }
     }
     if expansion.unset.is_empty()
         && expansion.matched.is_empty()

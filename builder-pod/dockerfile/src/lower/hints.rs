@@ -3,6 +3,7 @@
 use lapstrake_oci::{ImageConfig, Platform};
 
 use crate::ast::{Command, Kind, Pair, Word};
+use crate::diagnostic::Edit;
 use crate::lower::clean_path;
 use crate::lower::env::Env;
 use crate::lower::stage::{At, Current, Lowering};
@@ -92,8 +93,28 @@ impl Lowering<'_> {
             let message = format!(
                 "\"{keyword} key=value\" should be used instead of legacy \"{keyword} key value\" format"
             );
-            self.lint_at(at, "LegacyKeyValueFormat", pair.key.span.to(pair.value.span), message);
+            let (span, before) = (pair.key.span.to(pair.value.span), self.lints.0.len());
+            self.lint_at(at, "LegacyKeyValueFormat", span, message);
+            let text = self.with_equals(pair).filter(|_| at.place.is_none());
+            if let (Some(found), Some(text)) = (self.lints.0.get_mut(before), text) {
+                found.fix = vec![Edit { span, text }];
+            }
         }
+    }
+
+    /// A pair in the new form, where it means the same for sure.
+    fn with_equals(&self, pair: &Pair) -> Option<String> {
+        let (key, value) = (&pair.key.text, &pair.value.text);
+        let source = &self.plan.source;
+        let as_written = source.slice(pair.value.span) == value && source.slice(pair.key.span) == key;
+        let plain = |text: &str| !text.contains(['"', '\'', self.plan.escape, '\n', '=']) && text.is_ascii();
+        if !as_written || !plain(key) || !plain(value) {
+            return None;
+        }
+        Some(match value.contains(char::is_whitespace) {
+            true => format!("{key}=\"{value}\""),
+            false => format!("{key}={value}"),
+        })
     }
 
     fn secret(&mut self, at: &At<'_>, instruction: &str, name: &Word) {
@@ -167,7 +188,13 @@ impl Lowering<'_> {
         let protocol = container.split_once('/').map_or("", |(_, protocol)| protocol);
         if protocol != protocol.to_lowercase() {
             let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
+            let before = self.lints.0.len();
             self.lint_at(at, "ExposeProtoCasing", span, message);
+            let written = self.plan.source.slice(span) == port && at.place.is_none();
+            if let Some(found) = self.lints.0.get_mut(before).filter(|_| written) {
+                let head = &port[..port.len() - protocol.len()];
+                found.fix = vec![Edit { span, text: format!("{head}{}", protocol.to_lowercase()) }];
+            }
         }
         if parts.any(|part| !part.is_empty()) {
             let message = format!(

@@ -21,6 +21,15 @@ impl Case {
     pub(crate) fn read(dir: &Path) -> Self {
         let text = std::fs::read_to_string(dir.join("Dockerfile")).expect("case has a Dockerfile");
         let lines = std::fs::read_to_string(dir.join("options")).unwrap_or_default();
+        Self::with(text, &lines)
+    }
+
+    /// A text without options.
+    pub(crate) fn of(text: String) -> Self {
+        Self::with(text, "")
+    }
+
+    fn with(text: String, lines: &str) -> Self {
         let mut options = Options {
             target_platform: Some("linux/amd64".parse().expect("valid")),
             capabilities: Capabilities::ALL,
