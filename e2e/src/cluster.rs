@@ -1,6 +1,7 @@
 //! The cluster that the tests run on.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -117,6 +118,30 @@ impl Cluster {
         }
         let pinned = output(&mut tool_command(&["which", "helm"]))?;
         output(Command::new(pinned.trim()).args(arguments))
+    }
+
+    /// The state folder of our own cluster, with the node's volumes, logs and registries.
+    pub fn state(&self) -> Result<PathBuf> {
+        let kubeconfig = Path::new(self.variable("KUBECONFIG")?);
+        Ok(kubeconfig.parent().context("the kubeconfig lies in the state folder")?.to_owned())
+    }
+
+    /// What each of the operator's pods answers at a port and path, asked through the API server. Blocks.
+    pub fn ask_operators(&self, port: u16, path: &str) -> Result<BTreeMap<String, String>> {
+        let selector = "--selector=app.kubernetes.io/component=operator";
+        // One that has just been made has no address yet.
+        let running = "--field-selector=status.phase=Running";
+        let names =
+            self.kubectl(&["get", "pods", "-n", SYSTEM_NAMESPACE, selector, running, "-o", "name"])?;
+        let mut answers = BTreeMap::new();
+        for pod in names.lines().filter_map(|name| name.strip_prefix("pod/")) {
+            let proxy = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod}:{port}/proxy/{path}");
+            answers.insert(pod.to_owned(), self.kubectl(&["get", "--raw", &proxy])?);
+        }
+        if answers.is_empty() {
+            bail!("the operator has no pod");
+        }
+        Ok(answers)
     }
 
     /// Address at which pods reach this process.

@@ -10,15 +10,21 @@
 //! of the node are skipped there, and say so. `LAPSTRAKE_KEEP=1` leaves a failed test's namespace.
 
 mod cluster;
+mod leaks;
 mod manifest;
 mod pods;
+mod registry;
 mod serve;
+mod sshd;
 mod test;
 mod wait;
 
 pub use cluster::{Cluster, FLAKY_REGISTRY_PORT, SYSTEM_NAMESPACE};
+pub use leaks::{Form, Leak, Place, Search, random_bytes, random_text};
 pub use manifest::{Manifest, example, examples, repository_root};
 pub use pods::{BuilderPods, log_of};
+pub use registry::PrivateRegistry;
 pub use serve::{FlakyRegistry, Server};
+pub use sshd::{Sshd, ssh_client};
 pub use test::{Test, run, run_in};
 pub use wait::{ended, ready, reason, wait_gone, wait_until};

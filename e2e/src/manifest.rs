@@ -87,6 +87,8 @@ const BASES: &[(&str, &str)] = &[
     ("cache-go", "golang:1"),
     ("cache-npm", "node:lts"),
     ("cache-pip", "python:3"),
+    ("secrets", "busybox:1"),
+    ("ssh", "busybox:1"),
 ];
 
 /// Names of the folders under `examples/`, sorted.

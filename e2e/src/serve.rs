@@ -20,7 +20,8 @@ use crate::test::output;
 /// Longest request that a client of these servers sends.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Serves a folder: `/git/…` as Git repositories, `/files/…` as files.
+/// Serves a folder: `/git/…` as Git repositories, `/files/…` as files, `/private/…` as files for who shows
+/// the bearer token of each.
 #[derive(Debug)]
 pub struct Server {
     folder: TempDir,
@@ -32,7 +33,7 @@ impl Server {
     /// Starts it on a free port.
     pub async fn start(cluster: &Cluster) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        for name in ["git", "files"] {
+        for name in ["git", "files", "private"] {
             std::fs::create_dir(folder.path().join(name))?;
         }
         let listener = TcpListener::bind(("0.0.0.0", 0)).await?;
@@ -72,6 +73,14 @@ impl Server {
         Ok(format!("{}/files/{name}", self.address))
     }
 
+    /// The same for a file that only who shows this bearer token may have.
+    pub fn private_file(&self, name: &str, content: &[u8], token: &str) -> Result<String> {
+        let folder = self.folder.path().join("private");
+        std::fs::write(folder.join(name), content)?;
+        std::fs::write(folder.join(format!("{name}.token")), token)?;
+        Ok(format!("{}/private/{name}", self.address))
+    }
+
     /// A URL of this server that has nothing behind it.
     pub fn nothing(&self, path: &str) -> String {
         format!("{}/{path}", self.address)
@@ -90,6 +99,7 @@ async fn answer(State(folder): State<Arc<PathBuf>>, request: Request) -> Respons
     let answered = match path.split_once('/').map(|(_, rest)| rest.split_once('/')) {
         Some(Some(("git", rest))) if safe => git(&folder, rest, request).await,
         Some(Some(("files", rest))) if safe => Ok(file(&folder.join("files").join(rest))),
+        Some(Some(("private", rest))) if safe => private(&folder.join("private").join(rest), &request),
         _ => Ok(None),
     };
     let plain = |status: StatusCode| {
@@ -106,6 +116,13 @@ async fn answer(State(folder): State<Arc<PathBuf>>, request: Request) -> Respons
 
 fn file(path: &Path) -> Option<Response<Body>> {
     Some(Response::new(Body::from(std::fs::read(path).ok()?)))
+}
+
+/// Only who shows the token that lies beside it learns that it is there.
+fn private(path: &Path, request: &Request) -> Result<Option<Response<Body>>> {
+    let shown = text(request.headers(), header::AUTHORIZATION);
+    let Ok(token) = std::fs::read_to_string(path.with_added_extension("token")) else { return Ok(None) };
+    Ok((shown == format!("Bearer {token}")).then(|| file(path)).flatten())
 }
 
 /// Has `git http-backend` answer, as a web server would.

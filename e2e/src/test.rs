@@ -150,7 +150,8 @@ impl Test {
     {
         let object: K = serde_json::from_value(object)?;
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
-        Ok(api.create(&PostParams::default(), &object).await?)
+        let ours = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        Ok(api.create(&ours, &object).await?)
     }
 
     /// Makes a Secret with a registry's credentials.
@@ -334,7 +335,9 @@ impl Test {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         wait_gone(&claims, "", |_| false).await?;
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
-        wait_gone(&maps, "", |map| map.name_any() == "kube-root-ca.crt").await
+        let ours =
+            |map: &ConfigMap| map.managed_fields().iter().any(|by| by.manager.as_deref() == Some(MANAGER));
+        wait_gone(&maps, "", |map| map.name_any() == "kube-root-ca.crt" || ours(map)).await
     }
 
     /// Deletes the namespace.

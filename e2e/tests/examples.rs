@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use k8s_openapi::api::core::v1::Secret;
 use lapstrake_crds::{Sandbox, label};
-use lapstrake_e2e::{Server, Test, example, examples, repository_root, run_in};
+use lapstrake_e2e::{Server, Sshd, Test, example, examples, repository_root, run_in, ssh_client};
+use serde_json::{Value, json};
 
 /// What the image of an example prints.
 const PRINTS: &[(&str, &str)] = &[
@@ -23,6 +25,8 @@ const PRINTS: &[(&str, &str)] = &[
     ("registry-cache", "Harbour: The tide table was computed on "),
     ("results", "Hello!\nThis page was built from a directory of a repository."),
     ("shared-cache", "Lines in the log when this was built: 1"),
+    ("secrets", "A plank that overlaps keeps the water out."),
+    ("ssh", "Flour, water, salt and a day."),
     ("rust", "Hello from Rust! In order: 1.9.0 < 1.10.0-rc.1 < 1.10.0"),
 ];
 
@@ -35,15 +39,33 @@ fn in_sandbox(name: &str, sandbox: Sandbox, test: impl AsyncFnOnce(&Test) -> Res
     run_in(&format!("{name}-{}", sandbox.as_str().to_lowercase()), labels, test);
 }
 
+async fn secret(test: &Test, name: &str, keys: Value) -> Result<()> {
+    test.create::<Secret>(json!({ "metadata": { "name": name }, "stringData": keys })).await.map(drop)
+}
+
 fn builds_and_runs(name: &str, sandbox: Sandbox) {
     in_sandbox(name, sandbox, async |test| {
         let image = test.image(name);
         let mut manifest = example(test.cluster, name, &image)?;
-        let server;
+        // What is ours in place of a user's: servers that live as long as the test.
+        let (server, sshd, files);
         if ["follow", "git", "results"].contains(&name) {
             server = Server::start(test.cluster).await?;
             let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
             manifest = manifest.set("/spec/source/git/url", url);
+        } else if name == "secrets" {
+            server = Server::start(test.cluster).await?;
+            let motto = b"A plank that overlaps keeps the water out.\n";
+            let url = server.private_file("motto", motto, "a-token-of-the-server")?;
+            secret(test, "downloads", json!({ "token": "a-token-of-the-server" })).await?;
+            manifest = manifest.arg("FILE", &url);
+        } else if name == "ssh" {
+            (sshd, files) = (Sshd::start(test.cluster)?, tempfile::tempdir()?);
+            std::fs::write(files.path().join("bread"), "Flour, water, salt and a day.\n")?;
+            let (url, _) = sshd.repository("recipes", files.path())?;
+            let keys = json!({ "ssh-privatekey": sshd.key()?, "known_hosts": sshd.known_hosts()? });
+            secret(test, "deploy-key", keys).await?;
+            manifest = manifest.arg("REPOSITORY", &url).arg("CLIENT", &ssh_client(test).await?);
         }
         let build = test.build(&manifest).await?;
         let status = build.status.unwrap_or_default();
@@ -87,7 +109,9 @@ examples! {
     registry_cache: "registry-cache",
     results: "results",
     rust: "rust",
+    secrets: "secrets",
     shared_cache: "shared-cache",
+    ssh: "ssh",
 }
 
 #[test]

@@ -5,11 +5,8 @@ use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, run};
 
 /// Asks the operator's pod through the API server.
 fn ask(test: &Test, port: u16, path: &str) -> Result<String> {
-    let selector = "--selector=app.kubernetes.io/component=operator";
-    let names = test.cluster.kubectl(&["get", "pods", "-n", SYSTEM_NAMESPACE, selector, "-o", "name"])?;
-    let pod = names.lines().next().and_then(|name| name.strip_prefix("pod/")).context("an operator")?;
-    let proxy = format!("/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod}:{port}/proxy/{path}");
-    test.cluster.kubectl(&["get", "--raw", &proxy])
+    let answers = test.cluster.ask_operators(port, path)?;
+    answers.into_values().next().context("an operator")
 }
 
 #[test]
