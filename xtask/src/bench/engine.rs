@@ -100,7 +100,7 @@ pub(super) fn ours(bench: &Bench<'_>, state: &Path, context: &Path) -> Result<Co
 }
 
 /// Time of a processor that was spent by our children that have ended, and by theirs.
-fn children_time() -> Result<Duration> {
+pub(super) fn children_time() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let (_, fields) = stat.rsplit_once(')').context("a name in parentheses")?;
     // The kernel tells hundredths of a second, whatever its own clock is.

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::engine::{ours, timed};
+use super::engine::{children_time, ours, timed};
 use super::peer::Peer;
 use super::{Bench, Times, milliseconds};
-use crate::process::run;
+use crate::process::{output, run};
 
 /// How many steps stand in each Dockerfile.
 const STEPS: u32 = 20;
 const RUNS: u32 = 7;
+/// The peer takes ten times as long for each.
+const PEERS_RUNS: u32 = 3;
 
 /// Name, and the flag of each step.
 const KINDS: [(&str, &str); 6] = [
@@ -28,7 +30,7 @@ const KINDS: [(&str, &str); 6] = [
 
 /// What one mount adds to a step.
 pub(super) fn mounts(bench: &Bench<'_>) -> Result<()> {
-    let peer = Peer::start(bench)?;
+    let peer = Peer::wanted(bench)?;
     let state = bench.folder("state-mounts")?;
     let inputs = Inputs::make(bench)?;
     let contexts: Vec<PathBuf> =
@@ -38,7 +40,7 @@ pub(super) fn mounts(bench: &Bench<'_>) -> Result<()> {
         command.arg("--no-cache").args(inputs.flags()).args(more);
         Ok(command)
     };
-    let theirs = |context: &Path| {
+    let theirs = |peer: &Peer, context: &Path| {
         let mut command = peer.build(context);
         command.args(["--no-cache"]).args(inputs.flags());
         command
@@ -47,27 +49,39 @@ pub(super) fn mounts(bench: &Bench<'_>) -> Result<()> {
     let certificates = ["--step-certificates", "--certificate", &certificates];
     // The first ones pull the base image.
     timed(&mut ours(&contexts[0], &[])?)?;
-    timed(&mut theirs(&contexts[0]))?;
+    if let Some(peer) = &peer {
+        timed(&mut theirs(peer, &contexts[0]))?;
+    }
     let mut times: Vec<[Times; 2]> = KINDS.iter().map(|_| Default::default()).collect();
     let mut with_certificates = Times::default();
-    for _ in 0..RUNS {
-        for (context, [ours_took, theirs_took]) in contexts.iter().zip(&mut times) {
+    // What does not depend on who else wants a core.
+    let mut processor = [Duration::ZERO; KINDS.len() + 1];
+    for run in 0..RUNS {
+        for (at, (context, [ours_took, theirs_took])) in contexts.iter().zip(&mut times).enumerate() {
+            let before = children_time()?;
             ours_took.0.push(timed(&mut ours(context, &[])?)?);
-            theirs_took.0.push(timed(&mut theirs(context))?);
+            processor[at] += children_time()?.saturating_sub(before);
+            if let Some(peer) = peer.as_ref().filter(|_| run < PEERS_RUNS) {
+                theirs_took.0.push(timed(&mut theirs(peer, context))?);
+            }
         }
+        let before = children_time()?;
         with_certificates.0.push(timed(&mut ours(&contexts[0], &certificates)?)?);
+        processor[KINDS.len()] += children_time()?.saturating_sub(before);
     }
     let base = [times[0][0].median(), times[0][1].median()];
+    let processor = processor.map(|time| milliseconds(&time) / f64::from(RUNS * STEPS));
     println!("{STEPS} steps `RUN true`, and what each mount adds to one:");
-    for ((name, _), [ours, theirs]) in KINDS.iter().zip(&times) {
-        let (ours_more, theirs_more) = (more(ours, base[0]), more(theirs, base[1]));
-        println!("{name:17} lapstrake {ours} {ours_more:+8.2} ms   buildkit {theirs} {theirs_more:+8.2} ms");
+    let certificates = ("certificates", &with_certificates);
+    let ours = KINDS.iter().zip(&times).map(|((name, _), [ours, _])| (*name, ours)).chain([certificates]);
+    for ((name, times), processor_ms) in ours.zip(processor) {
+        let (more, more_ms) = (more(times, base[0]), processor_ms - processor[0]);
+        println!("lapstrake {name:17} {times} {more:+8.2} ms, of a processor's time {more_ms:+6.2} ms");
     }
-    println!(
-        "{:17} lapstrake {with_certificates} {:+8.2} ms",
-        "certificates",
-        more(&with_certificates, base[0])
-    );
+    println!("lapstrake, a step with nothing: {:.2} ms of a processor's time", processor[0]);
+    for ((name, _), [_, theirs]) in KINDS.iter().zip(&times).filter(|_| peer.is_some()) {
+        println!("buildkit  {name:17} {theirs} {:+8.2} ms", more(theirs, base[1]));
+    }
     Ok(())
 }
 
@@ -101,7 +115,8 @@ impl Inputs {
         run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&inputs.key))?;
         let mut openssl = Command::new("openssl");
         openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=bench", "-keyout"]);
-        run(openssl.arg(folder.join("ca.key")).arg("-out").arg(&inputs.certificates))?;
+        // `output`, since it draws while it makes a key.
+        output(openssl.arg(folder.join("ca.key")).arg("-out").arg(&inputs.certificates))?;
         Ok(inputs)
     }
 

@@ -67,6 +67,15 @@ impl Peer {
         Ok(peer)
     }
 
+    /// The same, but none with `BENCH_PEER=none`: where other work keeps the cores busy, it takes many minutes.
+    pub(super) fn wanted(bench: &Bench<'_>) -> Result<Option<Self>> {
+        if std::env::var("BENCH_PEER").is_ok_and(|word| word == "none") {
+            println!("BENCH_PEER=none: no peer is measured");
+            return Ok(None);
+        }
+        Self::start(bench).map(Some)
+    }
+
     fn wait(&mut self) -> Result<()> {
         while !self.control().args(["debug", "workers"]).output()?.status.success() {
             if let Some(status) = self.daemon.try_wait()? {
