@@ -129,7 +129,7 @@ pub fn targets_text(targets: &[Target]) -> String {
 }
 
 /// Columns as wide as their widest cell, and so many spaces between them.
-fn table<const N: usize>(rows: &[[String; N]], gap: usize) -> String {
+pub(crate) fn table<const N: usize>(rows: &[[String; N]], gap: usize) -> String {
     let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0) + gap;
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut out = String::new();

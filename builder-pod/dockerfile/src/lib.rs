@@ -19,6 +19,22 @@
 //! assert_eq!(lowered.config.config.cmd, Some(vec!["/hello".to_owned()]));
 //! # Ok::<(), lapstrake_dockerfile::Diagnostics>(())
 //! ```
+//!
+//! # Looking at a file
+//!
+//! [`lint::check`] finds errors and what should be written otherwise, in one go and without image configs; findings are
+//! [`Diagnostics`], which render as text, short lines, JSON or SARIF. [`targets`] and [`Plan::outline`] tell what can be
+//! built and what it can be given. [`fixed`] and [`formatted`] change a text without changing what comes of it.
+//!
+//! ```
+//! use lapstrake_dockerfile::{Images, Options, lint, parse};
+//!
+//! let parsed = parse("Dockerfile", "FROM alpine:3.20\nENV MODE fast\n");
+//! let checked = lint::check(&parsed, &Options::default(), &Images::new());
+//! let finding = checked.findings.iter().next().expect("the old form");
+//! assert_eq!(finding.code, "LegacyKeyValueFormat");
+//! assert_eq!(lapstrake_dockerfile::fixed(&parsed, &Options::default(), &Images::new()).expect("mended").1, 1);
+//! ```
 
 pub mod ast;
 mod diagnostic;
@@ -39,6 +55,7 @@ mod plan;
 mod render;
 mod sarif;
 mod source;
+mod subrequest;
 mod suggest;
 mod words;
 
@@ -54,3 +71,4 @@ pub use parse::{Parsed, parse};
 pub use plan::{ImageKey, ImageRequest, Images, Plan, ResolvedImage, plan};
 pub use render::Style;
 pub use source::{Position, Source, Span};
+pub use subrequest::Subrequest;

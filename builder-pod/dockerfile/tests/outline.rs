@@ -3,9 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use lapstrake_dockerfile::{Capabilities, Options, parse, plan, targets, targets_text};
+use lapstrake_dockerfile::{
+    Capabilities, Images, Options, Parsed, Subrequest, parse, plan, targets, targets_text,
+};
 
 fn text(file: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/outline").join(file)).unwrap()
@@ -35,10 +38,38 @@ fn targets_and_outlines_are_those_of_buildkit() {
             "targets.txt" => targets_text(&targets(&parsed)).into(),
             "outline" => serde_json::to_value(outline()).unwrap(),
             "outline.txt" => outline().to_text().into(),
+            "lint.txt" => {
+                let options = Options { target: None, build_args: BTreeMap::new(), ..options.clone() };
+                let answer = Subrequest::Lint.answer(&parsed, &options, &images(&parsed, &options)).unwrap();
+                assert_eq!(answer["result.statuscode"], if wanted == "" { "0" } else { "1" });
+                answer["result.txt"].clone().into()
+            }
             other => panic!("{other}"),
         };
         assert_eq!(clean(found), clean(wanted), "{line}");
     }
+}
+
+/// Configs of the base images.
+fn images(parsed: &Parsed, options: &Options) -> Images {
+    support::resolve(&plan(parsed, options).unwrap())
+}
+
+#[test]
+fn questions_have_their_answers_and_others_none() {
+    let parsed = parse("Dockerfile", &text("app.Dockerfile"));
+    assert_eq!(Subrequest::named("frontend.convertllb"), None);
+    for id in ["frontend.outline", "frontend.targets", "frontend.lint", "frontend.subrequests.describe"] {
+        let answer = Subrequest::named(id).unwrap();
+        let answer = answer.answer(&parsed, &Options::default(), &Images::new()).unwrap();
+        assert_eq!(answer["version"], "1.0.0");
+        serde_json::from_str::<serde_json::Value>(&answer["result.json"]).unwrap();
+        assert!(!answer["result.txt"].is_empty(), "{id}");
+    }
+    let broken = parse("Dockerfile", "FROM\n");
+    assert!(Subrequest::Targets.answer(&broken, &Options::default(), &Images::new()).is_err());
+    let lint = Subrequest::Lint.answer(&broken, &Options::default(), &Images::new()).unwrap();
+    assert!(lint["result.json"].contains("buildError") && lint["result.statuscode"] == "1");
 }
 
 /// Without columns that are 0, which BuildKit leaves out, and spaces at the ends of lines, which a table has or not.

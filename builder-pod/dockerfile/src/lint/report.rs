@@ -1,9 +1,12 @@
 //! All findings about a file in one go.
 
+use std::fmt::Write as _;
+
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::options::Options;
 use crate::parse::Parsed;
 use crate::plan::{self, Images};
+use crate::subrequest;
 
 /// What a check found.
 #[derive(Debug, Clone)]
@@ -18,6 +21,24 @@ impl Checked {
     /// Whether a build would fail: there is an error, or the file makes one of what rules find.
     pub fn failed(&self) -> bool {
         self.findings.has_errors()
+    }
+
+    /// Whether there is nothing to say.
+    pub fn is_clean(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The warnings as clients of BuildKit print them.
+    pub fn to_client_text(&self) -> String {
+        let mut out = String::new();
+        for finding in self.all.iter() {
+            let Some(rule) = super::rule(finding.code) else { continue };
+            let url = if rule.url.is_empty() { String::new() } else { format!(" - {}", rule.url) };
+            let at = finding.lines.unwrap_or_else(|| lines(self, finding));
+            let shown = subrequest::excerpt(self.all.source(), at);
+            let _ = write!(out, "\nWARNING: {}{url}\n{}\n{shown}", rule.name, finding.message);
+        }
+        out
     }
 
     /// What clients of BuildKit show: warnings of rules, and the first error.
@@ -39,7 +60,7 @@ impl Checked {
             .collect();
         let mut out = serde_json::json!({
             "warnings": warnings,
-            "sources": [{"filename": source.name(), "language": "Dockerfile", "data": source.text()}],
+            "sources": [{"filename": source.name(), "language": "Dockerfile", "data": subrequest::base64(source)}],
         });
         if let Some(error) = self.findings.first_error() {
             let (first, last) = lines(self, error);

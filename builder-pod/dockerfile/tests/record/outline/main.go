@@ -15,7 +15,9 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerui"
+	"github.com/moby/buildkit/frontend/subrequests/lint"
 	"github.com/moby/buildkit/frontend/subrequests/outline"
 	"github.com/moby/buildkit/frontend/subrequests/targets"
 	"github.com/moby/buildkit/solver/pb"
@@ -49,6 +51,23 @@ func main() {
 			panic(err)
 		}
 		show(name, "targets.txt", b.String())
+		results := &lint.LintResults{}
+		results.Sources = []*pb.SourceInfo{{Filename: "Dockerfile", Language: "Dockerfile", Data: dt}}
+		lp := platforms.MustParse("linux/amd64")
+		lcaps := pb.Caps.CapSet(pb.Caps.All())
+		_, _ = dockerfile2llb.Dockerfile2LLB(context.TODO(), dt, dockerfile2llb.ConvertOpt{
+			Config: dockerui.Config{BuildPlatforms: []ocispecs.Platform{lp}}, TargetPlatform: &lp,
+			MetaResolver: resolver{}, LLBCaps: &lcaps, AllStages: true,
+			Warn: func(rule, description, url, msg string, location []parser.Range) {
+				results.AddWarning(rule, description, url, msg, 0, location)
+			},
+		})
+		lj, _ := json.Marshal(results)
+		var lb strings.Builder
+		if err := lint.PrintLintViolations(lj, &lb, nil); err != nil {
+			panic(err)
+		}
+		show(name, "lint.txt", lb.String())
 		for _, target := range []string{"", "base", "build", "docs"} {
 			p := platforms.MustParse("linux/amd64")
 			caps := pb.Caps.CapSet(pb.Caps.All())
