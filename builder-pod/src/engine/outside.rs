@@ -14,7 +14,7 @@ use lapstrake_llb::pb;
 use lapstrake_oci::Digest;
 use lapstrake_solver::{OpKey, OpName};
 use lapstrake_source::{
-    CheckoutOptions, Download, Fetched, FileTime, GitRef, HttpRequest, Local, Resolved, shown_url,
+    CheckoutOptions, Download, Fetched, FileTime, Git, GitRef, HttpRequest, Local, Resolved, shown_url,
 };
 use lapstrake_store::{Store, Table};
 use prost::Message as _;
@@ -57,6 +57,10 @@ struct File {
 pub(super) struct Outside {
     reach: Mutex<Reach>,
     known: Mutex<HashMap<Vec<u8>, Arc<OnceCell<Found>>>>,
+    /// One for all: it lets one at a time into a repository that is kept.
+    git: Mutex<Option<Arc<Git>>>,
+    /// Directories that are being filled: two operations may stand for the same files.
+    turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
@@ -73,6 +77,22 @@ impl Outside {
         let reach = Reach { credentials: None, ..reach.clone() };
         *self.reach.lock().unwrap_or_else(PoisonError::into_inner) = reach;
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.git.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whose turn it is to fill a directory.
+    fn turn(&self, key: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+    }
+
+    fn git(&self, store: &Store, url: &str) -> Result<Arc<Git>, BuildError> {
+        let mut git = self.git.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(git) = &*git {
+            return Ok(Arc::clone(git));
+        }
+        let made = Arc::new(self.way().git(store, url)?);
+        *git = Some(Arc::clone(&made));
+        Ok(made)
     }
 
     fn way(&self) -> Reach {
@@ -107,13 +127,15 @@ impl Outside {
             Found::File(file) => Ok(Arc::new(place(store, &file)?.open()?)),
             Found::Commit(commit) => {
                 let url = git_url(source)?;
-                let git = self.way().git(store, url)?;
+                let git = self.git(store, url)?;
                 let options = CheckoutOptions {
                     subdir: fragment(source).1.to_owned(),
                     submodules: !flag(source, "git.skipsubmodules"),
                     time: FileTime::Commit,
                     keep_git_dir: flag(source, "git.keepgitdir"),
                 };
+                let turn = self.turn(context::digest_of(&[url, &commit.commit, &options.subdir]));
+                let _turn = turn.lock().await;
                 Ok(Arc::new(context::checkout(store, &git, url, &commit, &options).await?))
             }
         }
@@ -136,7 +158,7 @@ impl Outside {
     async fn commit(&self, store: &Store, source: &pb::SourceOp) -> Result<Resolved, BuildError> {
         let url = git_url(source)?;
         store.touch_side("git", "");
-        let git = self.way().git(store, url)?;
+        let git = self.git(store, url)?;
         let checksum = attr(source, "git.checksum");
         let (reference, _) = fragment(source);
         let wanted = match (reference, checksum) {
@@ -201,7 +223,11 @@ impl Outside {
                     etag: download.etag.clone(),
                     last_modified: download.last_modified.clone(),
                 };
-                keep(store, &file, download).await?;
+                let turn = self.turn(file.key());
+                let _turn = turn.lock().await;
+                if !place(store, &file)?.ready() {
+                    keep(store, &file, download).await?;
+                }
                 if let Ok(value) = serde_json::to_vec(&file) {
                     store.put(Table::HTTP, remembered.as_bytes(), &value).ok(); // a cache: it is downloaded again
                 }
@@ -241,11 +267,17 @@ fn commit_key(source: &pb::SourceOp, commit: &Resolved) -> String {
     key
 }
 
+impl File {
+    /// What decides which file it is.
+    fn key(&self) -> Digest {
+        let (mode, modified) = (self.mode.to_string(), self.last_modified.as_deref().unwrap_or_default());
+        context::digest_of(&[&self.digest.to_string(), &self.filename, &mode, modified])
+    }
+}
+
 /// The directory of a downloaded file.
 fn place(store: &Store, file: &File) -> Result<Place, BuildError> {
-    let (mode, modified) = (file.mode.to_string(), file.last_modified.as_deref().unwrap_or_default());
-    let key = context::digest_of(&[&file.digest.to_string(), &file.filename, &mode, modified]);
-    Place::new(store, FILES, key)
+    Place::new(store, FILES, file.key())
 }
 
 /// Puts a download into its directory, with the mode and the time that it should have.

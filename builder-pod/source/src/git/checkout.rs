@@ -97,6 +97,8 @@ async fn git_dir(git: &Git, url: &str, commit: &str, dest: &Path) -> Result<(), 
     let init = ["init", "--quiet", "--template=", "--initial-branch=main", &format, "--", &place];
     git.runner.run(None, &init).await.map_err(failed)?;
     let (from, wanted) = (format!("file://{}", kept.display()), format!("refs/lapstrake/{commit}"));
+    // A commit that came along with another one has no name yet.
+    git.runner.run(Some(&kept), &["update-ref", &wanted, commit]).await.map_err(failed)?;
     let fetch = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--", &from, &wanted];
     let local = [("GIT_ALLOW_PROTOCOL", Path::new("file"))];
     git.runner.bytes(Some(&own), &fetch, &local, None).await.map_err(failed)?;
