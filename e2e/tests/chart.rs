@@ -6,11 +6,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
-use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, repository_root, run, wait_gone};
-use serde_json::{Value, json};
+use lapstrake_e2e::{AsItWas, RELEASE, SYSTEM_NAMESPACE, Test, install, run, wait_gone};
+use serde_json::json;
 
-/// The release that all tests use.
-const EVERYWHERE: &str = "lapstrake";
 /// The release of this test.
 const ONLY_HERE: &str = "apart";
 /// Kinds that the chart may make, beside those that lie in a namespace.
@@ -20,42 +18,16 @@ fn helm(test: &Test, arguments: &[&str]) -> Result<String> {
     test.cluster.helm(arguments)
 }
 
-/// The values of the release that all tests use, as its user gave them.
-fn values(test: &Test) -> Result<Value> {
-    let text = helm(test, &["get", "values", EVERYWHERE, "-n", SYSTEM_NAMESPACE, "-o", "json"])?;
-    serde_json::from_str(&text).with_context(|| text.clone())
-}
+/// Takes the release of this test away, also when the test fails.
+struct Gone<'a>(&'a Test);
 
-/// Installs or upgrades a release with these values and waits until its operator is ready.
-fn install(test: &Test, release: &str, namespace: &str, values: &Value) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("values.json");
-    std::fs::write(&file, values.to_string())?;
-    let chart = repository_root().join("charts/lapstrake");
-    let paths = [chart.display().to_string(), file.display().to_string()];
-    let wait = ["--wait", "--timeout", "3m"];
-    let start = ["upgrade", "--install", release, &paths[0], "--namespace", namespace, "--values", &paths[1]];
-    helm(test, &[&start[..], &wait].concat()).map(drop)
-}
-
-/// Puts the release that all tests use back to how it was, also when the test fails.
-struct AsItWas<'a> {
-    test: &'a Test,
-    values: Value,
-}
-
-impl Drop for AsItWas<'_> {
+impl Drop for Gone<'_> {
     fn drop(&mut self) {
-        helm(
-            self.test,
-            &["uninstall", ONLY_HERE, "-n", &self.test.namespace, "--wait", "--ignore-not-found"],
-        )
-        .ok(); // The namespace goes with the test.
-        install(self.test, EVERYWHERE, SYSTEM_NAMESPACE, &self.values).expect("the release as it was");
+        let namespace = &self.0.namespace;
+        helm(self.0, &["uninstall", ONLY_HERE, "-n", namespace, "--wait", "--ignore-not-found"]).ok(); // The namespace goes with the test.
     }
 }
 
-/// Objects of a release, as `kind/name`.
 fn objects(test: &Test, release: &str, kinds: &str, place: &[&str]) -> Result<Vec<String>> {
     let selector = format!("--selector=app.kubernetes.io/instance={release}");
     let arguments = [&["get", kinds, "-o", "name", &selector], place].concat();
@@ -97,15 +69,16 @@ fn may(test: &Test, verb: &str, resource: &str, namespace: &str) -> Result<bool>
 }
 
 async fn beside_each_other(test: &Test) -> Result<()> {
-    let before = values(test)?;
+    let as_it_was = AsItWas::remember(test)?;
+    let before = as_it_was.values.clone();
     let mut without = before.clone();
     without["watch"] = json!({ "except": [test.namespace] });
     let mut apart = before.clone();
     apart["watch"] = json!({ "mode": "namespaces" });
     apart["crds"] = json!({ "install": false });
     apart["rbac"] = json!({ "aggregate": false });
-    let _restored = AsItWas { test, values: before };
-    install(test, EVERYWHERE, SYSTEM_NAMESPACE, &without)?;
+    let _gone = Gone(test);
+    install(test, RELEASE, SYSTEM_NAMESPACE, &without)?;
     install(test, ONLY_HERE, &test.namespace, &apart)?;
 
     assert_eq!(objects(test, ONLY_HERE, CLUSTER_WIDE, &[])?, [""; 0], "nothing is cluster-wide");

@@ -4,41 +4,13 @@
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, Patch, PatchParams};
 use lapstrake_crds::ImageBuild;
-use lapstrake_e2e::{SYSTEM_NAMESPACE, Test, run, wait_until};
+use lapstrake_e2e::{AsItWas, RELEASE, SYSTEM_NAMESPACE, Test, install, run};
 use serde_json::json;
 
 const FLOOD: usize = 12;
 const CALM: usize = 2;
 const LIMIT: usize = 2;
-
-/// Starts the operator anew with this limit for the cluster.
-async fn limit(test: &Test, cluster: usize) -> Result<()> {
-    let maps: Api<ConfigMap> = Api::namespaced(test.client.clone(), SYSTEM_NAMESPACE);
-    let told = json!({ "cluster": cluster, "namespace": 0, "group": 1, "namespaces": {} }).to_string();
-    let patch = Patch::Merge(json!({ "data": { "queue.json": told } }));
-    maps.patch("lapstrake", &PatchParams::default(), &patch).await?;
-    let deployments: Api<Deployment> = Api::namespaced(test.client.clone(), SYSTEM_NAMESPACE);
-    let stamp = json!({ "e2e/limit": cluster.to_string() });
-    let patch = json!({ "spec": { "template": { "metadata": { "annotations": stamp } } } });
-    let changed = deployments.patch("lapstrake", &PatchParams::default(), &Patch::Merge(patch)).await?;
-    let generation = changed.metadata.generation;
-    wait_until(&deployments, "lapstrake", "started anew", |deployment| {
-        let Some(deployment) = deployment else { return false };
-        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-        deployment.status.as_ref().is_some_and(|status| {
-            status.observed_generation >= generation
-                && status.updated_replicas == wanted
-                && status.ready_replicas == wanted
-                && status.replicas == wanted
-        })
-    })
-    .await?;
-    Ok(())
-}
 
 /// When a build was admitted, and when its run ended.
 fn span(build: &ImageBuild) -> Result<(Timestamp, Timestamp)> {
@@ -49,7 +21,10 @@ fn span(build: &ImageBuild) -> Result<(Timestamp, Timestamp)> {
 }
 
 async fn floods(flood: &Test, calm: &[&Test]) -> Result<()> {
-    limit(flood, LIMIT).await?;
+    let as_it_was = AsItWas::remember(flood)?;
+    let mut limited = as_it_was.values.clone();
+    limited["queue"] = json!({ "cluster": LIMIT });
+    install(flood, RELEASE, SYSTEM_NAMESPACE, &limited)?;
     let dockerfile = "ARG BASE\nFROM ${BASE}\nRUN sleep 2\n";
     for number in 0..FLOOD {
         flood.apply(&flood.manifest(&format!("flood-{number}"), dockerfile).without_cache()).await?;
@@ -97,7 +72,6 @@ fn a_namespace_that_floods_does_not_hold_up_the_others() {
         let one = flood.beside("calm-a").await?;
         let two = flood.beside("calm-b").await?;
         let result = floods(flood, &[&one, &two]).await;
-        limit(flood, 0).await?;
         for test in [one, two] {
             test.close().await?;
         }
