@@ -410,7 +410,7 @@ mod tests {
         let lowered = plan.lower(&assumed(&plan)).expect("valid");
         let graph = lapstrake_llb::Graph::decode(&lowered.definition).expect("a graph");
         let dot = graph::show(&graph, graph::Format::Dot);
-        assert_eq!(dot.matches(" -> ").count(), 4, "{dot}");
+        assert_eq!(dot.matches(" -> ").count(), 3, "{dot}");
         let svg = graph::show(&graph, graph::Format::Svg);
         assert!(
             svg.starts_with("<svg") && svg.ends_with("</svg>\n") && svg.matches("<rect").count() == 4,
