@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail, ensure};
 
 use super::apply::{in_namespace, manifest};
 use super::{Bench, load};
@@ -12,7 +12,7 @@ use crate::install;
 use crate::process::{feed, output};
 
 /// Builds that are counted together.
-const BUILDS: u64 = 10;
+const BUILDS: u64 = 6;
 /// How long nothing is done.
 const REST: Duration = Duration::from_secs(60);
 const TRIVIAL: &str = "ARG BASE\nFROM ${BASE}\nRUN true\n";
@@ -33,40 +33,52 @@ pub(super) fn requests(bench: &Bench<'_>) -> Result<()> {
         };
         // What is asked once, as for a namespace's labels, is no part of a build.
         build("first")?;
-        let (before, _) = read(bench)?;
+        let before = read(bench)?;
         for number in 0..BUILDS {
             build(&format!("build-{number}"))?;
         }
-        let (after, _) = read(bench)?;
+        let after = read(bench)?;
         println!("a new ImageBuild, from apply to Ready ({BUILDS} one after another):");
-        print(&difference(&before, &after), BUILDS);
+        print(&difference(&before, &after)?, BUILDS);
 
-        let (before, others) = read(bench)?;
+        let before = read(bench)?;
         thread::sleep(REST);
-        let (after, others_after) = read(bench)?;
+        let after = read(bench)?;
         println!("at rest, with {} finished ImageBuilds of ours, in {} s:", BUILDS + 1, REST.as_secs());
-        print(&difference(&before, &after), 1);
-        if others + others_after > 0 {
-            println!("not at rest: {others} and then {others_after} ImageBuilds of others were under way");
+        print(&difference(&before, &after)?, 1);
+        if before.under_way + after.under_way > 0 {
+            println!("not at rest: {} and {} ImageBuilds were under way", before.under_way, after.under_way);
         }
         println!("(load {})", load());
         Ok(())
     })
 }
 
-/// What the operator has asked since its start, and how many ImageBuilds are under way.
-fn read(bench: &Bench<'_>) -> Result<(Requests, u64)> {
+/// What the operator told at one time.
+struct Told {
+    /// Name of its pod, whose counters begin with it.
+    pod: String,
+    requests: Requests,
+    /// ImageBuilds that are under way.
+    under_way: u64,
+}
+
+/// Asks the operator that leads.
+fn read(bench: &Bench<'_>) -> Result<Told> {
     let selector = format!("app.kubernetes.io/instance={}", install::RELEASE);
     let mut pods = bench.cluster.kubectl(["--namespace", install::NAMESPACE, "get", "pods"]);
     pods.args(["--selector", &selector, "--field-selector", "status.phase=Running"]);
     let pods = output(pods.args(["--output", "jsonpath={.items[*].metadata.name}"]))?;
-    let pod = pods.split_whitespace().next().context("no operator runs")?;
-    let path = format!("/api/v1/namespaces/{}/pods/{pod}:8080/proxy/metrics", install::NAMESPACE);
-    let text = output(&mut bench.cluster.kubectl(["get", "--raw", &path]))?;
-    let under_way =
-        text.lines().find_map(|line| line.strip_prefix("lapstrake_imagebuilds{ready=\"Unknown\"} "));
-    let under_way = under_way.and_then(|count| count.parse().ok()).unwrap_or_default();
-    Ok((parse(&text), under_way))
+    for pod in pods.split_whitespace() {
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}:8080/proxy/metrics", install::NAMESPACE);
+        let text = output(&mut bench.cluster.kubectl(["get", "--raw", &path]))?;
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        if value("lapstrake_leader") == Some(1) {
+            let under_way = value("lapstrake_imagebuilds{ready=\"Unknown\"}").unwrap_or_default();
+            return Ok(Told { pod: pod.to_owned(), requests: parse(&text), under_way });
+        }
+    }
+    bail!("no operator leads")
 }
 
 fn parse(text: &str) -> Requests {
@@ -81,12 +93,14 @@ fn parse(text: &str) -> Requests {
     counts.collect()
 }
 
-fn difference(before: &Requests, after: &Requests) -> Requests {
-    let more = after.iter().map(|(key, count)| {
+fn difference(before: &Told, after: &Told) -> Result<Requests> {
+    ensure!(before.pod == after.pod, "another operator leads than before: {} and {}", before.pod, after.pod);
+    let before = &before.requests;
+    let more = after.requests.iter().map(|(key, count)| {
         let more = count.saturating_sub(before.get(key).copied().unwrap_or_default());
         (key.clone(), more)
     });
-    more.filter(|(_, count)| *count > 0).collect()
+    Ok(more.filter(|(_, count)| *count > 0).collect())
 }
 
 fn print(requests: &Requests, of: u64) {
@@ -116,11 +130,13 @@ mod tests {
                     lapstrake_api_requests_total{verb=\"patch\",resource=\"imagebuilds/status\"} 7\n\
                     lapstrake_api_requests_total{verb=\"list\",resource=\"pods\"} 1\n\
                     lapstrake_leader 1\n";
-        let after = parse(text);
+        let told = |pod: &str, requests| Told { pod: pod.to_owned(), requests, under_way: 0 };
+        let after = told("one", parse(text));
         let key = |verb: &str, resource: &str| (verb.to_owned(), resource.to_owned());
-        assert_eq!(after.len(), 2);
+        assert_eq!(after.requests.len(), 2);
         let before = Requests::from([(key("patch", "imagebuilds/status"), 3), (key("list", "pods"), 1)]);
-        let more = difference(&before, &after);
+        let more = difference(&told("one", before.clone()), &after).unwrap();
         assert_eq!(more, Requests::from([(key("patch", "imagebuilds/status"), 4)]));
+        assert!(difference(&told("another", before), &after).is_err(), "its counters began elsewhere");
     }
 }
