@@ -14,7 +14,9 @@ use crate::process::{feed, output};
 /// Builds that are counted together.
 const BUILDS: u64 = 6;
 /// How long nothing is done.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_secs(30);
+/// How often that is tried until nobody else builds either.
+const RESTS: u32 = 6;
 const TRIVIAL: &str = "ARG BASE\nFROM ${BASE}\nRUN true\n";
 /// Verbs that change nothing.
 const READS: [&str; 3] = ["get", "list", "watch"];
@@ -41,13 +43,23 @@ pub(super) fn requests(bench: &Bench<'_>) -> Result<()> {
         println!("a new ImageBuild, from apply to Ready ({BUILDS} one after another):");
         print(&difference(&before, &after)?, BUILDS);
 
-        let before = read(bench)?;
-        thread::sleep(REST);
-        let after = read(bench)?;
-        println!("at rest, with {} finished ImageBuilds of ours, in {} s:", BUILDS + 1, REST.as_secs());
-        print(&difference(&before, &after)?, 1);
-        if before.under_way + after.under_way > 0 {
-            println!("not at rest: {} and {} ImageBuilds were under way", before.under_way, after.under_way);
+        for left in (0..RESTS).rev() {
+            let before = read(bench)?;
+            thread::sleep(REST);
+            let after = read(bench)?;
+            let asked = difference(&before, &after)?;
+            // Somebody else may use the cluster.
+            let others = before.under_way + after.under_way > 0
+                || asked.keys().any(|(verb, resource)| verb == "create" && resource == "pods");
+            if others && left > 0 {
+                continue;
+            }
+            println!("at rest, with {} finished ImageBuilds of ours, in {} s:", BUILDS + 1, REST.as_secs());
+            print(&asked, 1);
+            if others {
+                println!("not at rest: others built at the same time");
+            }
+            break;
         }
         println!("(load {})", load());
         Ok(())
