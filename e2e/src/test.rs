@@ -333,7 +333,8 @@ impl Test {
         wait_gone(&self.builds, "", |_| false).await?;
         wait_gone(&self.pods, label::BUILD, |_| false).await?;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
-        wait_gone(&claims, "", |_| false).await?;
+        // What several share outlives each of them.
+        wait_gone(&claims, "", |claim| claim.labels().contains_key(label::SLOT)).await?;
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
         let ours =
             |map: &ConfigMap| map.managed_fields().iter().any(|by| by.manager.as_deref() == Some(MANAGER));
