@@ -42,7 +42,7 @@ pub(super) async fn look(
 fn holder(pod: &Pod) -> Option<Holder> {
     let facts = PodFacts::of(pod);
     let claim = facts.claim.clone().unwrap_or_default();
-    (!facts.stopped()).then(|| Holder { claim, gated: facts.gated, uid: facts.uid })
+    (!facts.stopped()).then_some(Holder { claim, gated: facts.gated, uid: facts.uid })
 }
 
 /// Brings a pod into its slot, if that is still to be had; what was made a moment ago is given along.
