@@ -17,6 +17,8 @@ pub(crate) fn request(lab: &Lab, dockerfile: &str, change: impl FnOnce(&mut Valu
         "output": {"names": [lab.name("pod:1")]},
         "stateDir": lab.path("state"),
         "registriesConfig": registries,
+        // Without a limit a state on a disk that is nearly full is emptied after each build.
+        "cacheMaxBytes": 10_000_000_000_u64,
         "sandbox": "Privileged",
     });
     change(&mut request);
