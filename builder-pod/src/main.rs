@@ -16,6 +16,7 @@ mod error;
 mod excerpt;
 mod export;
 mod import;
+mod in_cluster;
 mod inputs;
 mod join;
 mod manifest;

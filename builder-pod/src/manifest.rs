@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::annotations::{Annotations, Place};
 use crate::error::BuildError;
+use crate::in_cluster::{InCluster, Named};
 use crate::options::{BuildOptions, Context, FromSource, Image, Output};
 
 #[derive(Deserialize)]
@@ -34,6 +35,8 @@ struct Spec {
     #[serde(default)]
     platforms: Vec<String>,
     output: OutputSpec,
+    #[serde(flatten)]
+    in_cluster: InCluster,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +55,8 @@ struct Git {
     path: Option<String>,
     #[serde(default)]
     submodules: bool,
+    #[serde(rename = "secretRef")]
+    secret_ref: Option<Named>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +64,8 @@ struct Http {
     url: String,
     sha256: Option<String>,
     path: Option<String>,
+    #[serde(rename = "secretRef")]
+    secret_ref: Option<Named>,
 }
 
 #[derive(Deserialize)]
@@ -109,14 +116,14 @@ struct OutputSpec {
     timestamp: Option<String>,
 }
 
-/// Reads the manifest at `path`.
-pub(crate) fn read(path: &Path) -> Result<BuildOptions, BuildError> {
+/// Reads the manifest at `path`: the options of the build, and what of it is in the cluster.
+pub(crate) fn read(path: &Path) -> Result<(BuildOptions, InCluster), BuildError> {
     let failed = |why: String| BuildError::new(Reason::RequestInvalid, format!("{}: {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
     parse(&text).map_err(failed)
 }
 
-fn parse(text: &str) -> Result<BuildOptions, String> {
+fn parse(text: &str) -> Result<(BuildOptions, InCluster), String> {
     let manifest: Manifest = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
     if manifest.kind != "ImageBuild" || !manifest.api_version.starts_with("lapstrake.dev/") {
         return Err(format!(
@@ -125,6 +132,10 @@ fn parse(text: &str) -> Result<BuildOptions, String> {
         ));
     }
     let spec = manifest.spec;
+    let mut in_cluster = spec.in_cluster;
+    let git = spec.source.git.as_ref().and_then(|git| git.secret_ref.as_ref());
+    let http = spec.source.http.as_ref().and_then(|http| http.secret_ref.as_ref());
+    in_cluster.source_credentials = git.or(http).map(|secret| secret.name.clone());
     let mut options = BuildOptions::new(context(spec.source)?);
     options.dockerfile = spec.dockerfile.path;
     options.dockerfile_text = spec.dockerfile.inline;
@@ -132,10 +143,7 @@ fn parse(text: &str) -> Result<BuildOptions, String> {
     for arg in spec.args {
         match arg.value_from {
             None => drop(options.args.insert(arg.name, arg.value)),
-            Some(_) => options.warnings.push(format!(
-                "build argument {0} has its value in the cluster: give it by --build-arg {0}=…",
-                arg.name
-            )),
+            Some(_) => in_cluster.args.push(arg.name),
         }
     }
     options.labels = spec.output.labels.clone();
@@ -160,7 +168,7 @@ fn parse(text: &str) -> Result<BuildOptions, String> {
         image.add_name(&name).map_err(|e| format!("spec.output.tags: {e}"))?;
     }
     options.outputs = vec![Output::Push(image)];
-    Ok(options)
+    Ok((options, in_cluster))
 }
 
 fn context(source: Source) -> Result<Context, String> {
@@ -228,7 +236,7 @@ mod tests {
         for entry in std::fs::read_dir(examples).expect("examples").flatten() {
             let manifest = entry.path().join("imagebuild.yaml");
             if manifest.exists() {
-                let options = read(&manifest).unwrap_or_else(|e| panic!("{}: {e}", manifest.display()));
+                let (options, _) = read(&manifest).unwrap_or_else(|e| panic!("{}: {e}", manifest.display()));
                 let [Output::Push(image)] = &options.outputs[..] else { panic!("{}", manifest.display()) };
                 assert!(image.names.len() + image.templates.len() > 0, "{}", manifest.display());
                 seen += 1;
@@ -239,8 +247,9 @@ mod tests {
 
     #[test]
     fn what_is_no_imagebuild_is_refused() {
-        let error =
-            parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n").expect_err("a pod");
+        let error = parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n")
+            .err()
+            .expect("a pod");
         assert!(error.contains("not an ImageBuild"), "{error}");
     }
 }

@@ -129,7 +129,9 @@ impl Cluster {
     /// What each of the operator's pods answers at a port and path, asked through the API server. Blocks.
     pub fn ask_operators(&self, port: u16, path: &str) -> Result<BTreeMap<String, String>> {
         let selector = "--selector=app.kubernetes.io/component=operator";
-        // One that has just been made has no address yet.
+        // It may be on its way up, as after a test that killed it; one that was just made has no address yet.
+        let wait = ["-n", SYSTEM_NAMESPACE, "rollout", "status", "deploy/lapstrake", "--timeout=5m"];
+        self.kubectl(&wait)?;
         let running = "--field-selector=status.phase=Running";
         let names =
             self.kubectl(&["get", "pods", "-n", SYSTEM_NAMESPACE, selector, running, "-o", "name"])?;

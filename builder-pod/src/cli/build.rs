@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{cache, output};
 use crate::build::{self, Built};
 use crate::error::{BuildError, chain};
+use crate::in_cluster::InCluster;
 use crate::manifest;
-use crate::options::{BuildOptions, Context, FromSource, Image, Output};
+use crate::options::{BuildOptions, Context, Image, Output};
 use crate::progress::{Format, Progress};
 use crate::room;
 use crate::wiring;
@@ -194,9 +195,9 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     }
     let path = Path::new(&args.source);
     let is_manifest = path.is_file() && path.extension().is_some_and(|e| e == "yaml" || e == "yml");
-    let mut options = match is_manifest {
+    let (mut options, in_cluster) = match is_manifest {
         true => manifest::read(path)?,
-        false => BuildOptions::new(context(&args.source)?),
+        false => (BuildOptions::new(context(&args.source)?), InCluster::default()),
     };
     dockerfile(args, &mut options)?;
     options.target = args.target.clone().or(options.target);
@@ -220,11 +221,11 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     for text in &args.annotations {
         options.annotations.add(text).map_err(usage)?;
     }
-    options.from_source = FromSource {
-        annotations: args.from_source.contains(&FilledIn::Annotations),
-        labels: args.from_source.contains(&FilledIn::Labels),
-        epoch: args.from_source.contains(&FilledIn::Epoch),
-    };
+    // Beside what a manifest asks for.
+    let asked = |what| args.from_source.contains(&what);
+    options.from_source.annotations |= asked(FilledIn::Annotations);
+    options.from_source.labels |= asked(FilledIn::Labels);
+    options.from_source.epoch |= asked(FilledIn::Epoch);
     if !args.platform.is_empty() {
         let platforms = args.platform.iter();
         let platforms =
@@ -238,6 +239,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     for text in &args.cache_to {
         options.cache_to.push(cache::export(text).map_err(usage)?);
     }
+    in_cluster.settle(&mut options);
     if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH")
         && !options.args.contains_key("SOURCE_DATE_EPOCH")
     {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lapstrake_handoff::{Allow, StepNetwork};
 
-use crate::inputs::{Inputs, SecretSource, SshFrom, SshSource};
+use crate::inputs::{Inputs, KnownHosts, SecretSource, SshFrom, SshSource};
 
 /// The flags.
 #[derive(Debug, Default, clap::Args)]
@@ -26,7 +26,8 @@ pub(crate) struct InputArgs {
     /// What the Dockerfile may ask for beyond the usual: `network.host`.
     #[arg(long = "allow", value_name = "ENTITLEMENT")]
     allow: Vec<String>,
-    /// Certificates (PEM) that are trusted beside the usual ones: a file, or a directory of them.
+    /// Certificates (PEM) for steps, see --step-certificates: a file, or a directory of them. The builder itself trusts the
+    /// machine's and those of --registries.
     #[arg(long = "certificate", value_name = "FILE")]
     certificates: Vec<String>,
     /// Steps trust those certificates too. Nothing of them is left in the image.
@@ -158,7 +159,8 @@ fn known_hosts(text: &str, agents: &mut [SshSource]) -> Result<(), String> {
     let path = PathBuf::from(path);
     std::fs::metadata(&path).map_err(|e| wrong(format!("{}: {e}", path.display())))?;
     let agent = agents.iter_mut().find(|agent| agent.id == id);
-    agent.ok_or_else(|| wrong(format!("there is no agent {id}: give --ssh {id}")))?.known_hosts = Some(path);
+    agent.ok_or_else(|| wrong(format!("there is no agent {id}: give --ssh {id}")))?.known_hosts =
+        Some(KnownHosts::File(path));
     Ok(())
 }
 

@@ -53,7 +53,14 @@ pub(crate) struct SshSource {
     pub(crate) id: String,
     pub(crate) from: SshFrom,
     /// Keys of hosts.
-    pub(crate) known_hosts: Option<PathBuf>,
+    pub(crate) known_hosts: Option<KnownHosts>,
+}
+
+/// Keys of hosts, as `known_hosts` has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KnownHosts {
+    File(PathBuf),
+    Text(String),
 }
 
 /// Where an agent's keys are.
@@ -79,7 +86,12 @@ impl Inputs {
             id: agent.id.clone(),
             from: SshFrom::Keys(agent.keys.iter().map(PathBuf::from).collect()),
             // A Secret need not have that key.
-            known_hosts: agent.known_hosts.as_ref().map(PathBuf::from).filter(|path| path.exists()),
+            known_hosts: agent
+                .known_hosts
+                .as_ref()
+                .map(PathBuf::from)
+                .filter(|path| path.exists())
+                .map(KnownHosts::File),
         };
         Self {
             secrets: request.secrets.iter().map(secret).collect(),

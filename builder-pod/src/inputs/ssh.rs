@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lapstrake_handoff::Reason;
 use lapstrake_ssh::{Agent, Key};
 
-use super::{SshFrom, SshSource};
+use super::{KnownHosts, SshFrom, SshSource};
 use crate::error::{BuildError, chain};
 
 /// The id of a mount that names none.
@@ -34,7 +34,11 @@ pub(super) fn open(sources: &[SshSource], id: &str) -> Result<Option<Given>, Bui
             Agent::Keys(keys.map_err(unusable)?)
         }
     };
-    let known_hosts = source.known_hosts.as_deref().map(|path| read_known_hosts(id, path)).transpose()?;
+    let known_hosts = match &source.known_hosts {
+        None => None,
+        Some(KnownHosts::File(path)) => Some(read_known_hosts(id, path)?),
+        Some(KnownHosts::Text(text)) => Some(whole_lines(text.clone().into_bytes())),
+    };
     Ok(Some(Given { agent: Arc::new(agent), known_hosts }))
 }
 
@@ -43,12 +47,17 @@ fn read_known_hosts(id: &str, path: &Path) -> Result<Vec<u8>, BuildError> {
         let message = format!("SSH agent {id}: known_hosts {}: {why}", path.display());
         BuildError::new(Reason::SecretNotFound, message)
     };
-    let mut text = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
+    let text = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
     if text.len() > KNOWN_HOSTS_BYTES_MAX {
         return Err(failed("it is larger than 1 MiB".to_owned()));
     }
+    Ok(whole_lines(text))
+}
+
+/// Ends the last line, since others may follow.
+fn whole_lines(mut text: Vec<u8>) -> Vec<u8> {
     if text.last().is_some_and(|last| *last != b'\n') {
         text.push(b'\n');
     }
-    Ok(text)
+    text
 }

@@ -12,6 +12,7 @@ mod errors;
 mod faults;
 mod images;
 mod lab;
+mod manifests;
 mod mounts;
 mod outputs;
 mod parallel;
