@@ -247,9 +247,8 @@ mod tests {
 
     #[test]
     fn what_is_no_imagebuild_is_refused() {
-        let error = parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n")
-            .err()
-            .expect("a pod");
+        let error =
+            parse("apiVersion: v1\nkind: Pod\nspec: {source: {}, output: {image: a}}\n").expect_err("a pod");
         assert!(error.contains("not an ImageBuild"), "{error}");
     }
 }

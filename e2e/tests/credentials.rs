@@ -27,7 +27,7 @@ async fn config_map(test: &Test, name: &str, data: Value) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "what is skipped is said")]
 fn private_registry(test: &Test) -> Result<Option<PrivateRegistry>> {
     if !test.cluster.own {
-        println!("SKIPPED, CLUSTER=current: no program of a registry is known there");
+        eprintln!("SKIPPED, CLUSTER=current: no program of a registry is known there");
         return Ok(None);
     }
     PrivateRegistry::start(test.cluster).map(Some)
