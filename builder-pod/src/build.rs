@@ -120,7 +120,19 @@ pub(crate) async fn build(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Built, BuildError> {
-    let work = run(engine, options, progress, cancel);
+    let work = async {
+        loop {
+            let result = run(engine, options, progress, cancel).await;
+            let lost = engine.remote().lost();
+            if result.is_ok() || lost.is_empty() || cancel.is_cancelled() {
+                return result;
+            }
+            // A cache only saves work: once more, without it. What was made meanwhile is there.
+            for cache in lost {
+                progress.text(&format!("warning: cache {cache} lacks what it promised: building without it"));
+            }
+        }
+    };
     tokio::select! {
         result = work => result,
         // Steps see the token themselves; this ends what only waits for others.

@@ -100,6 +100,7 @@ impl Engine {
         let layers = lazy.layers.clone();
         let snapshot =
             self.images.unpack_all(&self.store, layers, self.userxattr(), step).await.map_err(|e| {
+                self.lose(&first.place, &e);
                 let message = format!("a result of cache {} can't be had: {e}", first.place);
                 BuildError::new(e.failure().reason, message)
             })?;
@@ -111,6 +112,14 @@ impl Engine {
             }
         }
         Ok(snapshot)
+    }
+
+    /// A cache that lacks what it promised is left out from now on; one that is only canceled or has no room is not.
+    pub(crate) fn lose(&self, place: &super::remote::Place, error: &BuildError) {
+        use lapstrake_handoff::Reason;
+        if !matches!(error.failure().reason, Reason::Canceled | Reason::DiskFull) {
+            self.remote.lose(place);
+        }
     }
 
     /// Layers keep the time at which they were made.

@@ -95,6 +95,9 @@ struct State {
     derivations: HashMap<CacheKey, Arc<Derivation>>,
     nodes: HashMap<(CacheKey, u32), Arc<Nodes>>,
     hits: HashMap<CacheKey, Vec<Res>>,
+    /// Names of caches whose results could not be had, and those of them that nobody was told of yet.
+    lost: BTreeSet<String>,
+    untold: Vec<String>,
 }
 
 /// All caches that a build reads, and what is known of keys.
@@ -107,10 +110,35 @@ pub(crate) struct Remote {
 impl Remote {
     /// Adds a cache; those that were added before are asked first.
     pub(crate) fn add(&self, records: Records, place: Place) {
+        if self.state().lost.contains(&place.to_string()) {
+            return;
+        }
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.push(Arc::new(Cache { records, place: Arc::new(place) }));
         // What was looked up without it may be found now.
         self.state().nodes.clear();
+    }
+
+    /// Leaves a cache out from now on, since what it promised can't be had: nothing of it is a hit any more.
+    pub(crate) fn lose(&self, place: &Place) {
+        let name = place.to_string();
+        let others = |cache: &Arc<Cache>| cache.place.to_string() != name;
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).retain(others);
+        let from_it = |result: &Res| match result {
+            Res::Lazy(lazy) => lazy.layers.iter().any(|layer| layer.place.to_string() == name),
+            Res::Snapshot(_) | Res::Context(_) => false,
+        };
+        let mut state = self.state();
+        state.hits.retain(|_, results| !results.iter().any(from_it));
+        state.nodes.clear();
+        if state.lost.insert(name.clone()) {
+            state.untold.push(name);
+        }
+    }
+
+    /// Names of the caches that were lost since the last call.
+    pub(crate) fn lost(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().untold)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -60,7 +60,9 @@ impl Layer {
         match &self.place {
             None => Ok(()),
             Some(place) => {
-                engine.images().fetch_from(place, &self.descriptor, &Progress::none(), cancel).await
+                let silent = Progress::none();
+                let fetched = engine.images().fetch_from(place, &self.descriptor, &silent, cancel);
+                fetched.await.inspect_err(|error| engine.lose(place, error))
             }
         }
     }

@@ -76,6 +76,34 @@ fn a_second_machine_runs_nothing_with_a_cache_in_a_directory_and_makes_the_same_
 }
 
 #[test]
+fn a_cache_whose_layers_are_gone_fails_no_build() {
+    let lab = Lab::new();
+    let dir = app(&lab);
+    let cache = lab.path("cache");
+    lab.build_in("one", &dir).args(["--cache-to", &local("dest", &cache, ",mode=max")]).ok();
+    // Layers are packed; manifest and config, which promise them, are not.
+    for entry in std::fs::read_dir(cache.join("blobs/sha256")).unwrap() {
+        let file = entry.unwrap().path();
+        if std::fs::read(&file).unwrap().starts_with(&[0x1f, 0x8b]) {
+            std::fs::remove_file(&file).unwrap();
+        }
+    }
+    let from = local("src", &cache, "");
+    let out = lab.path("files");
+    let second = lab.build_in("two", &dir).args(["--cache-from", &from, "-o", out.to_str().unwrap()]).ok();
+    second.says(&["lacks what it promised"]);
+    assert_eq!(second.ran().len(), ALL, "{}", second.stderr());
+    assert_eq!(std::fs::read_to_string(out.join("app")).unwrap(), "abmain");
+    let pushed = lab.name("app/pushed:1");
+    let third = lab.build_in("three", &dir).args(["--cache-from", &from, "--push", "--tag", &pushed]).ok();
+    third.says(&["lacks what it promised"]);
+    assert_eq!(
+        lab.image("app/pushed", "1").0.layers.len(),
+        lab.image("app/pushed", "1").1.rootfs.diff_ids.len()
+    );
+}
+
+#[test]
 fn what_the_target_registry_has_already_is_not_downloaded() {
     let lab = Lab::new();
     let dir = app(&lab);
