@@ -75,6 +75,46 @@ fn a_second_machine_runs_nothing_with_a_cache_in_a_directory_and_makes_the_same_
     assert!(third.ran().is_empty(), "{}", third.stderr());
 }
 
+/// How many blobs of a layout are packed by gzip, and how many by zstd.
+fn packed(layout: &Path) -> [usize; 2] {
+    let mut found = [0, 0];
+    for entry in std::fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        found[0] += usize::from(bytes.starts_with(&[0x1f, 0x8b]));
+        found[1] += usize::from(bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
+    }
+    found
+}
+
+#[test]
+fn a_cache_in_zstd_keeps_what_is_packed_already_unless_forced_and_is_read_like_any_other() {
+    let lab = Lab::new();
+    let dir = app(&lab);
+    let [plain, mixed, forced, fresh] = ["plain", "mixed", "forced", "fresh"].map(|name| lab.path(name));
+    let to = |dir: &Path, more: &str| local("dest", dir, &format!(",mode=max{more}"));
+    lab.build_in("one", &dir).args(["--cache-to", &to(&plain, "")]).ok();
+    let [layers, none] = packed(&plain);
+    assert!(layers > 0 && none == 0);
+    lab.build_in("one", &dir).args(["--cache-to", &to(&mixed, ",compression=zstd")]).ok();
+    assert_eq!(packed(&mixed), [layers, 0], "they have a blob each");
+    lab.build_in("one", &dir)
+        .args(["--cache-to", &to(&forced, ",compression=zstd,force-compression=true")])
+        .ok();
+    assert_eq!(packed(&forced), [0, layers]);
+    // What never had a blob is packed as asked; the base image's layers have theirs.
+    lab.build_in("two", &dir).args(["--cache-to", &to(&fresh, ",compression=zstd,compression-level=7")]).ok();
+    let [of_the_base, made] = packed(&fresh);
+    assert!(of_the_base < made && of_the_base + made == layers, "{of_the_base} {made} {layers}");
+
+    for (number, cache) in [mixed, forced, fresh].iter().enumerate() {
+        let out = lab.path(&format!("files-{number}"));
+        let build = lab.build_in(&format!("empty-{number}"), &dir);
+        let read = build.args(["--cache-from", &local("src", cache, ""), "-o", out.to_str().unwrap()]).ok();
+        assert!(read.ran().is_empty(), "{}", read.stderr());
+        assert_eq!(std::fs::read_to_string(out.join("app")).unwrap(), "abmain");
+    }
+}
+
 #[test]
 fn a_cache_whose_layers_are_gone_fails_no_build() {
     let lab = Lab::new();
