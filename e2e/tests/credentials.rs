@@ -24,7 +24,6 @@ async fn config_map(test: &Test, name: &str, data: Value) -> Result<()> {
 }
 
 /// A registry beside the cluster's; `None` where no program for it is known.
-#[expect(clippy::print_stdout, reason = "what is skipped is said")]
 fn private_registry(test: &Test) -> Result<Option<PrivateRegistry>> {
     if !test.cluster.own {
         eprintln!("SKIPPED, CLUSTER=current: no program of a registry is known there");
