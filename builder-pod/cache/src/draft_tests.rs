@@ -191,3 +191,27 @@ fn a_record_that_leads_to_itself_and_a_position_beyond_the_end_are_damage() {
         assert!(error.contains(says), "{error}");
     }
 }
+
+#[test]
+fn a_config_that_is_longer_than_buildkit_reads_is_read_and_one_beyond_the_bound_is_refused() {
+    let mut draft = Draft::new();
+    let name = |number: u32| record_digest(&Digest::of(&number.to_be_bytes()), 0);
+    let mut below = draft.record(name(0), []).unwrap();
+    for number in 1..8000 {
+        below = draft.record(name(number), [vec![(below, None)]]).unwrap();
+        draft.result(below, vec![layer(1)], time(1));
+    }
+    let (config, layers) = draft.finish();
+    let mut text = serde_json::to_vec(&config).unwrap();
+    assert!(text.len() as u64 > crate::limits::BUILDKIT_BYTES_MAX, "{} bytes", text.len());
+    let records = Records::parse(&text, &layers).unwrap();
+    let mut found = records.find(&name(0), &[]);
+    for number in 1..8000 {
+        found = records.find(&name(number), &[vec![(found, None)]]);
+    }
+    assert!(found.iter().any(|node| !records.results(*node).is_empty()), "the last of the chain");
+
+    text.resize(usize::try_from(crate::limits::DOCUMENT_BYTES_MAX).unwrap() + 1, b' ');
+    let error = Records::parse(&text, &layers).unwrap_err().to_string();
+    assert!(error.contains("16777217") && error.contains("16777216"), "{error}");
+}
