@@ -202,7 +202,7 @@ fn every_field_is_structural_documented_and_bounded() {
                 assert!(field.get(word).is_none(), "{path}: {word}");
             }
             let named = !path.ends_with("[]") && !path.ends_with("{}");
-            let a_pods_own = ["pod.affinity.", "pod.tolerations[]"].iter().any(|own| path.contains(own));
+            let a_pods_own = ["pod.affinity.", ".tolerations[]"].iter().any(|own| path.contains(own));
             assert!(!named || a_pods_own || field["description"].is_string(), "{path}: no description");
             // What is a Pod's own, or everybody's, has bounds of its own.
             let ours = !a_pods_own && !path.contains("conditions[]");
