@@ -82,6 +82,32 @@ fn platforms_that_no_node_has_are_emulated_at_once_in_one_pod() {
     });
 }
 
+/// What programs do that an emulator has to get right: a package manager and a compiler with their many
+/// children, a child by its absolute path, a script by its first line, a look at what one is oneself.
+const FOREIGN: &str = "ARG BASE\nFROM --platform=linux/arm64 ${BASE}\n\
+     RUN test \"$(uname -m) $(dpkg --print-architecture)\" = 'aarch64 arm64'\n\
+     RUN printf '#!/usr/bin/perl\\nprint qq(a script\\\\n);\\n' > /script && chmod 755 /script && test \"$(/script)\" = 'a script'\n\
+     RUN test \"$(/usr/bin/env -i /bin/sh -c 'echo $0')\" = /bin/sh\n\
+     RUN test \"$(/usr/bin/readlink /proc/self/exe)\" = /usr/bin/readlink\n\
+     RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev >/dev/null\n\
+     RUN printf '#include <stdio.h>\\nint main(){puts(\"compiled\");return 0;}' > /a.c && gcc -o /a /a.c && \\\n\
+     test \"$(/a)\" = compiled && test $(od -An -tx1 -j18 -N1 /a) = b7\n";
+
+#[test]
+fn emulated_steps_in_a_pod_install_packages_compile_and_run_scripts() {
+    run("emulated-steps", async |test| {
+        let base = test.base("debian-multi:bookworm");
+        let manifest = Manifest::inline("build", FOREIGN, &test.image("build"))
+            .arg("BASE", &base)
+            .set("/spec/platforms", json!(["linux/amd64"]));
+        let build = test.build(&manifest).await?;
+        let status = build.status.unwrap_or_default();
+        let steps = status.platforms.first().and_then(|entry| entry.steps);
+        assert!(steps.is_some_and(|steps| steps >= 6), "{steps:?}");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_platform_that_waited_in_vain_is_emulated_and_an_index_pod_joins_them() {
     alone("prefer-native", async |test| {
@@ -98,6 +124,9 @@ fn a_platform_that_waited_in_vain_is_emulated_and_an_index_pod_joins_them() {
     });
 }
 
+/// Taint of nodes that nobody is behind.
+const FAKE: &str = "lapstrake.dev/e2e-fake";
+
 /// A node of another architecture that nobody is behind. Its Lease makes it look alive.
 async fn fake_node(test: &Test, name: &str) -> Result<()> {
     let nodes: Api<Node> = Api::all(test.client.clone());
@@ -111,9 +140,10 @@ async fn fake_node(test: &Test, name: &str) -> Result<()> {
         "lastHeartbeatTime": now, "lastTransitionTime": now }]);
     let status = json!({ "status": { "capacity": capacity, "allocatable": capacity, "conditions": ready } });
     nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
-    // Taken away by the node controller with the next look otherwise.
-    let untaint = json!({ "spec": { "taints": null } });
-    nodes.patch(name, &PatchParams::default(), &Patch::Merge(untaint)).await?;
+    // Not the one of a node that is not ready, which the node controller would take away with its next look; but one that
+    // keeps the pods of others away.
+    let taint = json!({ "spec": { "taints": [{ "key": FAKE, "effect": "NoSchedule" }] } });
+    nodes.patch(name, &PatchParams::default(), &Patch::Merge(taint)).await?;
     renew(test, name).await
 }
 
@@ -131,7 +161,11 @@ async fn renew(test: &Test, name: &str) -> Result<()> {
 fn a_node_of_the_architecture_gets_the_pod_and_status_says_that_it_waits_there() {
     alone("fake-node", async |test| {
         let node = format!("fake-arm64-{}", test.namespace);
-        let manifest = two_platforms(test, "build", json!({ "policy": "Native" })).without_cache();
+        let tolerant =
+            json!([{ "platform": "linux/arm64", "tolerations": [{ "key": FAKE, "operator": "Exists" }] }]);
+        let manifest = two_platforms(test, "build", json!({ "policy": "Native" }))
+            .set("/spec/pod/perPlatform", tolerant)
+            .without_cache();
         let nodes: Api<Node> = Api::all(test.client.clone());
         test.apply(&manifest).await?;
         test.until("build", "told to wait for a node", |build| {
