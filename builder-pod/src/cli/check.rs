@@ -141,8 +141,19 @@ pub(crate) fn fmt(args: &FmtArgs) -> ExitCode {
     }))
 }
 
+/// Puts a text in the place of a file, whole or not at all: somebody's work is in it, and the disk may be full.
 fn write(path: &Path, text: &str) -> Result<(), Failed> {
-    std::fs::write(path, text).map_err(|e| Failed::Input(format!("{}: {e}", path.display())))
+    let replace = || -> io::Result<()> {
+        // Where a link leads to, so that it stays one.
+        let path = path.canonicalize()?;
+        let mut new = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("/")))?;
+        new.write_all(text.as_bytes())?;
+        new.as_file().set_permissions(std::fs::metadata(&path)?.permissions())?;
+        new.as_file().sync_all()?;
+        new.persist(&path)?;
+        Ok(())
+    };
+    replace().map_err(|e| Failed::Input(format!("{} stays as it is: {e}", path.display())))
 }
 
 /// `outline`.
@@ -401,6 +412,22 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&file).expect("read"), "FROM alpine:3 AS a\nENV a=b\nCMD x\n");
         let rest = String::from_utf8(out).expect("text");
         assert!(rest.lines().count() == 1 && rest.contains("JSON arguments recommended"), "{rest}");
+    }
+
+    #[test]
+    fn what_is_written_anew_keeps_its_mode_and_the_link_to_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a folder");
+        let (file, link) = (dir.path().join("real"), dir.path().join("Dockerfile"));
+        std::fs::write(&file, "old").expect("write");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).expect("its mode");
+        std::os::unix::fs::symlink("real", &link).expect("a link");
+        assert!(write(&link, "new").is_ok());
+        assert_eq!(std::fs::read_to_string(&file).expect("read"), "new");
+        assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o640);
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 2, "nothing is left beside it");
+        assert!(write(&dir.path().join("absent"), "new").is_err());
     }
 
     #[test]
