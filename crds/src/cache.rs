@@ -132,7 +132,7 @@ pub struct CacheVolume {
 /// Slots of a shared cache when the spec says nothing.
 const SLOTS_DEFAULT: u32 = 3;
 /// How long a slot of a shared cache is kept unused when the spec says nothing.
-const UNUSED_FOR_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const UNUSED_FOR_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl CacheVolume {
     /// How many slots there may be for each architecture.

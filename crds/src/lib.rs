@@ -26,7 +26,7 @@ mod trust;
 
 pub use cache::{
     AccessMode, Cache, CacheEmptyDir, CacheExport, CacheExportMode, CacheImport, CacheNone, CacheRegistry,
-    CacheVolume, Medium, WhenBusy,
+    CacheVolume, Medium, UNUSED_FOR_DEFAULT, WhenBusy,
 };
 pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
 pub use emulation::{Emulation, EmulationPolicy};

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use lapstrake_crds::{CacheVolume, annotation, field_manager, label};
+use lapstrake_crds::{CacheVolume, UNUSED_FOR_DEFAULT, annotation, field_manager, label};
 use serde_json::{Value, json};
 
 use crate::cache::slots::Slot;
@@ -54,10 +54,11 @@ pub fn slot(claim: &PersistentVolumeClaim) -> Option<Slot> {
     })
 }
 
-/// How long a claim says that it is kept unused.
-pub fn unused_for(claim: &PersistentVolumeClaim) -> Option<Duration> {
-    let text = claim.annotations().get(annotation::UNUSED_FOR)?;
-    text.strip_suffix('s')?.parse().ok().map(Duration::from_secs)
+/// How long a claim is kept unused. One that says nothing was made for a pod that never had it.
+pub fn unused_for(claim: &PersistentVolumeClaim) -> Duration {
+    let told = claim.annotations().get(annotation::UNUSED_FOR);
+    let seconds = told.and_then(|text| text.strip_suffix('s')?.parse().ok());
+    seconds.map_or(UNUSED_FOR_DEFAULT, Duration::from_secs)
 }
 
 /// The claim of a slot. It belongs to no ImageBuild: what several share outlives each of them.
@@ -212,6 +213,7 @@ mod tests {
         let mut claim = claim(of, &volume, &Settings::default());
         assert_eq!(claim.name_any(), "modules-slot-linux-amd64-2");
         assert!(claim.owner_references().is_empty(), "nobody's alone");
+        assert_eq!(unused_for(&claim), UNUSED_FOR_DEFAULT, "also if nobody ever came to have it");
         claim.metadata.resource_version = Some("7".into());
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let taken = lease("7", "uid", "web", volume.unused_for(), now);
@@ -233,7 +235,9 @@ mod tests {
                 deleting: false,
             }
         );
-        assert_eq!(unused_for(&claim), Some(Duration::from_secs(168 * 3600)));
+        assert_eq!(unused_for(&claim), Duration::from_secs(168 * 3600));
+        claim.annotations_mut().insert(annotation::UNUSED_FOR.into(), "60s".into());
+        assert_eq!(unused_for(&claim), Duration::from_secs(60));
         assert_eq!(bytes_max(&volume, &Settings::default()), Some((5 << 30) / 10 * 9));
         assert!(give_back("8", Some(5), now)["metadata"]["annotations"][annotation::LEASED_TO].is_null());
         assert!(slot(&PersistentVolumeClaim::default()).is_none(), "a claim of somebody else");

@@ -164,8 +164,7 @@ async fn sweep(
         let living = living.get(&namespace).unwrap_or(&none);
         let Some(slot) = claims::slot(claim) else { continue };
         let created = claim.creation_timestamp().map(|time| time.0);
-        let unused_for = claims::unused_for(claim);
-        if unused_for.is_some_and(|length| retention::expired(&slot, living, created, length, now)) {
+        if retention::expired(&slot, living, created, claims::unused_for(claim), now) {
             remove(client, &namespace, claim).await?;
         } else if slot.leased_to.is_some() && is_free(&slot, living) {
             let holder = slot.leased_to.clone();
