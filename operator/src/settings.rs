@@ -181,6 +181,9 @@ pub mod limits {
     pub const STALLED_RECHECK: Duration = Duration::from_secs(60);
     /// When to look again for what an older ImageBuild of the same name leaves behind.
     pub const LEAVING_RECHECK: Duration = Duration::from_secs(1);
+    /// When to look again at a pod that has yet to come into its cache slot, or at a cache all of whose slots are
+    /// taken: a claim that its volume's controller wrote onto at the same moment tells nobody.
+    pub const SLOT_RECHECK: Duration = Duration::from_secs(2);
     /// When to look again for the first answer of a place that is followed, should it go unnoticed.
     pub const FOLLOW_RECHECK: Duration = Duration::from_secs(30);
     /// Time for the builder to clean up after SIGTERM.

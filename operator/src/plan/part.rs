@@ -162,6 +162,7 @@ impl<'a> Planner<'a> {
         if let Some(grip) = grip {
             self.plan.volume = grip.volume.map(Box::new);
             self.plan.enter = Some(grip.enter);
+            self.again_in(limits::SLOT_RECHECK);
         }
         self.admit();
         let of = PodFor { run, attempt, part, sandbox, pull_secrets, slot: slot.as_deref() };

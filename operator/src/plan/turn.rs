@@ -19,6 +19,7 @@ use crate::plan::{Enter, GiveBack, share};
 use crate::schedule::queue::{Full, Need, Turn, Wait};
 use crate::schedule::ticket;
 use crate::settings::Settings;
+use crate::settings::limits::SLOT_RECHECK;
 
 /// The slot that a pod is made for.
 pub(super) struct Grip {
@@ -215,7 +216,10 @@ impl Planner<'_> {
                 };
                 Ok(Some(self.grip(&volume, &slot, true)))
             }
-            Choice::Busy if queues => Err(self.no_slot(part, &line, &volume)),
+            Choice::Busy if queues => {
+                self.again_in(SLOT_RECHECK);
+                Err(self.no_slot(part, &line, &volume))
+            }
             Choice::Busy => Ok(None),
         }
     }
@@ -265,6 +269,7 @@ impl Planner<'_> {
                 Entry::Enter => (Slot { claim: me.claim, ..Slot::default() }, true),
                 Entry::Lease(slot) => (slot, false),
                 Entry::Lost => {
+                    self.again_in(SLOT_RECHECK);
                     self.delete(pod);
                     share::forget_pod(&mut self.draft, part);
                     return self.going(
@@ -286,6 +291,7 @@ impl Planner<'_> {
                 at: self.now,
             });
         }
+        self.again_in(SLOT_RECHECK);
         let doing = doing(pod, None, self.now);
         self.going(part, doing.reason, doing.message)
     }

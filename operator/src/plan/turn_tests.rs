@@ -225,6 +225,24 @@ fn a_pod_with_its_gate_goes_on_whoever_was_killed_in_between() {
 }
 
 #[test]
+fn what_waits_for_a_slot_looks_again_by_itself() {
+    let mut seen = sharing(WhenBusy::Queue);
+    assert!(go(&seen).requeue.is_some(), "writing onto the new claim may meet its volume's controller");
+    seen.slots = vec![slot(0, Some("a")), slot(1, Some("b"))];
+    seen.holders = vec![holder("a", 0), holder("b", 1)];
+    assert!(go(&seen).requeue.is_some(), "its board thinks that a slot is free, so nobody will wake it");
+    let mut seen = gated(sharing(WhenBusy::Queue));
+    for leased_to in [None, Some("me")] {
+        seen.slots = vec![slot(0, leased_to)];
+        let plan = go(&seen);
+        assert!(plan.enter.is_some() && plan.requeue.is_some(), "{leased_to:?}");
+    }
+    seen.slots = vec![slot(0, Some("other"))];
+    seen.holders.push(holder("other", 0));
+    assert!(go(&seen).requeue.is_some(), "the pod that is deleted now may be seen no more");
+}
+
+#[test]
 fn a_pod_whose_slot_another_got_goes_and_another_slot_is_looked_for() {
     let mut seen = gated(sharing(WhenBusy::Queue));
     seen.slots = vec![slot(0, Some("other"))];
