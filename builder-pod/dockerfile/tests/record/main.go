@@ -3,6 +3,9 @@
 //
 //	go run ./record .../tests/cases/*/Dockerfile > .../tests/buildkit.txt
 //	go run ./record .../tests/broken/*/Dockerfile > .../tests/broken.txt
+//	go run ./record -short .../tests/projects/*/Dockerfile > .../tests/projects.txt
+//
+// With -short, all vertices of a file are one line, and their names are one digest.
 //
 // Configs of images are made up the same way as in tests/support.
 package main
@@ -10,9 +13,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sort"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -56,14 +61,24 @@ func (resolver) ResolveImageConfig(ctx context.Context, ref string, opt sourcere
 }
 
 func main() {
-	for _, path := range os.Args[1:] {
-		if err := one(path); err != nil {
+	short := flag.Bool("short", false, "vertices as digests in one line")
+	flag.Parse()
+	for _, path := range flag.Args() {
+		if err := one(path, *short); err != nil {
 			fmt.Printf("%s: ERROR %v\n", filepath.Base(filepath.Dir(path)), err)
 		}
 	}
 }
 
-func one(path string) error {
+// unnumbered leaves out which stage and step a name is of: a vertex that is in several has the name of one of them.
+func unnumbered(name string) string {
+	if strings.HasPrefix(name, "[") && !strings.HasPrefix(name, "[internal]") {
+		_, name, _ = strings.Cut(name, "] ")
+	}
+	return name
+}
+
+func one(path string, short bool) error {
 	name := filepath.Base(filepath.Dir(path))
 	dt, err := os.ReadFile(path)
 	if err != nil {
@@ -111,6 +126,7 @@ func one(path string) error {
 		return err
 	}
 	renamed := map[string]string{}
+	var digests, names []string
 	for i, b := range def.Def {
 		var op pb.Op
 		if err := proto.Unmarshal(b, &op); err != nil {
@@ -129,11 +145,20 @@ func one(path string) error {
 		}
 		renamed[string(old)] = string(digest.FromBytes(nb))
 		md := def.Metadata[old]
-		if i < len(def.Def)-1 {
+		if i < len(def.Def)-1 && short {
+			digests = append(digests, digest.FromBytes(nb).Encoded()[:16])
+			names = append(names, unnumbered(md.Description["llb.customname"]))
+		} else if i < len(def.Def)-1 {
 			fmt.Printf("%s: %s %s\n", name, digest.FromBytes(nb).Encoded()[:16], md.Description["llb.customname"])
 		} else if len(op.Inputs) > 0 {
 			fmt.Printf("%s: target %s\n", name, op.Inputs[0].Digest[7:23])
 		}
+	}
+	if short {
+		sort.Strings(digests)
+		sort.Strings(names)
+		fmt.Printf("%s: vertices %s\n", name, strings.Join(digests, " "))
+		fmt.Printf("%s: names %s\n", name, digest.FromString(strings.Join(names, "\n")).Encoded()[:16])
 	}
 	res.Image.RootFS.DiffIDs = nil
 	img, err := json.Marshal(res.Image)

@@ -1,0 +1,2 @@
+define(`HOST', `pilot')dnl
+Welcome to HOST

@@ -1,0 +1,3 @@
+import itsdangerous
+
+print(itsdangerous.Signer("secret").sign("hello").decode())

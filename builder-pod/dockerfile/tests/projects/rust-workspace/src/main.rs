@@ -1,0 +1,3 @@
+fn main() {
+    println!("{} jobs", itoa::Buffer::new().format(42u32));
+}
