@@ -486,10 +486,17 @@ pub(crate) fn in_file(graph: &Graph, error: &BuildError) -> BuildError {
         return error.clone();
     }
     let error = error.with(|failure| failure.file = graph.files().first().map(|f| f.name.clone()));
-    match Excerpt::of(graph, line) {
-        Some(excerpt) => error.shown_with(excerpt),
+    let Some(mut excerpt) = Excerpt::of(graph, line) else { return error };
+    let word = error.advice().and_then(|advice| advice.word.clone());
+    let at = word.and_then(|word| excerpt.point_at(&word));
+    let error = match at {
+        Some(at) => error.noted(|failure| {
+            failure.line = Some(at.line);
+            failure.column = Some(at.column);
+        }),
         None => error,
-    }
+    };
+    error.shown_with(excerpt)
 }
 
 fn base_images<'a>(bases: impl Iterator<Item = &'a Arc<Resolved>>) -> Vec<BaseImage> {

@@ -16,6 +16,16 @@ pub(crate) struct BuildError(Arc<Inner>);
 struct Inner {
     failure: Failure,
     shown: Shown,
+    advice: Option<Advice>,
+}
+
+/// A way out of a failure.
+#[derive(Debug, Clone)]
+pub(crate) struct Advice {
+    /// In a sentence.
+    pub(crate) text: String,
+    /// The word of the step that it is about, as the Dockerfile has it.
+    pub(crate) word: Option<String>,
 }
 
 /// What a terminal shows in place of the message.
@@ -58,27 +68,40 @@ impl BuildError {
                 failure.reason = Reason::NotSupported;
             }
         }
-        Self(Arc::new(Inner { failure, shown: Shown::Findings(Arc::new(findings)) }))
+        Self(Arc::new(Inner { failure, shown: Shown::Findings(Arc::new(findings)), advice: None }))
     }
 
     /// The same failure with more said about it.
     pub(crate) fn with(&self, change: impl FnOnce(&mut Failure)) -> Self {
         let mut failure = self.0.failure.clone();
         change(&mut failure);
-        failure.into()
+        Self(Arc::new(Inner { failure, shown: Shown::Message, advice: self.0.advice.clone() }))
+    }
+
+    /// The same failure with a way out, which goes with the message wherever that goes.
+    pub(crate) fn advised(&self, advice: Advice) -> Self {
+        let mut failure = self.0.failure.clone();
+        failure.message = format!("{} ({})", failure.message, advice.text);
+        Self(Arc::new(Inner { failure, shown: self.0.shown.clone(), advice: Some(advice) }))
+    }
+
+    /// The way out, where one is known.
+    pub(crate) fn advice(&self) -> Option<&Advice> {
+        self.0.advice.as_ref()
     }
 
     /// The same failure, shown in the same way, with facts added that only machines read.
     pub(crate) fn noted(&self, change: impl FnOnce(&mut Failure)) -> Self {
         let mut failure = self.0.failure.clone();
         change(&mut failure);
-        Self(Arc::new(Inner { failure, shown: self.0.shown.clone() }))
+        Self(Arc::new(Inner { failure, shown: self.0.shown.clone(), advice: self.0.advice.clone() }))
     }
 
     /// The same failure, shown with the lines of its step.
     pub(crate) fn shown_with(&self, excerpt: Excerpt) -> Self {
         let failure = self.0.failure.clone();
-        Self(Arc::new(Inner { failure, shown: Shown::Step(Arc::new(excerpt)) }))
+        let advice = self.0.advice.clone();
+        Self(Arc::new(Inner { failure, shown: Shown::Step(Arc::new(excerpt)), advice }))
     }
 
     /// What goes to the operator.
@@ -91,11 +114,15 @@ impl BuildError {
         let failure = &self.0.failure;
         match &self.0.shown {
             Shown::Findings(findings) => findings.render(style),
-            Shown::Step(excerpt) => excerpt.render(failure, style),
+            Shown::Step(excerpt) => excerpt.render(failure, self.advice(), style),
             Shown::Message => {
-                let mut text = format!("error: {}", failure.message);
+                let advice = self.advice();
+                let mut text = format!("error: {}", Advice::without(advice, &failure.message));
                 if let (Some(file), Some(line)) = (&failure.file, failure.line) {
                     text.push_str(&format!("\n  --> {file}:{line}"));
+                }
+                if let Some(advice) = advice {
+                    text.push_str(&format!("\n  = help: {}", advice.text));
                 }
                 text
             }
@@ -103,9 +130,17 @@ impl BuildError {
     }
 }
 
+impl Advice {
+    /// A message without the advice that stands behind it.
+    pub(crate) fn without<'a>(advice: Option<&Self>, message: &'a str) -> &'a str {
+        let bare = advice.and_then(|advice| message.strip_suffix(&format!(" ({})", advice.text)));
+        bare.unwrap_or(message)
+    }
+}
+
 impl From<Failure> for BuildError {
     fn from(failure: Failure) -> Self {
-        Self(Arc::new(Inner { failure, shown: Shown::Message }))
+        Self(Arc::new(Inner { failure, shown: Shown::Message, advice: None }))
     }
 }
 

@@ -4,6 +4,8 @@ use lapstrake_dockerfile::Style;
 use lapstrake_handoff::Failure;
 use lapstrake_llb::{Graph, Location};
 
+use crate::error::Advice;
+
 /// Lines that are shown before and after those of the step.
 const AROUND_LINES: u32 = 2;
 /// Lines of the step itself that are shown at most.
@@ -18,6 +20,18 @@ pub(crate) struct Excerpt {
     first: u32,
     lines: Vec<Line>,
     cut: bool,
+    /// The word that the failure is about.
+    pointed: Option<Pointed>,
+}
+
+/// A word of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pointed {
+    /// Number of the line, from 1.
+    pub(crate) line: u32,
+    /// Where it begins, in characters from 1.
+    pub(crate) column: u32,
+    chars: usize,
 }
 
 #[derive(Debug)]
@@ -58,23 +72,47 @@ impl Excerpt {
         }
         let empty = lines.iter().take_while(|l| !l.marked && l.text.is_empty()).count();
         lines.drain(..empty);
-        Self { first, lines, cut }
+        Self { first, lines, cut, pointed: None }
+    }
+
+    /// Underlines the word that `wanted` stands for in the step's lines: itself, or the same path in another
+    /// spelling. Tells where that is.
+    pub(crate) fn point_at(&mut self, wanted: &str) -> Option<Pointed> {
+        let wanted = plain_path(wanted);
+        let found = self.lines.iter().filter(|line| line.marked).find_map(|line| {
+            words(&line.text).find(|(_, word)| plain_path(word) == wanted).map(|(at, word)| Pointed {
+                line: line.number,
+                column: u32::try_from(line.text[..at].chars().count() + 1).unwrap_or(u32::MAX),
+                chars: word.chars().count(),
+            })
+        });
+        self.pointed = found.filter(|_| !wanted.is_empty());
+        self.pointed
     }
 
     /// The failure with its place and output, as text without an end of line.
-    pub(crate) fn render(&self, failure: &Failure, style: Style) -> String {
-        let mut out =
-            vec![paint(style, "1;31", "error") + &paint(style, "1", &format!(": {}", failure.message))];
+    pub(crate) fn render(&self, failure: &Failure, advice: Option<&Advice>, style: Style) -> String {
+        let message = Advice::without(advice, &failure.message);
+        let mut out = vec![paint(style, "1;31", "error") + &paint(style, "1", &format!(": {message}"))];
         let width = self.lines.last().map_or(1, |line| line.number.to_string().len());
         let frame = |text: &str| paint(style, "1;34", text);
         let file = failure.file.as_deref().unwrap_or("Dockerfile");
         let step = failure.step.as_ref().map_or(String::new(), |step| format!(" in {}", printable(step)));
-        out.push(format!("{:width$}{} {file}:{}{step}", "", frame("-->"), self.first));
+        let place = match self.pointed {
+            Some(at) => format!("{file}:{}:{}", at.line, at.column),
+            None => format!("{file}:{}", self.first),
+        };
+        out.push(format!("{:width$}{} {place}{step}", "", frame("-->")));
         out.push(frame(&format!("{:width$} |", "")));
         for line in &self.lines {
             let mark = if line.marked { paint(style, "1;31", ">") } else { " ".to_owned() };
             let text = format!("{} {mark} {}", frame(&format!("{:>width$} |", line.number)), line.text);
             out.push(text.trim_end().to_owned());
+            if let Some(at) = self.pointed.filter(|at| at.line == line.number) {
+                let gap = " ".repeat(at.column as usize - 1);
+                let under = paint(style, "1;31", &"^".repeat(at.chars));
+                out.push(format!("{}   {gap}{under}", frame(&format!("{:width$} |", ""))));
+            }
         }
         if self.cut {
             out.push(frame("..."));
@@ -89,8 +127,34 @@ impl Excerpt {
                     .map(|line| format!("{:width$}   {}", "", printable(line)).trim_end().to_owned()),
             );
         }
+        if let Some(advice) = advice {
+            if failure.excerpt.is_empty() {
+                out.push(frame(&format!("{:width$} |", "")));
+            }
+            out.push(format!("{} help: {}", frame(&format!("{:width$} =", "")), advice.text));
+        }
         out.join("\n")
     }
+}
+
+/// Words of a line with where they begin in it, without quotes and what separates list entries and keys.
+fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
+    let separates = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | '=' | '[' | ']');
+    let starts = line.char_indices().scan(true, move |before, (at, c)| {
+        let starts = *before && !separates(c);
+        *before = separates(c);
+        Some((at, starts))
+    });
+    starts.filter(|(_, starts)| *starts).map(move |(at, _)| {
+        let rest = &line[at..];
+        (at, &rest[..rest.find(separates).unwrap_or(rest.len())])
+    })
+}
+
+/// A path as it would be the same in other spellings.
+fn plain_path(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
+    path.strip_prefix("./").unwrap_or(path).trim_start_matches('/')
 }
 
 fn paint(style: Style, code: &str, text: &str) -> String {
@@ -143,14 +207,41 @@ error: \"make\" failed with exit code 2
   = the step's last output:
     cc x.c
     x.c:1: no\u{fffd}";
-        assert_eq!(Excerpt::from_text(text, 3, 4).render(&failure, Style::Plain), expected);
+        assert_eq!(Excerpt::from_text(text, 3, 4).render(&failure, None, Style::Plain), expected);
+    }
+
+    #[test]
+    fn the_word_that_is_wrong_is_underlined_with_the_way_out_below() {
+        let mut shown =
+            Excerpt::from_text("FROM a\nCOPY --from=b \"x\" \\\n  ./lib/requrements.txt /\n", 2, 3);
+        let at = shown.point_at("/lib/requrements.txt").expect("it is there");
+        assert_eq!((at.line, at.column), (3, 3));
+        let advice = Advice { text: "did you mean lib/requirements.txt?".to_owned(), word: None };
+        let message = format!("not found ({})", advice.text);
+        let failure = Failure::new(Reason::StepFailed, message);
+        let expected = "\
+error: not found
+ --> Dockerfile:3:3
+  |
+1 |   FROM a
+2 | > COPY --from=b \"x\" \\
+3 | >   ./lib/requrements.txt /
+  |     ^^^^^^^^^^^^^^^^^^^^^
+  |
+  = help: did you mean lib/requirements.txt?";
+        assert_eq!(shown.render(&failure, Some(&advice), Style::Plain), expected);
+        assert_eq!(shown.point_at("/requrements.txt"), None, "a part of a path is another path");
+        assert!(!shown.render(&failure, None, Style::Plain).contains('^'));
     }
 
     #[test]
     fn a_long_step_is_cut() {
         let text = "RUN a\n".repeat(100);
-        let shown =
-            Excerpt::from_text(&text, 5, 90).render(&Failure::new(Reason::StepFailed, "m"), Style::Plain);
+        let shown = Excerpt::from_text(&text, 5, 90).render(
+            &Failure::new(Reason::StepFailed, "m"),
+            None,
+            Style::Plain,
+        );
         assert!(shown.ends_with("16 | > RUN a\n..."), "{shown}");
         assert!(Excerpt::from_text("", 3, 4).lines.is_empty());
     }

@@ -72,3 +72,4 @@ pub use plan::{ImageKey, ImageRequest, Images, Plan, ResolvedImage, plan};
 pub use render::Style;
 pub use source::{Position, Source, Span};
 pub use subrequest::Subrequest;
+pub use suggest::nearest;

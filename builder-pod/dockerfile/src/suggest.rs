@@ -3,8 +3,9 @@
 /// Words further away than this many edits are no suggestion.
 const EDITS_MAX: usize = 2;
 
-/// The nearest of `options` to `word`, at most two edits away; `None` where `word` itself is one.
-pub(crate) fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// The nearest of `options` to `word`, whatever their case: at most two edits away, swapped neighbours being one. `None`
+/// where `word` itself is one of them.
+pub fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(usize, &str)> = None;
     for option in options {
         if option.eq_ignore_ascii_case(word) {

@@ -18,6 +18,7 @@ mod error;
 pub mod limits;
 mod make;
 mod mode;
+mod names;
 mod owner;
 pub mod path;
 mod pattern;

@@ -13,7 +13,7 @@ use lapstrake_solver::Step;
 use lapstrake_store::{Active, SnapshotId};
 
 use super::mounts::{self, Given};
-use super::{Engine, Res, file};
+use super::{Engine, Res, advice, file};
 use crate::error::{BuildError, chain, is_no_space};
 
 /// How much of a step's last output goes along with its failure.
@@ -75,8 +75,9 @@ impl Engine {
         drop((permit, caches));
         // Looked at while the step's files are still there.
         let disk_full = tail.says_no_space() || is_full(self.store.root());
-        let judged =
-            exit.and_then(|exit| judge(exit, meta, &tail, disk_full)).map_err(|error| given.masked(&error));
+        let judged = exit
+            .and_then(|exit| judge(exit, meta, &tail, disk_full, &given.absent))
+            .map_err(|error| given.masked(&error));
         let Prepared { outputs, scratch, .. } = prepared;
         let (outputs, refuse) = if judged.is_ok() { (outputs, Vec::new()) } else { (Vec::new(), outputs) };
         // A failed step may leave many files: that they go must not hold up others.
@@ -295,6 +296,7 @@ fn judge(
     meta: &pb::Meta,
     tail: &Tail,
     disk_full: bool,
+    absent: &[String],
 ) -> Result<(), BuildError> {
     let exit = match exit {
         Ok(exit) => exit,
@@ -331,10 +333,12 @@ fn judge(
         (Reason::StepFailed, format!("\"{command}\" failed with exit code {}", exit.code))
     };
     let error = BuildError::new(reason, message);
-    Err(error.with(|failure| {
+    let error = error.with(|failure| {
         failure.exit_code = Some(exit.code);
         failure.excerpt = tail.text();
-    }))
+    });
+    let advice = (reason == Reason::StepFailed).then(|| advice::exit(exit.code, absent)).flatten();
+    Err(advice.map_or_else(|| error.clone(), |advice| error.advised(advice)))
 }
 
 /// The last lines that a step printed.
@@ -426,10 +430,10 @@ mod tests {
     fn an_exit_code_is_judged_and_named() {
         let meta = pb::Meta { args: vec!["make".into()], ..Default::default() };
         let exit = |code, oom_killed| Ok(StepExit { code, signal: None, oom_killed });
-        assert!(judge(exit(0, false), &meta, &Tail::default(), false).is_ok());
-        let error = judge(exit(2, false), &meta, &Tail::default(), false).expect_err("failed");
+        assert!(judge(exit(0, false), &meta, &Tail::default(), false, &[]).is_ok());
+        let error = judge(exit(2, false), &meta, &Tail::default(), false, &[]).expect_err("failed");
         assert_eq!((error.failure().reason, error.failure().exit_code), (Reason::StepFailed, Some(2)));
-        let error = judge(exit(137, true), &meta, &Tail::default(), false).expect_err("killed");
+        let error = judge(exit(137, true), &meta, &Tail::default(), false, &[]).expect_err("killed");
         assert_eq!(error.failure().reason, Reason::OutOfMemory);
     }
 }

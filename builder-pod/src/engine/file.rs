@@ -14,7 +14,7 @@ use lapstrake_solver::Step;
 use lapstrake_source::Local;
 use lapstrake_store::{Active, SnapshotId, Store, Table};
 
-use super::{Engine, Res};
+use super::{Engine, Res, advice};
 use crate::error::BuildError;
 
 struct CancelOnDrop(Cancel);
@@ -67,6 +67,20 @@ impl Readable {
             Self::Mounted(root) => View::snapshot(root.as_fd()),
             Self::Context(context) => context.view(),
         }
+    }
+}
+
+impl Readable {
+    /// An error with the way out: a path that is not there has neighbours.
+    fn told(&self, error: lapstrake_fileop::Error) -> BuildError {
+        let path = match &error {
+            lapstrake_fileop::Error::NotFound(path) => path.clone(),
+            _ => return error.into(),
+        };
+        let view = self.view();
+        let advice = advice::missing(&path, matches!(self, Self::Context(_)), |dir| view.names_in(dir));
+        let error = BuildError::from(error);
+        advice.map_or_else(|| error.clone(), |advice| error.advised(advice))
     }
 }
 
@@ -142,7 +156,8 @@ pub(super) async fn checksum(
         let cache: Option<&dyn HashCache> = matches!(of, Res::Context(_)).then_some(&hashes);
         let options = ChecksumOptions { cache, ..ChecksumOptions::default() };
         let digest = |selector| lapstrake_fileop::checksum(&readable.view(), selector, &options, cancel);
-        let digests = selectors.iter().map(digest).collect::<Result<Vec<_>, _>>()?;
+        let digests = selectors.iter().map(digest).collect::<Result<Vec<_>, _>>();
+        let digests = digests.map_err(|error| readable.told(error))?;
         Ok(super::key::joined(&digests))
     })
     .await
@@ -309,7 +324,7 @@ impl Operation {
                 let owner = self.owner(copy.owner.as_ref(), onto)?;
                 let copy = copy_action(copy, owner)?;
                 let from = self.read(action.secondary_input)?;
-                lapstrake_fileop::copy(&from.view(), root, &copy, cancel)?;
+                lapstrake_fileop::copy(&from.view(), root, &copy, cancel).map_err(|e| from.told(e))?;
             }
             Action::Mkfile(file) => {
                 let owner = self.owner(file.owner.as_ref(), onto)?;

@@ -1,6 +1,7 @@
 //! The engine: what the solver asks of the world, done with the store, the step runner, the file
 //! operations and the registry client.
 
+mod advice;
 mod emulation;
 mod exec;
 mod file;

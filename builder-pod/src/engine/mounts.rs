@@ -13,7 +13,7 @@ use lapstrake_ssh::Socket;
 use lapstrake_store::{CacheDir, CacheDirKey, Sharing};
 
 use super::exec::{Prepared, step_mount};
-use super::{Engine, Res, file};
+use super::{Engine, Res, advice, file};
 use crate::error::{BuildError, chain};
 use crate::inputs::{GivenAgent, StepInputs};
 
@@ -25,6 +25,8 @@ pub(super) struct Given {
     pub(super) inputs: Arc<StepInputs>,
     pub(super) secret_env: Vec<SecretVar>,
     pub(super) certificates: Option<StepCertificates>,
+    /// Secrets that the step would like to have, and the build was not given.
+    pub(super) absent: Vec<String>,
     _sockets: Vec<Socket>,
 }
 
@@ -171,14 +173,15 @@ fn read(
 ) -> Result<(Given, Vec<StepMount>), BuildError> {
     let mut mounts = Vec::new();
     let mut secret_env = Vec::new();
+    let mut absent = Vec::new();
     for variable in &exec.secretenv {
         match inputs.secret(&variable.id)? {
             Some(value) => {
                 let value = SecretBytes::new(value);
                 secret_env.push(SecretVar { name: variable.name.clone(), value });
             }
-            None if variable.optional => {}
-            None => return Err(no_secret(&variable.id)),
+            None if variable.optional => absent.push(variable.id.clone()),
+            None => return Err(no_secret(&variable.id, &inputs)),
         }
     }
     let mut served = Vec::new();
@@ -187,8 +190,8 @@ fn read(
         if let Some(options) = &mount.secret_opt {
             match inputs.secret(&options.id)? {
                 Some(value) => mounts.push(secret(mount, options, value)),
-                None if options.optional => {}
-                None => return Err(no_secret(&options.id)),
+                None if options.optional => absent.push(options.id.clone()),
+                None => return Err(no_secret(&options.id, &inputs)),
             }
         }
         if let Some(options) = &mount.ssh_opt {
@@ -203,7 +206,7 @@ fn read(
                     hosts.extend(known_hosts.map(|text| (options.id.clone(), text)));
                 }
                 None if options.optional => {}
-                None => return Err(no_agent(&options.id)),
+                None => return Err(no_agent(&options.id, &inputs)),
             }
         }
     }
@@ -211,7 +214,7 @@ fn read(
         mounts.push(known_hosts(hosts.into_values().flatten().collect()));
     }
     let certificates = inputs.certificates()?;
-    Ok((Given { inputs, secret_env, certificates, _sockets: served }, mounts))
+    Ok((Given { inputs, secret_env, certificates, absent, _sockets: served }, mounts))
 }
 
 fn secret(mount: &pb::Mount, options: &pb::SecretOpt, value: Vec<u8>) -> StepMount {
@@ -232,19 +235,13 @@ fn known_hosts(text: Vec<u8>) -> StepMount {
     StepMount { readonly: true, nosuid: true, noexec: true, ..mount }
 }
 
-fn no_secret(id: &str) -> BuildError {
-    let message = format!(
-        "secret {id}: not found: the step requires it; give it to the build (--secret id={id},src=FILE, or the \
-         ImageBuild's spec.secrets)"
-    );
-    BuildError::new(Reason::SecretNotFound, message)
+fn no_secret(id: &str, inputs: &StepInputs) -> BuildError {
+    let message = format!("secret {id}: not found: the step requires it");
+    BuildError::new(Reason::SecretNotFound, message).advised(advice::secret(id, &inputs.secret_ids()))
 }
 
-fn no_agent(id: &str) -> BuildError {
+fn no_agent(id: &str, inputs: &StepInputs) -> BuildError {
     let id = if id.is_empty() { "default" } else { id };
-    let message = format!(
-        "SSH agent {id}: not found: the step requires it; give it to the build (--ssh {id}, or the ImageBuild's \
-         spec.ssh)"
-    );
-    BuildError::new(Reason::SecretNotFound, message)
+    let message = format!("SSH agent {id}: not found: the step requires it");
+    BuildError::new(Reason::SecretNotFound, message).advised(advice::agent(id, &inputs.agent_ids()))
 }

@@ -140,6 +140,16 @@ impl StepInputs {
         Ok(value)
     }
 
+    /// Names of the secrets that the build was given. Blocking.
+    pub(crate) fn secret_ids(&self) -> Vec<String> {
+        self.inputs.secrets.iter().flat_map(secrets::ids).collect()
+    }
+
+    /// Names of the agents that the build was given.
+    pub(crate) fn agent_ids(&self) -> Vec<String> {
+        self.inputs.ssh.iter().map(|agent| agent.id.clone()).collect()
+    }
+
     /// An agent; `None` where the build was not given it. Blocking.
     pub(crate) fn agent(&self, id: &str) -> Result<Option<GivenAgent>, BuildError> {
         ssh::open(&self.inputs.ssh, id)

@@ -40,6 +40,18 @@ pub(super) fn read(sources: &[SecretSource], id: &str) -> Result<Option<Vec<u8>>
     Ok(None)
 }
 
+/// Names under which a source is known.
+pub(super) fn ids(source: &SecretSource) -> Vec<String> {
+    match source {
+        SecretSource::File { id, .. } | SecretSource::Variable { id, .. } => vec![id.clone()],
+        SecretSource::Folder { dir, prefix } => {
+            let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+            names.filter(|name| is_file_name(name)).map(|name| format!("{prefix}{name}")).collect()
+        }
+    }
+}
+
 /// A Secret's folder has keys, and links of the kubelet's that begin with two dots.
 fn is_file_name(id: &str) -> bool {
     !id.is_empty() && !id.contains('/') && !id.starts_with("..") && id != "."

@@ -62,7 +62,7 @@ fn a_copy_of_what_is_not_there_names_the_copy() {
         &text,
         &[
             "\"/missing.txt\": not found",
-            "Dockerfile:3 in [3/3] COPY here.txt missing.txt /to/",
+            "Dockerfile:3:15 in [3/3] COPY here.txt missing.txt /to/",
             "3 | > COPY",
             "] COPY here.txt missing.txt /to/\n",
         ],

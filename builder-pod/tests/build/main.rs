@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
 mod added;
+mod advice;
 mod cache;
 mod dockerfile;
 mod engine;
