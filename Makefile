@@ -39,7 +39,7 @@ e2e: ## tests on a real Kubernetes node; CLUSTER=current uses the kubeconfig's c
 	@.ci/need
 	cargo xtask install
 	$(if $(filter own,$(CLUSTER)),cd e2e/cluster && LAPSTRAKE_REQUIRE=node go test -count=1 ./smoke)
-	LAPSTRAKE_INSTALLED=1 $(CARGO_TEST) --package lapstrake-e2e
+	cargo xtask e2e
 
 test: ## all tests, and how long each phase took
 	@.ci/need

@@ -10,6 +10,7 @@
 mod bench;
 mod cluster;
 mod demo;
+mod e2e;
 #[cfg(feature = "generate")]
 mod generate;
 mod images;
@@ -38,6 +39,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   images            builds our own images with Lapstrake and pushes them to the cluster's registry
   install           the same, then installs the chart and waits for the operator
   demo [down]       shows a build on a cluster; takes it away
+  e2e               the tests on a cluster that has Lapstrake installed, several side by side
   test              all phases of `make test`
   bench [NAME...]   measures what docs/benchmarks.md reports, or what is named: steps rebuild gzip apply seed memory
 
@@ -94,6 +96,7 @@ fn run(args: &[String]) -> Result<()> {
         }
         ["demo"] => demo::up(&root),
         ["demo", "down"] => demo::down(&root),
+        ["e2e"] => e2e::run(&root),
         ["test"] => phases::run(&root),
         ["bench", ..] => bench::run(&root, &args[1..]),
         _ => bail!("{USAGE}"),

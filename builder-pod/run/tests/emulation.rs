@@ -84,7 +84,8 @@ fn a_foreign_debian_works_and_the_machines_table_stays_as_it_was() {
 fn packages_are_installed_and_a_compiler_compiles() {
     for setting in SETTINGS {
         let arm = Arm::new(setting);
-        let script = "apt-get update -qq && apt-get install -qq -y --no-install-recommends tcc >/dev/null
+        let script =
+            "apt-get update -qq && apt-get install -qq -y --no-install-recommends tcc libc6-dev >/dev/null
             printf '#include <stdio.h>\\nint main(){puts(\"compiled\");return 0;}' > /tmp/a.c
             tcc -o /tmp/a /tmp/a.c && /tmp/a && od -An -tx1 -j18 -N1 /tmp/a";
         assert_eq!(arm.sh(script).ok(), "compiled\n b7\n", "{setting:?}");
