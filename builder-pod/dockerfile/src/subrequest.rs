@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use base64::Engine as _;
+use lapstrake_llb::protojson;
 use serde_json::{Value, json};
 
 use crate::diagnostic::Diagnostics;
@@ -23,18 +24,25 @@ pub enum Subrequest {
     Targets,
     /// What rules find.
     Lint,
+    /// The operations of a build.
+    ConvertLlb,
     /// The questions themselves.
     Describe,
 }
 
-/// Name, version and description of each.
-const ALL: [(Subrequest, &str, &str); 4] = [
+/// Name and description of each.
+const ALL: [(Subrequest, &str, &str); 5] = [
     (Subrequest::Outline, "frontend.outline", "List all parameters current build target supports"),
     (Subrequest::Targets, "frontend.targets", "List all targets current build supports"),
     (Subrequest::Lint, "frontend.lint", "Lint a Dockerfile"),
+    (Subrequest::ConvertLlb, "frontend.convertllb", "Convert Dockerfile to LLB"),
     (Subrequest::Describe, "frontend.subrequests.describe", "List available subrequest types"),
 ];
-const VERSION: &str = "1.0.0";
+
+/// Version of a question's answer.
+fn version(request: Subrequest) -> &'static str {
+    if request == Subrequest::ConvertLlb { "0.1.0" } else { "1.0.0" }
+}
 
 impl Subrequest {
     /// The question that a client means by `requestid`; `None` for one that is not known.
@@ -42,7 +50,8 @@ impl Subrequest {
         ALL.iter().find(|(_, name, _)| *name == id).map(|(request, ..)| *request)
     }
 
-    /// The answer: `result.json`, `result.txt`, `version`, and for lint `result.statuscode`.
+    /// The answer: `result.json`, `result.txt` (of all but the operations), `version`, and for lint
+    /// `result.statuscode`.
     ///
     /// # Errors
     /// The findings of a file that can't be read; lint has them in its answer.
@@ -58,24 +67,29 @@ impl Subrequest {
                 let outline = plan(parsed, options)?.outline(images);
                 let mut value = json!(outline);
                 value["sources"] = sources();
-                (value, outline.to_text(), None)
+                (value, Some(outline.to_text()), None)
             }
             Self::Targets if parsed.diagnostics.has_errors() => return Err(parsed.diagnostics.clone()),
             Self::Targets => {
                 let targets = inspect::targets(parsed);
                 let text = inspect::targets_text(&targets);
-                (json!({"targets": targets, "sources": sources()}), text, None)
+                (json!({"targets": targets, "sources": sources()}), Some(text), None)
             }
             Self::Lint => {
                 let checked = lint::check(parsed, options, images);
                 let status = if checked.is_clean() { "0" } else { "1" };
-                (checked.to_client_json(), checked.to_client_text(), Some(status))
+                (checked.to_client_json(), Some(checked.to_client_text()), Some(status))
             }
-            Self::Describe => (describe(), describe_text(), None),
+            Self::ConvertLlb => {
+                let lowered = plan(parsed, options)?.lower(images)?;
+                // What was encoded a moment ago is well formed.
+                (protojson::definition(&lowered.definition).unwrap_or_default(), None, None)
+            }
+            Self::Describe => (describe(), Some(describe_text()), None),
         };
         let pretty = serde_json::to_string_pretty(&value).unwrap_or_default();
-        let mut answer =
-            BTreeMap::from([("result.json", pretty), ("result.txt", text), ("version", VERSION.to_owned())]);
+        let mut answer = BTreeMap::from([("result.json", pretty), ("version", version(self).to_owned())]);
+        answer.extend(text.map(|text| ("result.txt", text)));
         if let Some(status) = status {
             answer.insert("result.statuscode", status.to_owned());
         }
@@ -92,14 +106,17 @@ fn describe() -> Value {
     let one = |(request, name, description): &(Subrequest, &str, &str)| {
         let target = json!([{"name": "target", "description": "Target build stage"}]);
         let opts = if *request == Subrequest::Outline { target } else { json!([]) };
-        let mut results = vec!["result.json", "result.txt"];
+        let mut results = vec!["result.json"];
+        if *request != Subrequest::ConvertLlb {
+            results.push("result.txt");
+        }
         if *request == Subrequest::Lint {
             results.push("result.statuscode");
         }
         let metadata: Vec<Value> =
             results.iter().map(|name| json!({"name": name, "description": ""})).collect();
         json!({
-            "name": name, "version": VERSION, "type": "rpc", "description": description,
+            "name": name, "version": version(*request), "type": "rpc", "description": description,
             "opts": opts, "inputs": null, "metadata": metadata, "refs": null,
         })
     };
@@ -109,7 +126,9 @@ fn describe() -> Value {
 fn describe_text() -> String {
     let short = |name: &str| name.strip_prefix("frontend.").unwrap_or(name).to_owned();
     let mut rows = vec![["NAME", "VERSION", "DESCRIPTION"].map(str::to_owned)];
-    rows.extend(ALL.iter().map(|(_, name, text)| [short(name), VERSION.to_owned(), (*text).to_owned()]));
+    rows.extend(
+        ALL.iter().map(|(one, name, text)| [short(name), version(*one).to_owned(), (*text).to_owned()]),
+    );
     inspect::table(&rows, 1)
 }
 

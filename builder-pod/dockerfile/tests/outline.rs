@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lapstrake_dockerfile::{
@@ -58,7 +58,7 @@ fn images(parsed: &Parsed, options: &Options) -> Images {
 #[test]
 fn questions_have_their_answers_and_others_none() {
     let parsed = parse("Dockerfile", &text("app.Dockerfile"));
-    assert_eq!(Subrequest::named("frontend.convertllb"), None);
+    assert_eq!(Subrequest::named("frontend.other"), None);
     for id in ["frontend.outline", "frontend.targets", "frontend.lint", "frontend.subrequests.describe"] {
         let answer = Subrequest::named(id).unwrap();
         let answer = answer.answer(&parsed, &Options::default(), &Images::new()).unwrap();
@@ -70,6 +70,43 @@ fn questions_have_their_answers_and_others_none() {
     assert!(Subrequest::Targets.answer(&broken, &Options::default(), &Images::new()).is_err());
     let lint = Subrequest::Lint.answer(&broken, &Options::default(), &Images::new()).unwrap();
     assert!(lint["result.json"].contains("buildError") && lint["result.statuscode"] == "1");
+}
+
+#[test]
+fn operations_are_told_in_the_form_that_buildkit_tells_them() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    for line in include_str!("convert.txt").lines() {
+        let (case, wanted) = line.split_once(": ").unwrap();
+        let wanted: serde_json::Value = serde_json::from_str(wanted).unwrap();
+        let support::Case { text, options, .. } = support::Case::read(&cases.join(case));
+        let parsed = parse("Dockerfile", &text);
+        let answer = Subrequest::ConvertLlb.answer(&parsed, &options, &images(&parsed, &options)).unwrap();
+        assert_eq!(answer["version"], "0.1.0");
+        let found: serde_json::Value = serde_json::from_str(&answer["result.json"]).unwrap();
+        let metadata = &wanted["metadata"];
+        for (digest, wanted) in wanted["def"].as_object().unwrap() {
+            assert_eq!(&found["def"][digest], wanted, "{case}: {digest}");
+            let (found, wanted) = (&found["metadata"][digest], &metadata[digest]);
+            let name = |of: &serde_json::Value| of["description"]["llb.customname"].clone();
+            assert_eq!(name(found), name(wanted), "{case}: {digest}");
+        }
+        assert_eq!(found["source"]["infos"], wanted["source"]["infos"], "{case}");
+        // We also know where an image is named that a mount takes files from.
+        let found = lines_of(&found);
+        for (digest, places) in lines_of(&wanted) {
+            assert_eq!(found.get(digest), Some(&places), "{case}: {digest}");
+        }
+    }
+}
+
+/// Where each operation stands, in no order; BuildKit has an empty place for those that stand nowhere.
+fn lines_of(answer: &serde_json::Value) -> BTreeMap<&String, BTreeSet<String>> {
+    let all = answer["source"]["locations"].as_object().unwrap().iter();
+    let places = |of: &serde_json::Value| {
+        let places = of["locations"].as_array().into_iter().flatten();
+        places.filter(|place| place["ranges"].is_array()).map(ToString::to_string).collect::<BTreeSet<_>>()
+    };
+    all.map(|(digest, of)| (digest, places(of))).filter(|(_, places)| !places.is_empty()).collect()
 }
 
 /// Without columns that are 0, which BuildKit leaves out, and spaces at the ends of lines, which a table has or not.

@@ -9,6 +9,7 @@
 
 mod build;
 mod graph;
+pub mod protojson;
 
 pub use bollard_buildkit_proto::pb;
 pub use build::{Builder, SourceRange};

@@ -182,7 +182,7 @@ pub(crate) fn llb(args: &LlbArgs) -> ExitCode {
         let lowered = plan.lower(&assumed(plan)).map_err(Failed::Findings)?;
         let graph =
             lapstrake_llb::Graph::decode(&lowered.definition).map_err(|e| Failed::Input(e.to_string()))?;
-        io::stdout().write_all(graph::show(&graph, args.format).as_bytes())?;
+        io::stdout().write_all(graph::show(&graph, &lowered.definition, args.format).as_bytes())?;
         Ok(ExitCode::SUCCESS)
     }))
 }
@@ -436,14 +436,19 @@ mod tests {
         let plan = lapstrake_dockerfile::plan(&parsed, &Options::default()).expect("valid");
         let lowered = plan.lower(&assumed(&plan)).expect("valid");
         let graph = lapstrake_llb::Graph::decode(&lowered.definition).expect("a graph");
-        let dot = graph::show(&graph, graph::Format::Dot);
+        let dot = graph::show(&graph, &lowered.definition, graph::Format::Dot);
         assert_eq!(dot.matches(" -> ").count(), 3, "{dot}");
-        let svg = graph::show(&graph, graph::Format::Svg);
+        let svg = graph::show(&graph, &lowered.definition, graph::Format::Svg);
         assert!(
             svg.starts_with("<svg") && svg.ends_with("</svg>\n") && svg.matches("<rect").count() == 4,
             "{svg}"
         );
-        assert!(graph::show(&graph, graph::Format::Text).contains("RUN x"));
-        serde_json::from_str::<serde_json::Value>(&graph::show(&graph, graph::Format::Json)).expect("JSON");
+        assert!(graph::show(&graph, &lowered.definition, graph::Format::Text).contains("RUN x"));
+        serde_json::from_str::<serde_json::Value>(&graph::show(
+            &graph,
+            &lowered.definition,
+            graph::Format::Json,
+        ))
+        .expect("JSON");
     }
 }

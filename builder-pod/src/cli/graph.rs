@@ -13,6 +13,8 @@ pub(crate) enum Format {
     Text,
     /// A list of objects.
     Json,
+    /// As clients of BuildKit are told (`frontend.convertllb`).
+    Buildkit,
     /// For Graphviz.
     Dot,
     /// A drawing.
@@ -25,8 +27,12 @@ const BOX: (usize, usize) = (460, 36);
 const GAP: (usize, usize) = (40, 46);
 
 /// The graph in a format.
-pub(crate) fn show(graph: &Graph, format: Format) -> String {
+pub(crate) fn show(graph: &Graph, definition: &pb::Definition, format: Format) -> String {
     match format {
+        Format::Buildkit => {
+            // What was encoded a moment ago is well formed.
+            format!("{:#}\n", lapstrake_llb::protojson::definition(definition).unwrap_or_default())
+        }
         Format::Text => text(graph),
         Format::Json => {
             let all: Vec<Value> = graph.vertices().iter().map(|vertex| json(vertex)).collect();
