@@ -99,14 +99,16 @@ fn operations_are_told_in_the_form_that_buildkit_tells_them() {
     }
 }
 
-/// Where each operation stands, in no order; BuildKit has an empty place for those that stand nowhere.
-fn lines_of(answer: &serde_json::Value) -> BTreeMap<&String, BTreeSet<String>> {
+/// Lines of each operation, however they are joined; BuildKit has an empty place for those that stand nowhere.
+fn lines_of(answer: &serde_json::Value) -> BTreeMap<&String, BTreeSet<u64>> {
     let all = answer["source"]["locations"].as_object().unwrap().iter();
-    let places = |of: &serde_json::Value| {
+    let lines = |of: &serde_json::Value| {
         let places = of["locations"].as_array().into_iter().flatten();
-        places.filter(|place| place["ranges"].is_array()).map(ToString::to_string).collect::<BTreeSet<_>>()
+        let ranges = places.flat_map(|place| place["ranges"].as_array().into_iter().flatten());
+        let line = |at: &serde_json::Value| at["line"].as_u64().unwrap();
+        ranges.flat_map(|range| line(&range["start"])..=line(&range["end"])).collect::<BTreeSet<_>>()
     };
-    all.map(|(digest, of)| (digest, places(of))).filter(|(_, places)| !places.is_empty()).collect()
+    all.map(|(digest, of)| (digest, lines(of))).filter(|(_, lines)| !lines.is_empty()).collect()
 }
 
 /// Without columns that are 0, which BuildKit leaves out, and spaces at the ends of lines, which a table has or not.
