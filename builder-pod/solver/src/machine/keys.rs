@@ -24,16 +24,21 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         let mut keys = Vec::with_capacity(inputs.len());
         let mut missing = false;
         for (input, index) in inputs {
-            self.want_key(input);
+            // What takes nothing from the cache is to run, though a record of what rests on it may be there.
+            if input.ignore_cache {
+                self.want_result(input);
+            } else {
+                self.want_key(input);
+            }
             match self.entries.get(&input).map(|e| &e.state) {
+                Some(State::Done(k, _)) => keys.push((*k, index)),
                 Some(
                     State::Keyed(k)
                     | State::Looking(k)
                     | State::AwaitInputs(k)
                     | State::Following(k)
-                    | State::Running(k)
-                    | State::Done(k, _),
-                ) => keys.push((*k, index)),
+                    | State::Running(k),
+                ) if !input.ignore_cache => keys.push((*k, index)),
                 Some(State::Failed(culprit, error)) => {
                     let failed = State::Failed(*culprit, error.clone());
                     self.set(id, failed);
