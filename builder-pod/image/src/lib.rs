@@ -1,7 +1,7 @@
 //! Snapshots to layers and back, image documents, exporters.
 //!
 //! Job: [`apply_layer`] unpacks a layer into an overlay upper directory, [`write_diff`] turns such a
-//! directory into a layer again, [`compress`] packs it, [`assemble`] makes config, manifest and index,
+//! directory into a layer again, [`stack_layer`] does both at once by hard links, [`compress`] packs it, [`assemble`] makes config, manifest and index,
 //! [`export`] writes OCI layouts, docker archives and root file systems.
 //! Holds: the same input gives the same bytes, on any machine and with any number of threads; unpacking
 //! never leaves its root, whatever the archive says.
@@ -24,7 +24,7 @@ pub mod tar;
 #[cfg(test)]
 mod testing;
 
-pub use apply::{Applied, ApplyOptions, apply_layer};
+pub use apply::{Applied, ApplyOptions, apply_layer, stack_changes, stack_layer};
 pub use compress::{Compressed, Compressor};
 pub use diff::{DiffFacts, DiffOptions, write_changes, write_diff};
 pub use error::{Error, Result};

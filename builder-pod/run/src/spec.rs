@@ -59,6 +59,10 @@ pub struct StepSpec {
     /// Runs the step's programs that are not of this machine's architecture.
     #[serde(default)]
     pub emulator: Option<Emulator>,
+    /// Nothing that the builder may do is kept from it: all capabilities of the builder's user namespace, no filter of
+    /// system calls, all of `/proc` and `/sys`.
+    #[serde(default)]
+    pub insecure: bool,
 }
 
 /// A program that runs programs of another architecture.
@@ -88,6 +92,7 @@ impl StepSpec {
             shm_bytes: None,
             certificates: None,
             emulator: None,
+            insecure: false,
         }
     }
 }
@@ -145,6 +150,8 @@ pub struct StepMount {
 pub enum MountSource {
     /// A file, directory or socket of the builder; what lies mounted below it is not taken along.
     Bind(PathBuf),
+    /// A device of the builder's, or a directory of them: what is in it can be opened as a device.
+    Device(PathBuf),
     /// Layers, the topmost first.
     Layers {
         /// Layer directories, the topmost first.

@@ -25,12 +25,32 @@ const MEMORY: &str = "/dev/shm";
 
 /// Credentials in the files of a folder: `username` and `password`, `token` or `bearerToken`, `ssh-privatekey`
 /// (or `identity`) with `known_hosts`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SourceAuth {
     dir: PathBuf,
     origin: Origin,
+    /// What is given in place of files.
+    given: Option<Given>,
     /// The program that git asks; this one where nothing else is said.
     program: Option<PathBuf>,
+}
+
+/// Credentials that are in no folder.
+#[derive(Clone)]
+enum Given {
+    /// The value of the header `Authorization`.
+    Header(String),
+    /// An SSH agent, and a file with the keys of hosts.
+    Agent { socket: PathBuf, known_hosts: PathBuf },
+}
+
+impl std::fmt::Debug for SourceAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SourceAuth")
+            .field("dir", &self.dir)
+            .field("origin", &self.origin)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Whom something is for.
@@ -92,7 +112,28 @@ impl SourceAuth {
             let text = "credentials are for https, http and ssh only";
             Error::Invalid(format!("{}: {text}", shown_url(url)))
         };
-        Ok(Self { dir: dir.into(), origin: Origin::of(url).ok_or_else(none)?, program: None })
+        Ok(Self { dir: dir.into(), origin: Origin::of(url).ok_or_else(none)?, given: None, program: None })
+    }
+
+    /// The value of the header `Authorization`, for the host of `url`.
+    ///
+    /// # Errors
+    /// As [`SourceAuth::new`].
+    pub fn with_header(url: &str, value: impl Into<String>) -> Result<Self, Error> {
+        Ok(Self { given: Some(Given::Header(value.into())), ..Self::new("", url)? })
+    }
+
+    /// An SSH agent by its socket, and a file with the keys of hosts, for the host of `url`.
+    ///
+    /// # Errors
+    /// As [`SourceAuth::new`].
+    pub fn with_agent(
+        url: &str,
+        socket: impl Into<PathBuf>,
+        known_hosts: impl Into<PathBuf>,
+    ) -> Result<Self, Error> {
+        let given = Given::Agent { socket: socket.into(), known_hosts: known_hosts.into() };
+        Ok(Self { given: Some(given), ..Self::new("", url)? })
     }
 
     /// Has git ask another program than this one, which must call [`askpass`]; for tests.
@@ -109,10 +150,11 @@ impl SourceAuth {
 
     /// What a request to that host says of who asks.
     pub(crate) fn header(&self) -> Result<Option<HeaderValue>, Error> {
-        let text = match self.login(true)? {
-            None => return Ok(None),
-            Some(Login::Bearer(token)) => format!("Bearer {token}"),
-            Some(Login::Basic { username, password }) => format!("Basic {}", pair(&username, &password)),
+        let text = match (&self.given, self.login(true)?) {
+            (Some(Given::Header(text)), _) => text.clone(),
+            (_, None) => return Ok(None),
+            (_, Some(Login::Bearer(token))) => format!("Bearer {token}"),
+            (_, Some(Login::Basic { username, password })) => format!("Basic {}", pair(&username, &password)),
         };
         let bad = |_| self.lacks("what the Secret holds cannot stand in a header: it has a line end inside");
         let mut value = HeaderValue::from_str(&text).map_err(bad)?;
@@ -125,7 +167,13 @@ impl SourceAuth {
         if !self.is_for(url) {
             return Ok(Access::default());
         }
-        if self.origin.scheme == "ssh" { self.ssh() } else { self.http(url) }
+        match (&self.given, self.origin.scheme) {
+            (Some(Given::Header(value)), "http" | "https") => Ok(Access::header(value)),
+            (Some(Given::Agent { socket, known_hosts }), "ssh") => Ok(Access::agent(socket, known_hosts)),
+            (Some(_), _) => Ok(Access::default()),
+            (None, "ssh") => self.ssh(),
+            (None, _) => self.http(url),
+        }
     }
 
     fn http(&self, url: &str) -> Result<Access, Error> {
@@ -135,15 +183,7 @@ impl SourceAuth {
         };
         match self.login(false)? {
             None => return Err(self.lacks("the Secret has no username and password, token or bearerToken")),
-            Some(Login::Bearer(token)) => {
-                // In the environment of git alone. A header of one's own would follow a redirect to wherever.
-                set("GIT_CONFIG_COUNT", &"2");
-                set("GIT_CONFIG_KEY_0", &"http.extraHeader");
-                set("GIT_CONFIG_VALUE_0", &format!("Authorization: Bearer {token}"));
-                set("GIT_CONFIG_KEY_1", &"http.followRedirects");
-                set("GIT_CONFIG_VALUE_1", &"false");
-                access.hide.push(token);
-            }
+            Some(Login::Bearer(token)) => access = Access::header(&format!("Bearer {token}")),
             Some(Login::Basic { username, password }) => {
                 let own = || std::env::current_exe().map_err(Error::io("find the builder's own program"));
                 let program = self.program.clone().map_or_else(own, Ok)?;
@@ -207,6 +247,9 @@ impl SourceAuth {
 
     /// A file's text without the line end that many a tool puts behind it.
     fn word(&self, name: &str) -> Result<Option<String>, Error> {
+        if self.given.is_some() {
+            return Ok(None);
+        }
         match std::fs::read_to_string(self.dir.join(name)) {
             Ok(text) => {
                 Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()).filter(|text| !text.is_empty()))
@@ -224,6 +267,32 @@ impl SourceAuth {
 }
 
 impl Access {
+    /// In the environment of git alone. A header of one's own would follow a redirect to wherever.
+    fn header(value: &str) -> Self {
+        let env = [
+            ("GIT_CONFIG_COUNT", "2".to_owned()),
+            ("GIT_CONFIG_KEY_0", "http.extraHeader".to_owned()),
+            ("GIT_CONFIG_VALUE_0", format!("Authorization: {value}")),
+            ("GIT_CONFIG_KEY_1", "http.followRedirects".to_owned()),
+            ("GIT_CONFIG_VALUE_1", "false".to_owned()),
+        ];
+        let token = value.split_whitespace().last().unwrap_or_default().to_owned();
+        let env = env.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { env, hide: vec![value.to_owned(), token], _key: None }
+    }
+
+    fn agent(socket: &Path, known_hosts: &Path) -> Self {
+        let command = [
+            "ssh -F /dev/null -o BatchMode=yes -o IdentityFile=/dev/null".to_owned(),
+            "-o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=/dev/null -o UpdateHostKeys=no".to_owned(),
+            "-o ConnectTimeout=30 -o ServerAliveInterval=20".to_owned(),
+            format!("-o UserKnownHostsFile={}", quoted(known_hosts)),
+            format!("-o IdentityAgent={}", quoted(socket)),
+        ];
+        let env = vec![("GIT_SSH_COMMAND".into(), command.join(" ").into())];
+        Self { env, hide: Vec::new(), _key: None }
+    }
+
     /// A message without what it may not hold.
     pub(crate) fn scrubbed(&self, mut text: String) -> String {
         for secret in self.hide.iter().filter(|secret| !secret.is_empty()) {
@@ -351,6 +420,22 @@ mod tests {
         assert_eq!(header(&[("bearerToken", "t")]).as_deref(), Some("Bearer t"));
         assert_eq!(header(&[("username", "u"), ("password", "p")]).as_deref(), Some("Basic dTpw"));
         assert_eq!(header(&[("username", "u"), ("token", "p")]).as_deref(), Some("Basic dTpw"));
+    }
+
+    #[test]
+    fn what_is_given_is_for_its_host_and_shown_nowhere() {
+        let auth = SourceAuth::with_header("https://h.example:8443/a.git", "basic c2VjcmV0").unwrap();
+        assert!(!format!("{auth:?}").contains("c2VjcmV0"));
+        assert_eq!(auth.header().unwrap().unwrap(), "basic c2VjcmV0");
+        let access = auth.access("https://h.example:8443/b.git").unwrap();
+        assert!(access.env.iter().any(|(_, value)| value == "Authorization: basic c2VjcmV0"));
+        assert_eq!(access.scrubbed("x basic c2VjcmV0 y c2VjcmV0".to_owned()), "x *** y ***");
+        assert!(auth.access("https://h.example/b.git").unwrap().env.is_empty());
+
+        let auth = SourceAuth::with_agent("git@h:a", "/s o", "/hosts").unwrap();
+        let access = auth.access("ssh://git@h/b").unwrap();
+        assert!(access.env[0].1.to_str().unwrap().ends_with("-o IdentityAgent='/s o'"), "{:?}", access.env);
+        assert!(auth.access("git@other:a").unwrap().env.is_empty());
     }
 
     #[test]

@@ -211,7 +211,7 @@ impl Http {
         let text =
             |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let last_modified = text(header::LAST_MODIFIED);
-        let date = last_modified.as_deref().and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+        let modified_seconds = last_modified.as_deref().and_then(http_date_seconds);
         Ok(Download {
             file,
             digest,
@@ -219,9 +219,14 @@ impl Http {
             filename: filename(&request.url, text(header::CONTENT_DISPOSITION).as_deref()),
             etag: text(header::ETAG),
             last_modified,
-            modified_seconds: date.map(|date| date.timestamp().as_second()),
+            modified_seconds,
         })
     }
+}
+
+/// The seconds since 1970 of a date as HTTP writes it.
+pub fn http_date_seconds(text: &str) -> Option<i64> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|date| date.timestamp().as_second())
 }
 
 /// Makes a build context of a download in the empty directory `dir`: an archive is unpacked (at most

@@ -21,7 +21,9 @@ pub use auth::{SourceAuth, askpass};
 pub use error::{Class, Error, shown_url};
 pub use git::{CheckoutOptions, Facts, FileTime, Git, GitRef, Resolved};
 pub use git_url::{GitUrl, parse_git_url};
-pub use http::{Download, Fetched, Http, HttpContext, HttpRequest, place_file, unpack_context};
+pub use http::{
+    Download, Fetched, Http, HttpContext, HttpRequest, http_date_seconds, place_file, unpack_context,
+};
 pub use identity::Identity;
 pub use ignore::{IgnoreError, parse_ignore};
 pub use inline::{InlineFile, check_inline, write_inline};

@@ -35,6 +35,23 @@ pub fn bound(keep: CapabilitySet) -> Result<()> {
     Ok(())
 }
 
+/// Has a change of user leave the permitted set as it is; [`hand_on`] follows.
+pub fn keep_through_user_change() -> Result<()> {
+    rustix::thread::set_keep_capabilities(true).about("prctl", "PR_SET_KEEPCAPS")
+}
+
+/// Makes all that is permitted effective, and hands it on to whatever program is executed, whoever runs it.
+pub fn hand_on() -> Result<()> {
+    let permitted = rustix::thread::capabilities(None).about("capget", "self")?.permitted;
+    let sets = CapabilitySets { effective: permitted, permitted, inheritable: permitted };
+    rustix::thread::set_capabilities(None, sets).about("capset", "self")?;
+    for one in permitted.iter() {
+        rustix::thread::configure_capability_in_ambient_set(one, true)
+            .about("prctl", format!("PR_CAP_AMBIENT_RAISE {:#x}", one.bits()))?;
+    }
+    Ok(())
+}
+
 /// Cuts the permitted and effective sets to `keep`; for a thread that is no longer uid 0 the
 /// kernel has emptied them already.
 pub fn settle(keep: CapabilitySet) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Unpacks a layer into an overlay upper directory.
 
 mod attributes;
+mod stack;
 mod tree;
 
 use std::io::{BufReader, Read};
@@ -10,6 +11,7 @@ use lapstrake_oci::{Digest, Hasher};
 
 use crate::tar::{Entry, Kind, TarReader};
 use crate::{Error, Result, limits, media};
+pub use stack::{stack_changes, stack_layer};
 use tree::Tree;
 
 /// How a layer is unpacked.
@@ -71,6 +73,29 @@ pub fn apply_layer(
 }
 
 fn one<R: Read>(tree: &mut Tree<'_>, reader: &mut TarReader<R>, entry: &Entry) -> Result<()> {
+    place(tree, entry, |tree, path, name| match entry.kind {
+        Kind::Dir => tree.dir(path, name, entry),
+        Kind::File => tree.file(path, name, entry, reader),
+        Kind::Symlink => tree.symlink(path, name, entry),
+        Kind::Hardlink => {
+            let mut target = clean(&entry.link)?;
+            let target_name = target
+                .pop()
+                .ok_or_else(|| Error::malformed(&entry.path, "hard link to the root directory"))?;
+            tree.hardlink(path, name, entry, &target, target_name)
+        }
+        // What overlay would take for a whiteout becomes one by its own rules.
+        Kind::Char(0, 0) => tree.whiteout(path, name),
+        Kind::Char(..) | Kind::Block(..) | Kind::Fifo => tree.node(path, name, entry),
+    })
+}
+
+/// Does what an entry says by its name alone; `other` does the rest, with the entry's directory and name.
+fn place<'a>(
+    tree: &mut Tree<'a>,
+    entry: &Entry,
+    other: impl FnOnce(&mut Tree<'a>, &[&[u8]], &[u8]) -> Result<()>,
+) -> Result<()> {
     let mut path = clean(&entry.path)?;
     let Some(name) = path.pop() else {
         return match entry.kind {
@@ -78,29 +103,13 @@ fn one<R: Read>(tree: &mut Tree<'_>, reader: &mut TarReader<R>, entry: &Entry) -
             _ => Err(Error::hostile(&entry.path, "it would replace the root directory")),
         };
     };
-    if let Some(hidden) = name.strip_prefix(b".wh.") {
-        return match hidden {
-            b".wh..opq" => tree.opaque(&path),
-            // What aufs kept for itself.
-            _ if hidden.starts_with(b".wh.") => Ok(()),
-            b"" | b"." | b".." => Err(Error::hostile(&entry.path, "it is a whiteout of no file")),
-            hidden => tree.whiteout(&path, hidden),
-        };
-    }
-    match entry.kind {
-        Kind::Dir => tree.dir(&path, name, entry),
-        Kind::File => tree.file(&path, name, entry, reader),
-        Kind::Symlink => tree.symlink(&path, name, entry),
-        Kind::Hardlink => {
-            let mut target = clean(&entry.link)?;
-            let target_name = target
-                .pop()
-                .ok_or_else(|| Error::malformed(&entry.path, "hard link to the root directory"))?;
-            tree.hardlink(&path, name, entry, &target, target_name)
-        }
-        // What overlay would take for a whiteout becomes one by its own rules.
-        Kind::Char(0, 0) => tree.whiteout(&path, name),
-        Kind::Char(..) | Kind::Block(..) | Kind::Fifo => tree.node(&path, name, entry),
+    match name.strip_prefix(b".wh.") {
+        None => other(tree, &path, name),
+        Some(b".wh..opq") => tree.opaque(&path),
+        // What aufs kept for itself.
+        Some(hidden) if hidden.starts_with(b".wh.") => Ok(()),
+        Some(b"" | b"." | b"..") => Err(Error::hostile(&entry.path, "it is a whiteout of no file")),
+        Some(hidden) => tree.whiteout(&path, hidden),
     }
 }
 

@@ -177,6 +177,33 @@ impl<'a> Tree<'a> {
             .map_err(|e| Error::io("make hard link", &entry.path, e))
     }
 
+    /// Another name for a file that another snapshot has as `at`; a copy where the file system has no room for one
+    /// more name.
+    pub(super) fn link(
+        &mut self,
+        parent: &[&[u8]],
+        name: &[u8],
+        entry: &Entry,
+        at: (&OwnedFd, &[u8]),
+    ) -> Result<()> {
+        let parent = self.resolve(parent)?;
+        self.make_room(&parent, name)?;
+        match rustix::fs::linkat(at.0, at.1, &parent.fd, name, AtFlags::empty()) {
+            Ok(()) => Ok(()),
+            Err(Errno::MLINK | Errno::PERM | Errno::XDEV) if matches!(entry.kind, Kind::File) => {
+                let fail = |e: Errno| Error::io("copy", &entry.path, e);
+                let from = fsio::open_file(at.0, at.1).map_err(fail)?;
+                let stat = rustix::fs::fstat(&from).map_err(fail)?;
+                let mut to = std::fs::File::from(create(&parent, name)?);
+                std::io::copy(&mut std::fs::File::from(from), &mut to)
+                    .map_err(|e| Error::io("copy", &entry.path, e))?;
+                let attributes = Attributes::of_stat(&entry.path, &stat, &entry.xattrs);
+                attributes.set(&OwnedFd::from(to), &mut self.skipped)
+            }
+            Err(e) => Err(Error::io("make hard link", &entry.path, e)),
+        }
+    }
+
     /// Hides `name` of the layers below. What this layer itself has there stays.
     pub(super) fn whiteout(&mut self, parent: &[&[u8]], name: &[u8]) -> Result<()> {
         let parent = self.resolve(parent)?;

@@ -66,35 +66,46 @@ fn write(
     options: &DiffOptions,
     output: &mut dyn Write,
 ) -> Result<DiffFacts> {
-    let root = fsio::open_root(upper).map_err(|e| Error::io_at("open", upper, e))?;
-    let mut walk = Walk {
-        tar: TarWriter::new(io::BufWriter::with_capacity(128 << 10, output)),
-        options,
-        entries: 0,
-        names: HashMap::new(),
-        waiting: Vec::new(),
-        buffer: vec![0; 128 << 10],
-    };
-    walk.root(&root, lower)?;
-    walk.children(&root, lower, &[], 0)?;
-    let entries = walk.entries;
-    let (mut output, tar_bytes) = walk.tar.finish().map_err(Error::output)?;
+    let tar = TarWriter::new(io::BufWriter::with_capacity(128 << 10, output));
+    let (sink, entries) = walk(upper, lower, options, TarSink { tar, buffer: vec![0; 128 << 10] })?;
+    let (mut output, tar_bytes) = sink.tar.finish().map_err(Error::output)?;
     output.flush().map_err(Error::output)?;
     Ok(DiffFacts { tar_bytes, entries })
 }
 
-struct Walk<'a> {
-    tar: TarWriter<io::BufWriter<&'a mut dyn Write>>,
+/// Takes the entries of a layer in their order.
+pub(crate) trait Sink {
+    /// An entry, and where it is: directory and name. What only says something is nowhere.
+    fn entry(&mut self, entry: &Entry, at: Option<(&OwnedFd, &[u8])>) -> Result<()>;
+    /// The data of the file that came last.
+    fn data(&mut self, file: OwnedFd, size: u64, path: &[u8]) -> Result<()>;
+}
+
+/// Gives all that makes `upper` a layer over `lower` to `sink`; also how many entries that were.
+pub(crate) fn walk<S: Sink>(
+    upper: &Path,
+    lower: Option<&LowerDir>,
+    options: &DiffOptions,
+    sink: S,
+) -> Result<(S, u64)> {
+    let root = fsio::open_root(upper).map_err(|e| Error::io_at("open", upper, e))?;
+    let mut walk = Walk { sink, options, entries: 0, names: HashMap::new(), waiting: Vec::new() };
+    walk.root(&root, lower)?;
+    walk.children(&root, lower, &[], 0)?;
+    Ok((walk.sink, walk.entries))
+}
+
+struct Walk<'a, S> {
+    sink: S,
     options: &'a DiffOptions,
     entries: u64,
     /// First name of each file with several.
     names: HashMap<(u64, u64), Vec<u8>>,
     /// Unchanged directories on the way down, written once something in them changed.
     waiting: Vec<Entry>,
-    buffer: Vec<u8>,
 }
 
-impl Walk<'_> {
+impl<S: Sink> Walk<'_, S> {
     /// The root directory is written only where it changed: others' differs never list it.
     fn root(&mut self, root: &OwnedFd, lower: Option<&LowerDir>) -> Result<()> {
         let fail = |e| Error::io("look at", b"/", e);
@@ -110,7 +121,7 @@ impl Walk<'_> {
         };
         if changed {
             let entry = self.entry(b"./".to_vec(), Kind::Dir, &stat, xattrs);
-            self.start(&entry)?;
+            self.start(&entry, None)?;
         }
         Ok(())
     }
@@ -171,7 +182,7 @@ impl Walk<'_> {
         if unchanged {
             self.waiting.push(entry);
         } else {
-            self.start(&entry)?;
+            self.start(&entry, None)?;
         }
         if hides {
             self.mark([full, b"/.wh..wh..opq"].concat())?;
@@ -195,23 +206,12 @@ impl Walk<'_> {
             if let Some(first) = self.names.get(&inode) {
                 let mut entry = self.entry(full.to_vec(), Kind::Hardlink, stat, Xattrs::new());
                 entry.link = first.clone();
-                return self.start(&entry);
+                return self.start(&entry, Some((dir, name)));
             }
             self.names.insert(inode, full.to_vec());
         }
-        let kind = match fsio::kind(stat) {
-            FileType::RegularFile => Kind::File,
-            FileType::Symlink => Kind::Symlink,
-            FileType::CharacterDevice => {
-                Kind::Char(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-            }
-            FileType::BlockDevice => {
-                Kind::Block(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-            }
-            FileType::Fifo => Kind::Fifo,
-            // Sockets have no place in a layer, and no meaning without their process.
-            _ => return Ok(()),
-        };
+        // Sockets have no place in a layer, and no meaning without their process.
+        let Some(kind) = kind_of(stat) else { return Ok(()) };
         let file = if kind == Kind::File { Some(fsio::open_file(dir, name).map_err(fail)?) } else { None };
         let raw = match &file {
             Some(file) => fsio::xattrs_of(file),
@@ -228,26 +228,15 @@ impl Walk<'_> {
         {
             return Ok(());
         }
-        self.start(&entry)?;
+        self.start(&entry, Some((dir, name)))?;
         match file {
-            Some(file) => self.data(file, entry.size, full),
+            Some(file) => self.sink.data(file, entry.size, full),
             None => Ok(()),
         }
     }
 
     fn entry(&self, path: Vec<u8>, kind: Kind, stat: &Stat, xattrs: Xattrs) -> Entry {
-        let mut seconds = fsio::mtime(stat).seconds;
-        if let Some(latest) = self.options.mtime_max {
-            seconds = seconds.min(latest);
-        }
-        let mut entry = Entry::new(path, kind);
-        entry.mode = stat.st_mode & 0o7777;
-        entry.uid = u64::from(stat.st_uid);
-        entry.gid = u64::from(stat.st_gid);
-        entry.mtime = Time::seconds(seconds);
-        entry.size = if kind == Kind::File { stat.st_size as u64 } else { 0 };
-        entry.xattrs = xattrs;
-        entry
+        entry_of(path, kind, stat, xattrs, self.options.mtime_max)
     }
 
     /// A whiteout, where there is something below, or may be.
@@ -262,7 +251,7 @@ impl Walk<'_> {
     /// An entry that only says something. It has no time of its own, or the layer would differ from one
     /// run to the next.
     fn mark(&mut self, path: Vec<u8>) -> Result<()> {
-        self.start(&Entry::new(path, Kind::File))
+        self.start(&Entry::new(path, Kind::File), None)
     }
 
     /// Overlay's other form of a whiteout: an empty file with an attribute.
@@ -274,12 +263,59 @@ impl Walk<'_> {
         Ok(xattrs.contains_key(fsio::overlay_xattr(b"whiteout", self.options.userxattr).as_slice()))
     }
 
-    fn start(&mut self, entry: &Entry) -> Result<()> {
+    fn start(&mut self, entry: &Entry, at: Option<(&OwnedFd, &[u8])>) -> Result<()> {
         for waiting in std::mem::take(&mut self.waiting) {
             self.entries += 1;
-            self.tar.start(&waiting).map_err(Error::output)?;
+            self.sink.entry(&waiting, None)?;
         }
         self.entries += 1;
+        self.sink.entry(entry, at)
+    }
+}
+
+/// An entry for what a status tells of.
+pub(crate) fn entry_of(
+    path: Vec<u8>,
+    kind: Kind,
+    stat: &Stat,
+    xattrs: Xattrs,
+    mtime_max: Option<i64>,
+) -> Entry {
+    let mut seconds = fsio::mtime(stat).seconds;
+    if let Some(latest) = mtime_max {
+        seconds = seconds.min(latest);
+    }
+    let mut entry = Entry::new(path, kind);
+    entry.mode = stat.st_mode & 0o7777;
+    entry.uid = u64::from(stat.st_uid);
+    entry.gid = u64::from(stat.st_gid);
+    entry.mtime = Time::seconds(seconds);
+    entry.size = if kind == Kind::File { stat.st_size as u64 } else { 0 };
+    entry.xattrs = xattrs;
+    entry
+}
+
+/// What something is in a layer that is no directory; a socket is nothing.
+pub(crate) fn kind_of(stat: &Stat) -> Option<Kind> {
+    let device = || (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    Some(match fsio::kind(stat) {
+        FileType::RegularFile => Kind::File,
+        FileType::Symlink => Kind::Symlink,
+        FileType::CharacterDevice => Kind::Char(device().0, device().1),
+        FileType::BlockDevice => Kind::Block(device().0, device().1),
+        FileType::Fifo => Kind::Fifo,
+        _ => return None,
+    })
+}
+
+/// Writes a tar file.
+struct TarSink<'a> {
+    tar: TarWriter<io::BufWriter<&'a mut dyn Write>>,
+    buffer: Vec<u8>,
+}
+
+impl Sink for TarSink<'_> {
+    fn entry(&mut self, entry: &Entry, _at: Option<(&OwnedFd, &[u8])>) -> Result<()> {
         self.tar.start(entry).map_err(Error::output)
     }
 
@@ -330,7 +366,7 @@ pub(crate) fn next_data(file: &std::fs::File, at: u64, size: u64) -> rustix::io:
 }
 
 /// Whether a file was copied up without a change (a `chown` to the owner that it had).
-fn same_as_below(
+pub(crate) fn same_as_below(
     entry: &Entry,
     file: Option<&OwnedFd>,
     name: &[u8],
@@ -363,7 +399,7 @@ fn same_owner_and_mode(a: &Stat, b: &Stat) -> bool {
     (a.st_mode, a.st_uid, a.st_gid) == (b.st_mode, b.st_uid, b.st_gid)
 }
 
-fn same_status(a: &Stat, b: &Stat) -> bool {
+pub(crate) fn same_status(a: &Stat, b: &Stat) -> bool {
     same_owner_and_mode(a, b) && fsio::mtime(a) == fsio::mtime(b)
 }
 
@@ -386,7 +422,7 @@ fn same_content(mut a: std::fs::File, mut b: std::fs::File) -> io::Result<bool> 
 }
 
 /// The attributes that belong in the layer.
-fn layer_xattrs(mut xattrs: Xattrs, path: &[u8]) -> Result<Xattrs> {
+pub(crate) fn layer_xattrs(mut xattrs: Xattrs, path: &[u8]) -> Result<Xattrs> {
     let foreign = |name: &Vec<u8>| {
         let name = name.strip_prefix(b"trusted.").or_else(|| name.strip_prefix(b"user.")).unwrap_or_default();
         matches!(name, b"overlay.metacopy" | b"overlay.redirect")

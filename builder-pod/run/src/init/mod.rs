@@ -269,7 +269,7 @@ fn watch(main: rustix::process::Pid) -> Result<Report, Failure> {
 
 /// Turns into the step's program; what is returned is why not, or nothing after a probe.
 fn become_program(request: &Request, keeper: Option<&Keeper>, ready: &Ready) -> Option<Failure> {
-    let confined = confine(keeper, ready);
+    let confined = confine(request.spec.insecure, keeper, ready);
     if let Err(failure) = confined {
         return Some(failure);
     }
@@ -288,7 +288,7 @@ fn become_program(request: &Request, keeper: Option<&Keeper>, ready: &Ready) -> 
     Some(Failure::new(Stage::Program, format!("exec: \"{name}\": {reason}"), error.errno))
 }
 
-fn confine(keeper: Option<&Keeper>, ready: &Ready) -> Result<(), Failure> {
+fn confine(insecure: bool, keeper: Option<&Keeper>, ready: &Ready) -> Result<(), Failure> {
     let helper = kernel(Stage::Helper);
     let fail = kernel(Stage::Confine);
     let identity = &ready.identity;
@@ -298,12 +298,21 @@ fn confine(keeper: Option<&Keeper>, ready: &Ready) -> Result<(), Failure> {
     if let Some(keeper) = keeper {
         keeper.join().map_err(kernel(Stage::Emulation))?;
     }
-    caps::bound(step_capabilities()).map_err(&fail)?;
-    lapstrake_sys::seccomp::install(&ready.filter).map_err(&fail)?;
-    process::become_user(identity.uid, identity.gid, &identity.groups)
-        .map_err(|error| Failure::new(Stage::User, error.to_string(), error.errno))?;
-    let keep = if identity.uid == 0 { step_capabilities() } else { CapabilitySet::empty() };
-    caps::settle(keep).map_err(&fail)?;
+    let become_user = || {
+        process::become_user(identity.uid, identity.gid, &identity.groups)
+            .map_err(|error| Failure::new(Stage::User, error.to_string(), error.errno))
+    };
+    if insecure {
+        caps::keep_through_user_change().map_err(&fail)?;
+        become_user()?;
+        caps::hand_on().map_err(&fail)?;
+    } else {
+        caps::bound(step_capabilities()).map_err(&fail)?;
+        lapstrake_sys::seccomp::install(&ready.filter).map_err(&fail)?;
+        become_user()?;
+        let keep = if identity.uid == 0 { step_capabilities() } else { CapabilitySet::empty() };
+        caps::settle(keep).map_err(&fail)?;
+    }
     process::close_on_exec_from(3).map_err(&helper)?;
     lapstrake_sys::signal::reset_for_exec().map_err(&helper)
 }

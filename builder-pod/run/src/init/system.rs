@@ -41,21 +41,22 @@ pub(super) fn mount_proc(places: &mut Places<'_>) -> Result<(), Failure> {
     attach(&proc, &target).map_err(kernel(Stage::Proc))
 }
 
-/// `/sys`, read-only: fresh where the network namespace is ours, else the builder's.
+/// `/sys`, read-only unless `writable`: fresh where the network namespace is ours, else the builder's.
 ///
 /// A step's own view of the cgroups comes with it where there is one tree (v2): programs read
 /// their memory limit there.
-pub(super) fn mount_sys(places: &mut Places<'_>) -> Result<(), Failure> {
-    let read_only = inert() | MountAttrFlags::MOUNT_ATTR_RDONLY;
+pub(super) fn mount_sys(places: &mut Places<'_>, writable: bool) -> Result<(), Failure> {
+    let mut attrs = inert();
+    attrs.set(MountAttrFlags::MOUNT_ATTR_RDONLY, !writable);
     let target = places.place(Path::new("sys"), false).map_err(kernel(Stage::Sys))?;
-    match new_filesystem("sysfs", &[], read_only) {
+    match new_filesystem("sysfs", &[], attrs) {
         Ok(sys) => {
             attach(&sys, &target).map_err(kernel(Stage::Sys))?;
-            mount_cgroup(&sys.as_fd(), read_only)
+            mount_cgroup(&sys.as_fd(), attrs)
         }
         Err(error) if error.is_denied() => match clone_tree(Path::new("/sys"), true) {
             Ok(sys) => {
-                add_attrs(&sys, read_only, true).map_err(kernel(Stage::Sys))?;
+                add_attrs(&sys, attrs, true).map_err(kernel(Stage::Sys))?;
                 attach(&sys, &target).map_err(kernel(Stage::Sys))
             }
             // A builder without a /sys has none to show.
