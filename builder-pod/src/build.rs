@@ -1,12 +1,13 @@
 //! One build, from its context to its outputs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::try_join_all;
 use lapstrake_dockerfile::{
-    Capabilities, Images as ImageConfigs, Lowered, MainContext, Network, NoCache, Options, Plan,
-    ResolvedImage,
+    AllowedDevices, Capabilities, Images as ImageConfigs, Lowered, MainContext, NamedContext, Network,
+    NoCache, Options, Plan, ResolvedImage,
 };
 use lapstrake_handoff::{BaseImage, Reason, SourceFacts, StepNetwork, Timings};
 use lapstrake_llb::Graph;
@@ -172,12 +173,15 @@ async fn run(
     let platforms = platforms::wanted(options);
     let multi = platforms.len() > 1;
     let contexts = abortable(cancel, crate::named::offer(engine, &options.named, &options.reach)).await?;
-    let times = facts.time.map(|time| (CONTEXT.to_owned(), time));
+    let mut times = contexts.times;
+    times.extend(acquired.time.map(|time| (CONTEXT.to_owned(), time)));
+    let contexts = contexts.contexts;
+    times.extend(abortable(cancel, epoch_of_stage(engine, options, &dockerfile, &contexts, progress)).await?);
     let ignored = ignore_lines(&acquired.local, &dockerfile.name);
     let planned = platforms.iter().map(|p| {
         let asked = Options {
             named_contexts: contexts.clone(),
-            context_times: times.iter().cloned().collect(),
+            context_times: times.clone(),
             ignore_patterns: ignored.clone(),
             ..frontend_options(options, p, multi)
         };
@@ -189,6 +193,10 @@ async fn run(
         lowered.push(plan.lower(&configs).map_err(invalid)?);
         bases.push(images);
     }
+    let mut options = options.clone();
+    options.source_date_epoch =
+        options.source_date_epoch.or(lowered.first().and_then(|lowered| lowered.epoch));
+    let options = &options;
     warn(&lowered, progress);
     offer_context(engine, acquired, &dockerfile, &lowered)?;
     let mut targets = Vec::new();
@@ -224,6 +232,25 @@ async fn run(
         facts,
         cache_bytes: None,
     })
+}
+
+/// The time of what a stage downloads, where the build asks for it by the stage's name.
+async fn epoch_of_stage(
+    engine: &Engine,
+    options: &BuildOptions,
+    dockerfile: &Dockerfile,
+    contexts: &BTreeMap<String, NamedContext>,
+    progress: &Progress,
+) -> Result<Option<(String, i64)>, BuildError> {
+    let parsed = lapstrake_dockerfile::parse(&dockerfile.name, &dockerfile.text);
+    let asked =
+        Options { build_args: options.args.clone(), named_contexts: contexts.clone(), ..Options::default() };
+    let Some(found) = lapstrake_dockerfile::epoch_source(&parsed, &asked).map_err(invalid)? else {
+        return Ok(None);
+    };
+    let step = progress.step(&format!("[internal] resolve SOURCE_DATE_EPOCH source stage {}", found.stage));
+    let time = step.close(engine.time_of(&found.source).await)?;
+    Ok(time.map(|time| (found.stage, time)))
 }
 
 /// Findings that do not keep a Dockerfile from being built, each once.
@@ -420,7 +447,11 @@ fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) ->
         target_platform: Some(platform.clone()),
         build_platform: native_platform(),
         multi_platform: multi,
-        no_cache: if options.no_cache { NoCache::All } else { NoCache::Nothing },
+        no_cache: match (options.no_cache, options.no_cache_stages.as_slice()) {
+            (true, _) => NoCache::All,
+            (false, []) => NoCache::Nothing,
+            (false, stages) => NoCache::Stages(stages.to_vec()),
+        },
         source_date_epoch: options.source_date_epoch,
         context: MainContext::Local { name: CONTEXT.to_owned(), session: None, exclude_patterns: Vec::new() },
         network: match options.inputs.network {
@@ -429,6 +460,11 @@ fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) ->
             StepNetwork::Host => Network::Host,
         },
         allow_host_network: options.inputs.allows_host_network(),
+        allow_insecure: options.inputs.insecure,
+        allow_devices: match options.inputs.devices.contains("") {
+            true => AllowedDevices::All,
+            false => AllowedDevices::Named(options.inputs.devices.clone()),
+        },
         cache_namespace: options.args.get(CACHE_NAMESPACE).cloned().unwrap_or_default(),
         capabilities: Capabilities {
             cache_mounts: true,
@@ -437,7 +473,9 @@ fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) ->
             host_network: true,
             http_sources: true,
             git_sources: true,
-            ..Capabilities::default()
+            merge: true,
+            insecure: true,
+            devices: true,
         },
         ..Options::default()
     }

@@ -32,6 +32,8 @@ pub(crate) struct Acquired {
     pub(crate) only_dockerfile: Option<String>,
     /// What its repository says of the commit.
     pub(crate) facts: SourceFacts,
+    /// When it was made, seconds since 1970: the commit, or the file that was downloaded.
+    pub(crate) time: Option<i64>,
 }
 
 /// Fetches a context; what is there already is not fetched again. `ask`: branch and tags of the commit are
@@ -49,6 +51,7 @@ pub(crate) async fn acquire(
             revision: None,
             only_dockerfile: None,
             facts: nothing(),
+            time: None,
         }),
         Context::Git { url, reference, commit, path, submodules } => {
             store.touch_side("git", "");
@@ -68,7 +71,8 @@ pub(crate) async fn acquire(
             };
             let local = checkout(store, &git, url, &resolved, &options).await?;
             let facts = facts(&git, url, &resolved, reference, ask).await?;
-            Ok(Acquired { local, revision: Some(resolved.commit), only_dockerfile: None, facts })
+            let (revision, time) = (Some(resolved.commit), facts.time);
+            Ok(Acquired { local, revision, only_dockerfile: None, facts, time })
         }
         Context::Http { url, sha256, path } => {
             http(store, url, sha256.as_deref(), path.as_deref(), reach).await
@@ -84,7 +88,7 @@ pub(crate) async fn acquire(
                 place.finish(&dir)?;
             }
             let (local, revision) = (place.open()?, Some(key.to_string()));
-            Ok(Acquired { local, revision, only_dockerfile: None, facts: nothing() })
+            Ok(Acquired { local, revision, only_dockerfile: None, facts: nothing(), time: None })
         }
     }
 }
@@ -172,6 +176,9 @@ struct Remembered {
     etag: Option<String>,
     last_modified: Option<String>,
     only_dockerfile: Option<String>,
+    /// When it was made, seconds since 1970.
+    #[serde(default)]
+    time: Option<i64>,
 }
 
 /// Under what a download is remembered: an address may hold a secret, which is not for the disk.
@@ -229,7 +236,27 @@ async fn http(
         revision: Some(found.digest.to_string()),
         only_dockerfile: found.only_dockerfile,
         facts: SourceFacts::default(),
+        time: found.time,
     })
+}
+
+/// The time of the newest file below a directory, seconds since 1970: that of an archive.
+pub(crate) fn newest(dir: &Path) -> std::io::Result<Option<i64>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut newest = None;
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.is_dir() {
+                open.push(entry.path());
+            } else if meta.is_file() {
+                newest = newest.max(Some(meta.mtime()));
+            }
+        }
+    }
+    Ok(newest)
 }
 
 async fn unpacked(
@@ -244,6 +271,10 @@ async fn unpacked(
         let dir = place.fresh()?;
         let kind =
             unpack_context(download.path(), &download.filename, &dir, DOWNLOAD_BYTES_MAX, &Cancel::new())?;
+        let time = match (download.modified_seconds, &kind) {
+            (None, HttpContext::Archive) => newest(&dir).map_err(|e| io(e, &dir))?,
+            (time, _) => time,
+        };
         place.finish(&dir)?;
         let only_dockerfile = match kind {
             HttpContext::Archive => None,
@@ -255,6 +286,7 @@ async fn unpacked(
             etag: download.etag.clone(),
             last_modified: download.last_modified.clone(),
             only_dockerfile,
+            time,
         })
     };
     let remembered = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
@@ -307,6 +339,10 @@ impl Place {
         std::fs::remove_dir_all(self.path.with_extension("new")).ok(); // what was left around the part
         self.forget_old();
         Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn open(&self) -> Result<Local, BuildError> {

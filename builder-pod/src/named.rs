@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use lapstrake_dockerfile::NamedContext;
 use lapstrake_handoff::Reason;
-use lapstrake_oci::{Digest, Document, Index, Reference};
+use lapstrake_oci::{Digest, Document, Index, Platform, Reference};
 use lapstrake_store::{Durability, Store};
 
 use crate::context;
@@ -23,6 +23,8 @@ const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 /// What a name is given for.
 #[derive(Debug, Clone)]
 pub(crate) enum Named {
+    /// The empty file system.
+    Scratch,
     /// An image of a registry.
     Image(Reference),
     /// A stage of the Dockerfile.
@@ -46,11 +48,19 @@ pub(crate) fn parse(
     let wrong =
         |why: String| BuildError::new(Reason::RequestInvalid, format!("--build-context {text}: {why}"));
     let (name, value) = text.split_once('=').ok_or_else(|| wrong("it is not NAME=VALUE".to_owned()))?;
-    let name = name.to_lowercase();
-    if name.is_empty() || name == "scratch" || name == "context" {
-        return Err(wrong(format!("\"{name}\" can't be the name of a context")));
+    let mut name = name.to_lowercase();
+    let own = name.split_once("::").map_or(name.as_str(), |(own, _)| own);
+    if own.is_empty() || own == "scratch" || own == "context" {
+        return Err(wrong(format!("\"{own}\" can't be the name of a context")));
     }
-    let named = if let Some(image) = value.strip_prefix("docker-image://") {
+    if let Some((own, platform)) = name.split_once("::") {
+        // In the form in which platforms are compared.
+        let platform: Platform = platform.parse().map_err(|e| wrong(format!("{e}")))?;
+        name = format!("{own}::{platform}");
+    }
+    let named = if value == "docker-image://scratch" {
+        Named::Scratch
+    } else if let Some(image) = value.strip_prefix("docker-image://") {
         Named::Image(image.parse().map_err(|e| wrong(format!("{e}")))?)
     } else if let Some(stage) = value.strip_prefix("target:") {
         Named::Stage(stage.to_owned())
@@ -67,19 +77,28 @@ pub(crate) fn parse(
     Ok((name, named))
 }
 
+/// What the names of contexts stand for, and when they were made, where they have a time.
+#[derive(Default)]
+pub(crate) struct Known {
+    pub(crate) contexts: BTreeMap<String, NamedContext>,
+    pub(crate) times: BTreeMap<String, i64>,
+}
+
 /// Fetches what has to be fetched, makes it known to the engine, and says what the names stand for.
 pub(crate) async fn offer(
     engine: &Engine,
     all: &BTreeMap<String, Named>,
     reach: &Reach,
-) -> Result<BTreeMap<String, NamedContext>, BuildError> {
-    let mut known = BTreeMap::new();
+) -> Result<Known, BuildError> {
+    let mut known = Known::default();
     for (name, named) in all {
         let stands_for = match named {
+            Named::Scratch => NamedContext::Scratch,
             Named::Image(reference) => NamedContext::Image(reference.clone()),
             Named::Stage(stage) => NamedContext::Stage(stage.clone()),
             Named::Files(from) => {
                 let acquired = context::acquire(engine.store(), from, reach, false).await?;
+                known.times.extend(acquired.time.map(|time| (name.clone(), time)));
                 let rules = acquired.local.ignore_rules("Dockerfile");
                 let (_, rules) = rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;
                 // Beside the main context's name no other one has this prefix.
@@ -96,7 +115,7 @@ pub(crate) async fn offer(
                 NamedContext::Image(reference.with_digest(digest))
             }
         };
-        known.insert(name.clone(), stands_for);
+        known.contexts.insert(name.clone(), stands_for);
     }
     Ok(known)
 }
@@ -181,7 +200,9 @@ mod tests {
         assert_eq!(layout("a=oci-layout:///x/y:1"), ("/x/y".to_owned(), Some("1".to_owned())));
         assert_eq!(layout("a=oci-layout://x@sha256:1"), ("x".to_owned(), Some("sha256:1".to_owned())));
         assert_eq!(layout("a=oci-layout://x/y"), ("x/y".to_owned(), None));
-        for text in ["a", "=b", "scratch=x", "a=docker-image://Ä"] {
+        assert_eq!(parsed("Base::linux/aarch64=x").expect("valid").0, "base::linux/arm64");
+        assert!(matches!(named("a=docker-image://scratch"), Named::Scratch));
+        for text in ["a", "=b", "scratch=x", "a=docker-image://Ä", "a::b/c/d/e=x", "::linux/amd64=x"] {
             assert!(parsed(text).is_err(), "{text}");
         }
     }

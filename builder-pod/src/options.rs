@@ -33,6 +33,8 @@ pub(crate) struct BuildOptions {
     pub(crate) platforms: Vec<Platform>,
     /// Nothing is taken from the cache.
     pub(crate) no_cache: bool,
+    /// Stages whose steps take nothing from it.
+    pub(crate) no_cache_stages: Vec<String>,
     /// Creation time of the image and all that has one, seconds since 1970.
     pub(crate) source_date_epoch: Option<i64>,
     /// What steps are given beside their files.
@@ -192,6 +194,7 @@ impl BuildOptions {
             named: BTreeMap::new(),
             platforms: Vec::new(),
             no_cache: false,
+            no_cache_stages: Vec::new(),
             source_date_epoch: None,
             inputs: crate::inputs::Inputs::default(),
             reach: crate::reach::Reach::default(),

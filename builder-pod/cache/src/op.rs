@@ -147,6 +147,25 @@ fn shown(id: &str, uid: u32, gid: u32, mode: u32, optional: bool) -> String {
         .end()
 }
 
+/// File systems over each other.
+pub fn merge(op: &pb::MergeOp) -> Digest {
+    let inputs = op.inputs.iter().map(|input| Object::new().number("input", input.input).end());
+    let merge = Object::new().list("inputs", inputs).end();
+    let json = Object::new().raw("Type", "\"buildkit.merge.v0\"").raw("Merge", &merge);
+    Digest::of(json.end().as_bytes())
+}
+
+/// What one file system changes over another.
+pub fn diff(op: &pb::DiffOp) -> Digest {
+    let input = |number: i64| Object::new().number("input", number).end();
+    let diff = Object::new()
+        .maybe("lower", op.lower.as_ref().map(|lower| input(lower.input)))
+        .maybe("upper", op.upper.as_ref().map(|upper| input(upper.input)))
+        .end();
+    let json = Object::new().raw("Type", "\"buildkit.diff.v0\"").raw("Diff", &diff);
+    Digest::of(json.end().as_bytes())
+}
+
 /// A file operation over this many inputs.
 pub fn file(op: &pb::FileOp, inputs: usize) -> Digest {
     let actions: Vec<String> = op
@@ -362,4 +381,23 @@ pub fn account_files(action: &pb::FileAction) -> Vec<(i64, &'static str)> {
     let user = named(owner.and_then(|owner| owner.user.as_ref())).map(|input| (input, "/etc/passwd"));
     let group = named(owner.and_then(|owner| owner.group.as_ref())).map(|input| (input, "/etc/group"));
     user.into_iter().chain(group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merges_and_differences_have_buildkit_s_names() {
+        // Digests of what BuildKit 0.34.2's own types are in JSON.
+        let merge = pb::MergeOp { inputs: vec![pb::MergeInput { input: 0 }, pb::MergeInput { input: 1 }] };
+        let name = "sha256:436287a2dc2ce494f564331be9ea3a9f27ebec398567877043da2f618f33d6c8";
+        assert_eq!(super::merge(&merge).to_string(), name);
+        let diff = pb::DiffOp {
+            lower: Some(pb::LowerDiffInput { input: -1 }),
+            upper: Some(pb::UpperDiffInput { input: 0 }),
+        };
+        let name = "sha256:f5284a0f1782a8c2cdb29841228c32706cbf04332ad37c3c7cb41659c6eeba0a";
+        assert_eq!(super::diff(&diff).to_string(), name);
+    }
 }

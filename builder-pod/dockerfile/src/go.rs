@@ -32,6 +32,15 @@ pub(crate) fn quote(text: &str) -> String {
     out
 }
 
+/// `strconv.ParseBool`; `None` is its error.
+pub(crate) fn bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 /// `fmt.Sprintf("%q", list)`.
 pub(crate) fn quoted_list<S: AsRef<str>>(list: &[S]) -> String {
     let items: Vec<_> = list.iter().map(|item| quote(item.as_ref())).collect();

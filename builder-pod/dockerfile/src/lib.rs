@@ -64,11 +64,11 @@ pub use fix::{fixed, formatted};
 pub use inspect::{Outline, OutlineArg, OutlineInput, Target, targets, targets_text};
 pub use lower::{ContextUse, Lowered};
 pub use options::{
-    Capabilities, ContextFacts, ExtraHost, MainContext, NamedContext, Network, NoCache, Options, ResolveMode,
-    Ulimit,
+    AllowedDevices, Capabilities, ContextFacts, ExtraHost, MainContext, NamedContext, Network, NoCache,
+    Options, ResolveMode, Ulimit,
 };
 pub use parse::{Parsed, parse};
-pub use plan::{ImageKey, ImageRequest, Images, Plan, ResolvedImage, plan};
+pub use plan::{EpochSource, ImageKey, ImageRequest, Images, Plan, ResolvedImage, epoch_source, plan};
 pub use render::Style;
 pub use source::{Position, Source, Span};
 pub use subrequest::Subrequest;

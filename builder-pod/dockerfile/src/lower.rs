@@ -3,6 +3,7 @@
 mod chmod;
 mod config;
 mod copy;
+mod device;
 mod draft;
 mod env;
 mod expose;
@@ -21,8 +22,10 @@ use std::collections::BTreeSet;
 use lapstrake_llb::pb;
 use lapstrake_oci::ImageConfig;
 
+pub(crate) use env::Env;
 pub(crate) use mount::fields as mount_fields;
 pub(crate) use path::clean as clean_path;
+pub(crate) use remote::{http_name, is_http};
 pub(crate) use state::State;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -45,6 +48,8 @@ pub struct Lowered {
     pub stages: usize,
     /// How many operations the definition has.
     pub steps: usize,
+    /// `SOURCE_DATE_EPOCH` as it turned out, seconds since 1970: for the exporter.
+    pub epoch: Option<i64>,
 }
 
 /// What a build reads of its context.
@@ -98,7 +103,7 @@ pub(crate) fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics
     let warnings = Diagnostics::of(plan.source.clone(), plan_warnings).finish();
     let context = used.then_some(context_use);
     let stages = stages.reachable.iter().filter(|r| **r).count();
-    Ok(Lowered { definition, config, context, warnings, stages, steps })
+    Ok(Lowered { definition, config, context, warnings, stages, steps, epoch: plan.epoch })
 }
 
 /// What rules and lowering find; what images hold that are not known is not looked at.

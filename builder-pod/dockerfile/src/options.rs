@@ -29,14 +29,19 @@ pub struct Options {
     /// Where `COPY` without `--from` copies from.
     pub context: MainContext,
     /// When contexts were made, seconds since 1970, for `SOURCE_DATE_EPOCH=context` and the names of others; one that
-    /// is not here has no time.
+    /// is not here has no time. Under a stage's name, lower case, the time of what [`crate::epoch_source`] says.
     pub context_times: BTreeMap<String, i64>,
-    /// What stands for a stage or an image of this name, lower case.
+    /// What stands for a stage or an image of this name, lower case; behind `::` a name may have the platform that it
+    /// is for, as `base::linux/arm64`, and wins on that platform.
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// Network of steps that ask for none.
     pub network: Network,
     /// Whether `RUN --network=host` is allowed here, where the engine can do it.
     pub allow_host_network: bool,
+    /// Whether `RUN --security=insecure` is allowed.
+    pub allow_insecure: bool,
+    /// Devices that `RUN --device` may ask for.
+    pub allow_devices: AllowedDevices,
     /// Host name in steps; empty for the runner's own.
     pub hostname: String,
     /// Further lines of `/etc/hosts` in steps.
@@ -76,6 +81,8 @@ impl Default for Options {
             named_contexts: BTreeMap::new(),
             network: Network::default(),
             allow_host_network: true,
+            allow_insecure: true,
+            allow_devices: AllowedDevices::All,
             hostname: String::new(),
             extra_hosts: Vec::new(),
             ulimits: Vec::new(),
@@ -103,6 +110,14 @@ pub enum NoCache {
 }
 
 impl NoCache {
+    /// As BuildKit's clients say it (the attribute `no-cache`): names of stages with commas between them, or nothing
+    /// for all.
+    pub fn from_attribute(text: &str) -> Self {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        if names.is_empty() { Self::All } else { Self::Stages(names) }
+    }
+
     pub(crate) fn holds(&self, stage: &str) -> bool {
         match self {
             Self::Nothing => false,
@@ -122,6 +137,15 @@ pub enum ResolveMode {
     Pull,
     /// A local one first.
     Local,
+}
+
+/// Devices that steps may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedDevices {
+    /// Every one.
+    All,
+    /// Those of these names, or of these kinds (`vendor.example/class`).
+    Named(BTreeSet<String>),
 }
 
 /// Network of a step.
@@ -177,6 +201,8 @@ pub enum NamedContext {
     Stage(String),
     /// A directory that the engine has under this name.
     Local(String),
+    /// The empty file system.
+    Scratch,
 }
 
 impl Default for MainContext {
@@ -216,6 +242,8 @@ pub struct Capabilities {
     pub ssh_mounts: bool,
     /// `RUN --security=insecure`.
     pub insecure: bool,
+    /// `RUN --device`.
+    pub devices: bool,
     /// `RUN --network=host`.
     pub host_network: bool,
     /// `ADD https://…`.
@@ -233,9 +261,25 @@ impl Capabilities {
         secret_mounts: true,
         ssh_mounts: true,
         insecure: true,
+        devices: true,
         host_network: true,
         http_sources: true,
         git_sources: true,
         merge: true,
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_attribute_of_clients_names_stages_or_means_all() {
+        assert_eq!(NoCache::from_attribute(""), NoCache::All);
+        let some = NoCache::from_attribute("one, Two");
+        assert!(
+            some.holds("one") && some.holds("two") && !some.holds("") && !some.holds("three"),
+            "{some:?}"
+        );
+    }
 }

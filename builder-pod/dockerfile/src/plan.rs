@@ -15,6 +15,7 @@ pub(crate) use stages::{Base, From, Stage, StageId, Stages, Step};
 pub(crate) use triggers::{note as trigger_note, resolve as with_triggers};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::go;
 use crate::lint::{self, Control};
 use crate::lower::{self, Lowered};
 use crate::options::Options;
@@ -76,6 +77,25 @@ pub fn plan(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     plan_with_all(parsed, options).map_err(Diagnostics::without_echoes)
 }
 
+/// A download or repository whose time a build asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EpochSource {
+    /// Name of the stage that it is in, lower case: the key for [`Options::context_times`].
+    pub stage: String,
+    /// The operation that brings it.
+    pub source: lapstrake_llb::pb::SourceOp,
+}
+
+/// Where `SOURCE_DATE_EPOCH` is the name of a stage: what has to be asked for its time before [`plan`] (the time of the
+/// commit; of a file that of its last change as the server has it, else of the newest file in it). `None`: nothing.
+pub fn epoch_source(parsed: &Parsed, options: &Options) -> Result<Option<EpochSource>, Diagnostics> {
+    let (args, _) = args::global(&parsed.ast, options);
+    match epoch::source(&parsed.ast, &args, options) {
+        Ok(found) => Ok(found.map(|(stage, source)| EpochSource { stage, source })),
+        Err(finding) => Err(Diagnostics::of(parsed.source().clone(), vec![*finding]).finish()),
+    }
+}
+
 /// The same with all that rules find.
 pub(crate) fn plan_with_all(parsed: &Parsed, options: &Options) -> Result<Plan, Diagnostics> {
     let source = parsed.source().clone();
@@ -89,6 +109,7 @@ pub(crate) fn plan_with_all(parsed: &Parsed, options: &Options) -> Result<Plan, 
     }
     let mut findings = Diagnostics::new(source.clone());
     findings.extend(syntax(parsed, options));
+    findings.extend(removed(options));
     let (mut args, found) = args::global(&parsed.ast, options);
     findings.extend(found);
     let mut options = options.clone();
@@ -213,6 +234,16 @@ fn syntax(parsed: &Parsed, options: &Options) -> Option<Diagnostic> {
         Diagnostic::not_yet(span, format!("frontend {image}"))
             .note("docker/dockerfile of version 1 is built in, other frontends can't be run"),
     )
+}
+
+/// Build args that were options once.
+fn removed(options: &Options) -> Option<Diagnostic> {
+    let on = build_arg(options, "BUILDKIT_DISABLE_FILEOP").is_some_and(|value| go::bool(value) == Some(true));
+    let message = "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11";
+    on.then(|| {
+        let finding = Diagnostic::error("removed-option", Span::default(), message);
+        finding.help("leave the build argument out: copies are made without it")
+    })
 }
 
 /// Build args that are options of the builder.

@@ -192,7 +192,78 @@ fn a_time_that_is_none_says_why() {
     assert!(says("s", "scratch AS s\nRUN x").contains("unsupported RUN instruction"));
     assert!(says("s", "scratch AS s").contains("exactly one remote ADD"));
     assert!(says("s", "scratch AS s\nADD x /").contains("must be a single HTTP(S) or Git ADD"));
-    assert!(says("s", "scratch AS s\nADD https://h/x /").contains("is not supported yet"));
+}
+
+#[test]
+fn the_time_may_be_that_of_a_stage_that_is_nothing_but_a_download() {
+    let text = "ARG HOST=h\nFROM scratch AS When\nARG FILE=a.tar\nADD https://$HOST/$FILE /\n\
+                FROM scratch\nWORKDIR /a\n";
+    let build_args = BTreeMap::from([("SOURCE_DATE_EPOCH".to_owned(), "when".to_owned())]);
+    let mut options = Options { build_args, ..Options::default() };
+    let asked = |text: &str, options: &Options| {
+        let parsed = parse("Dockerfile", text);
+        lapstrake_dockerfile::epoch_source(&parsed, options).expect("no errors")
+    };
+    let found = asked(text, &options).expect("a stage");
+    assert_eq!((found.stage.as_str(), found.source.identifier.as_str()), ("when", "https://h/a.tar"));
+    assert_eq!(found.source.attrs["http.filename"], "a.tar");
+    options.context_times.insert(found.stage, 86_400);
+    let out = lowered(text, &options);
+    assert_eq!(out.config.history[0].created.as_deref(), Some("1970-01-02T00:00:00Z"));
+    assert_eq!(out.epoch, Some(86_400));
+
+    let git = "FROM scratch AS when\nADD --keep-git-dir=true https://h/r.git#v1 /\nFROM scratch\n";
+    let found = asked(git, &options).expect("a stage").source;
+    assert_eq!(found.identifier, "git://h/r.git#v1");
+    assert_eq!(found.attrs["git.keepgitdir"], "true");
+    options.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "context".to_owned());
+    assert_eq!(asked(text, &options), None, "a context is known to the caller");
+}
+
+#[test]
+fn a_context_may_be_for_one_platform_only() {
+    let context = |name: &str, to: &str| (name.to_owned(), NamedContext::Local(to.to_owned()));
+    let options = |platform: &str| Options {
+        target_platform: Some(platform.parse().expect("valid")),
+        named_contexts: [
+            context("base::linux/arm64", "arm"),
+            context("base", "any"),
+            context("pinned:latest", "p"),
+        ]
+        .into(),
+        capabilities: Capabilities::ALL,
+        ..Options::default()
+    };
+    let sources = |text: &str, platform: &str| {
+        let graph = Graph::decode(&lowered(text, &options(platform)).definition).expect("a valid graph");
+        let source = |op: &pb::op::Op| match op {
+            pb::op::Op::Source(source) => Some(source.identifier.clone()),
+            _ => None,
+        };
+        graph.vertices().iter().filter_map(|vertex| source(&vertex.op)).collect::<Vec<_>>()
+    };
+    let copy = "FROM scratch\nCOPY --from=base / /\n";
+    assert_eq!(sources(copy, "linux/arm64"), ["local://arm"]);
+    assert_eq!(sources(copy, "linux/amd64"), ["local://any"]);
+    assert_eq!(sources("FROM --platform=linux/arm64 base\n", "linux/amd64"), ["local://arm"]);
+    // In place of a stage, and by another name of the same image.
+    assert_eq!(sources("FROM x AS base\nRUN gone\nFROM base\nRUN x\n", "linux/amd64"), ["local://any"]);
+    assert_eq!(sources("FROM docker.io/library/pinned\nRUN x\n", "linux/amd64"), ["local://p"]);
+}
+
+#[test]
+fn files_that_a_context_names_are_a_base_without_a_word() {
+    let options = Options {
+        named_contexts: [("files".to_owned(), NamedContext::Local("x".to_owned()))].into(),
+        capabilities: Capabilities::ALL,
+        ..Options::default()
+    };
+    let out = lowered("FROM files AS a\nRUN ls\n", &options);
+    assert_eq!(out.config.config.working_dir, "/");
+    assert_eq!(out.config.history.len(), 1, "the files themselves are said by the exporter");
+    let graph = Graph::decode(&out.definition).expect("a valid graph");
+    let names: Vec<_> = graph.vertices().iter().map(|vertex| vertex.name()).collect();
+    assert_eq!(names, ["[context x] load from client", "[1/2] FROM files", "[2/2] RUN ls"]);
 }
 
 #[test]

@@ -76,6 +76,9 @@ pub(crate) struct Args {
     /// Run every step, whatever the cache has.
     #[arg(long)]
     no_cache: bool,
+    /// Run every step of these stages, whatever the cache has.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', conflicts_with = "no_cache")]
+    no_cache_filter: Vec<String>,
     #[command(flatten)]
     inputs: super::inputs::InputArgs,
     /// Cache of other builds that is looked into, such as `type=registry,ref=NAME`, `type=local,src=DIR` or a name;
@@ -202,6 +205,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     dockerfile(args, &mut options)?;
     options.target = args.target.clone().or(options.target);
     options.no_cache |= args.no_cache;
+    options.no_cache_stages.extend(args.no_cache_filter.iter().cloned());
     args.inputs.add_to(&mut options.inputs).map_err(usage)?;
     for arg in &args.build_args {
         match arg.split_once('=') {
@@ -245,10 +249,8 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     {
         options.args.insert("SOURCE_DATE_EPOCH".to_owned(), text);
     }
-    if let Some(text) = options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
-        let seconds = text
-            .parse()
-            .map_err(|_| usage(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?;
+    // What is no number is the name of something that has a time: the Dockerfile's frontend knows.
+    if let Some(seconds) = options.args.get("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()) {
         options.source_date_epoch = Some(seconds);
     }
     Ok(options)

@@ -307,7 +307,7 @@ fn options(source: &Source) -> Result<Options, Failed> {
         ignore_patterns: ignore.iter().flat_map(|text| patterns(text)).collect(),
         context_files: files,
         context_facts: Some(ContextFacts { bytes, has_ignore_file: ignore.is_some() }),
-        capabilities: Capabilities { merge: false, ..Capabilities::ALL },
+        capabilities: Capabilities::ALL,
         ..Options::default()
     })
 }

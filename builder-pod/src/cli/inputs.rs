@@ -23,9 +23,13 @@ pub(crate) struct InputArgs {
     /// Network of RUN steps that ask for none: default, none or host.
     #[arg(long, value_name = "MODE")]
     network: Option<String>,
-    /// What the Dockerfile may ask for beyond the usual: `network.host`.
+    /// What the Dockerfile may ask for beyond the usual: network.host, security.insecure, device,
+    /// device=VENDOR/CLASS[=NAME].
     #[arg(long = "allow", value_name = "ENTITLEMENT")]
     allow: Vec<String>,
+    /// Directory of files that describe devices for `RUN --device`, in place of /etc/cdi and /var/run/cdi.
+    #[arg(long = "cdi-spec-dir", value_name = "DIR", env = "LAPSTRAKE_CDI_SPEC_DIRS", value_delimiter = ':')]
+    device_dirs: Vec<PathBuf>,
     /// Certificates (PEM) for steps, see --step-certificates: a file, or a directory of them. The builder itself trusts the
     /// machine's and those of --registries.
     #[arg(long = "certificate", value_name = "FILE")]
@@ -58,10 +62,19 @@ impl InputArgs {
                 return Err(format!("--network {other}: it is one of default, none and host"));
             }
         }
+        inputs.device_dirs.extend(self.device_dirs.iter().cloned());
         for text in &self.allow {
             match text.as_str() {
                 "network.host" => inputs.allow.push(Allow::NetworkHost),
-                other => return Err(format!("--allow {other}: only network.host can be allowed")),
+                "security.insecure" => inputs.insecure = true,
+                "device" => drop(inputs.devices.insert(String::new())),
+                other => match other.strip_prefix("device=").filter(|name| !name.contains(',')) {
+                    Some(name) => drop(inputs.devices.insert(name.to_owned())),
+                    None => {
+                        let known = "network.host, security.insecure, device, device=VENDOR/CLASS[=NAME]";
+                        return Err(format!("--allow {other}: what can be allowed is {known}"));
+                    }
+                },
             }
         }
         for path in &self.certificates {

@@ -248,10 +248,8 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     options.cache_to.clone_from(&request.cache_to);
     options.source_date_epoch = match options.args.get("SOURCE_DATE_EPOCH").filter(|t| !t.is_empty()) {
         None => request.source_date_epoch,
-        Some(text) => Some(
-            text.parse()
-                .map_err(|_| invalid(format!("SOURCE_DATE_EPOCH={text} is not a number of seconds")))?,
-        ),
+        // What is no number is the name of something that has a time: the Dockerfile's frontend knows.
+        Some(text) => text.parse().ok(),
     };
     options.outputs = vec![Output::Push(image)];
     Ok(options)

@@ -13,7 +13,7 @@ use lapstrake_solver::Step;
 use lapstrake_store::{Active, SnapshotId};
 
 use super::mounts::{self, Given};
-use super::{Engine, Res, advice, file};
+use super::{Engine, Res, advice, cdi, file};
 use crate::error::{BuildError, chain, is_no_space};
 
 /// How much of a step's last output goes along with its failure.
@@ -59,7 +59,10 @@ impl Engine {
             () = step.cancel.cancelled() => return Err(BuildError::canceled()),
         };
         let given = self.give_step(exec, &mut prepared).await?;
-        let spec = step_spec(exec, meta, &mut prepared, &given)?;
+        let devices = self.devices(exec, step).await?;
+        prepared.mounts.extend(devices.mounts);
+        let mut spec = step_spec(exec, meta, &mut prepared, &given)?;
+        spec.env.extend(devices.env);
         let mut tail = Tail::default();
         let mut masked = given.inputs.masks().filter();
         let mut show = |stream: usize, bytes: &[u8]| {
@@ -84,6 +87,17 @@ impl Engine {
         tokio::task::spawn_blocking(move || drop((scratch, refuse))).await.map_err(BuildError::internal)?;
         judged?;
         in_order(outputs)?.into_iter().map(|target| self.finish(target)).collect()
+    }
+
+    /// What the step is given for the devices that it asks for.
+    async fn devices(&self, exec: &pb::ExecOp, step: &Step) -> Result<cdi::Edits, BuildError> {
+        let (dirs, wanted) = (self.step_inputs().device_dirs(), exec.cdi_devices.clone());
+        let work = move || cdi::edits(&dirs, &wanted);
+        let edits = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
+        for note in &edits.notes {
+            step.log(2, format!("{note}\n").as_bytes());
+        }
+        Ok(edits)
     }
 
     fn finish(&self, target: Target) -> Result<Res, BuildError> {
@@ -160,10 +174,9 @@ fn in_order<T>(mut outputs: Vec<(usize, T)>) -> Result<Vec<T>, BuildError> {
 
 /// What is asked for and can't be done yet is refused, never left out.
 fn check_supported(exec: &pb::ExecOp, meta: &pb::Meta) -> Result<(), BuildError> {
-    let lacking = if exec.security != pb::SecurityMode::Sandbox as i32 {
-        "a step without a sandbox"
-    } else if !exec.cdi_devices.is_empty() {
-        "a device in a step"
+    let known = [pb::SecurityMode::Sandbox as i32, pb::SecurityMode::Insecure as i32];
+    let lacking = if !known.contains(&exec.security) {
+        "a step of an unknown security mode"
     } else if !meta.cgroup_parent.is_empty() {
         "a control group for a step"
     } else {
@@ -194,6 +207,7 @@ fn step_spec(
         shm_bytes: None,
         certificates: given.certificates.clone(),
         emulator: None,
+        insecure: exec.security == pb::SecurityMode::Insecure as i32,
     })
 }
 
@@ -404,8 +418,8 @@ mod tests {
     fn what_steps_can_not_have_yet_is_refused() {
         let meta = pb::Meta::default();
         assert!(check_supported(&pb::ExecOp::default(), &meta).is_ok());
-        let insecure = pb::ExecOp { security: pb::SecurityMode::Insecure as i32, ..Default::default() };
-        let error = check_supported(&insecure, &meta).expect_err("refused");
+        let unknown = pb::ExecOp { security: 7, ..Default::default() };
+        let error = check_supported(&unknown, &meta).expect_err("refused");
         assert_eq!(error.failure().reason, Reason::NotSupported);
     }
 

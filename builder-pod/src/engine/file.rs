@@ -26,7 +26,7 @@ impl Drop for CancelOnDrop {
 }
 
 /// Runs blocking work that looks at a [`Cancel`], and tells it to stop when the step is canceled.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     step: &Step,
     work: impl FnOnce(&Cancel) -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {

@@ -58,6 +58,24 @@ pub(super) fn file(op: &pb::FileOp, vertex: &Vertex) -> OpKey {
     over(hasher.finish(), op::file(op, vertex.inputs.len()), uses, outputs)
 }
 
+/// File systems over each other: what they are.
+pub(super) fn merge(op: &pb::MergeOp, vertex: &Vertex) -> OpKey {
+    of_whole(b"merge\n", &op.encode_to_vec(), op::merge(op), vertex)
+}
+
+/// What one file system changes over another.
+pub(super) fn diff(op: &pb::DiffOp, vertex: &Vertex) -> OpKey {
+    of_whole(b"diff\n", &op.encode_to_vec(), op::diff(op), vertex)
+}
+
+/// An operation with one result, whose inputs count by their keys.
+fn of_whole(kind: &[u8], bytes: &[u8], name: Digest, vertex: &Vertex) -> OpKey {
+    let mut hasher = Hasher::new();
+    hasher.update(kind);
+    hasher.update(bytes);
+    over(hasher.finish(), name, vec![Use::default(); vertex.inputs.len()], 1)
+}
+
 fn over(digest: Digest, name: Digest, uses: Vec<Use>, outputs: usize) -> OpKey {
     let keying = |used: &Use| if used.by_contents { Keying::ByContent } else { Keying::ByKey };
     let inputs = uses.iter().map(keying).collect();

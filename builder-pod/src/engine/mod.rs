@@ -2,12 +2,15 @@
 //! operations and the registry client.
 
 mod advice;
+mod based;
+mod cdi;
 mod emulation;
 mod exec;
 mod file;
 mod images;
 mod key;
 mod lazy;
+mod merge;
 mod mounts;
 mod outside;
 mod remote;
@@ -35,6 +38,7 @@ use emulation::Emulators;
 pub(crate) use images::{Images, Resolved};
 pub(crate) use lazy::Watch;
 use lazy::not_realised;
+pub(crate) use merge::{is_bare, origin};
 pub(crate) use remote::{Lazy, LazyLayer, Place, Remote};
 
 /// When snapshots were made (RFC 3339), by their id.
@@ -133,9 +137,14 @@ impl Engine {
 
     /// Says what steps are given from now on, and how what `ADD` brings is reached.
     pub(crate) fn give(&self, inputs: &Inputs, reach: &Reach) {
-        self.outside.reach(reach);
-        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(StepInputs::new(inputs.clone()));
+        let inputs = Arc::new(StepInputs::new(inputs.clone()));
+        self.outside.reach(reach, &inputs);
+        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = inputs;
+    }
+
+    /// When a download or the commit of a repository was made, seconds since 1970.
+    pub(crate) async fn time_of(&self, source: &pb::SourceOp) -> Result<Option<i64>, BuildError> {
+        self.outside.time(&self.store, source).await
     }
 
     fn step_inputs(&self) -> Arc<StepInputs> {
@@ -179,11 +188,16 @@ impl Engine {
     async fn run_once(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
         let platform = platform_of(vertex, &self.platform);
         let inputs = self.all_realised(inputs, step).await?;
+        let inputs = self.based(vertex, inputs, step).await?;
         match &vertex.op {
             pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
             pb::op::Op::Exec(exec) => self.exec(exec, &platform, inputs, step).await,
             pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
-            _ => Err(BuildError::internal("an operation that was not described can't run")),
+            pb::op::Op::Merge(op) => merge::merge(self, op, inputs, step).await.map(|res| vec![res]),
+            pb::op::Op::Diff(op) => merge::diff(self, op, inputs, step).await.map(|res| vec![res]),
+            pb::op::Op::Build(_) => {
+                Err(BuildError::internal("an operation that was not described can't run"))
+            }
         }
     }
 
@@ -273,10 +287,11 @@ impl World for Engine {
             }
             pb::op::Op::Exec(exec) => Ok(key::exec(exec, vertex, &platform)),
             pb::op::Op::File(file) => Ok(key::file(file, vertex)),
-            pb::op::Op::Merge(_) | pb::op::Op::Diff(_) | pb::op::Op::Build(_) => Err(BuildError::new(
-                Reason::NotSupported,
-                "merge, diff and build operations are not supported yet",
-            )),
+            pb::op::Op::Merge(merge) => Ok(key::merge(merge, vertex)),
+            pb::op::Op::Diff(diff) => Ok(key::diff(diff, vertex)),
+            pb::op::Op::Build(_) => {
+                Err(BuildError::new(Reason::NotSupported, "build operations are not supported yet"))
+            }
         }
     }
 

@@ -1,7 +1,9 @@
 //! What `ADD` brings from elsewhere: files by HTTP, and Git repositories.
 //!
 //! Each is asked for at most once in a build, so that all steps see the same. Credentials of the build's own source
-//! are not shown to what a Dockerfile names.
+//! are not shown to what a Dockerfile names: it has those that the build is given by BuildKit's names (`outside/auth.rs`).
+
+mod auth;
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,6 +18,7 @@ use lapstrake_solver::{OpKey, OpName};
 use lapstrake_source::{
     CheckoutOptions, Download, Fetched, FileTime, Git, GitRef, HttpRequest, Local, Resolved, shown_url,
 };
+use lapstrake_ssh::Socket;
 use lapstrake_store::{Store, Table};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,7 @@ use tokio::sync::OnceCell;
 
 use crate::context::{self, DOWNLOAD_BYTES_MAX, Place};
 use crate::error::BuildError;
+use crate::inputs::StepInputs;
 use crate::reach::Reach;
 
 /// Mode of a downloaded file where nothing else is said.
@@ -42,6 +46,21 @@ enum Found {
     Commit(Resolved),
 }
 
+/// How repositories of a host are reached.
+struct Way {
+    git: Git,
+    /// An agent that git may ask; it goes when nobody needs it.
+    _agent: Option<Socket>,
+}
+
+impl std::ops::Deref for Way {
+    type Target = Git;
+
+    fn deref(&self) -> &Git {
+        &self.git
+    }
+}
+
 /// A file that was downloaded.
 #[derive(Clone, Serialize, Deserialize)]
 struct File {
@@ -57,8 +76,9 @@ struct File {
 pub(super) struct Outside {
     reach: Mutex<Reach>,
     known: Mutex<HashMap<Vec<u8>, Arc<OnceCell<Found>>>>,
-    /// One for all: it lets one at a time into a repository that is kept.
-    git: Mutex<Option<Arc<Git>>>,
+    inputs: Mutex<Arc<StepInputs>>,
+    /// One for each host: it lets one at a time into a repository that is kept.
+    git: tokio::sync::Mutex<HashMap<String, Arc<Way>>>,
     /// Directories that are being filled: two operations may stand for the same files.
     turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -72,12 +92,16 @@ fn flag(source: &pb::SourceOp, name: &str) -> bool {
 }
 
 impl Outside {
-    /// Says how things are reached from now on. What was found before is asked for again.
-    pub(super) fn reach(&self, reach: &Reach) {
+    /// Says how things are reached from now on, and with which secrets. What was found before is asked for again.
+    pub(super) fn reach(&self, reach: &Reach, inputs: &Arc<StepInputs>) {
         let reach = Reach { credentials: None, ..reach.clone() };
         *self.reach.lock().unwrap_or_else(PoisonError::into_inner) = reach;
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        *self.git.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(inputs);
+    }
+
+    fn inputs(&self) -> Arc<StepInputs> {
+        Arc::clone(&self.inputs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whose turn it is to fill a directory.
@@ -85,14 +109,19 @@ impl Outside {
         Arc::clone(self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
     }
 
-    fn git(&self, store: &Store, url: &str) -> Result<Arc<Git>, BuildError> {
-        let mut git = self.git.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(git) = &*git {
-            return Ok(Arc::clone(git));
+    async fn git(&self, store: &Store, source: &pb::SourceOp, url: &str) -> Result<Arc<Way>, BuildError> {
+        let inputs = self.inputs();
+        // What another build was given is not this one's.
+        let key = format!("{:p} {}", Arc::as_ptr(&inputs), auth::host(url));
+        let mut known = self.git.lock().await;
+        if let Some(way) = known.get(&key) {
+            return Ok(Arc::clone(way));
         }
-        let made = Arc::new(self.way().git(store, url)?);
-        *git = Some(Arc::clone(&made));
-        Ok(made)
+        let (access, agent) = auth::git(inputs, store, source, url).await?;
+        let git = self.way().git(store, url)?.with_auth(access);
+        let way = Arc::new(Way { git, _agent: agent });
+        known.insert(key, Arc::clone(&way));
+        Ok(way)
     }
 
     fn way(&self) -> Reach {
@@ -127,7 +156,7 @@ impl Outside {
             Found::File(file) => Ok(Arc::new(place(store, &file)?.open()?)),
             Found::Commit(commit) => {
                 let url = git_url(source)?;
-                let git = self.git(store, url)?;
+                let git = self.git(store, source, url).await?;
                 let options = CheckoutOptions {
                     subdir: fragment(source).1.to_owned(),
                     submodules: !flag(source, "git.skipsubmodules"),
@@ -137,6 +166,47 @@ impl Outside {
                 let turn = self.turn(context::digest_of(&[url, &commit.commit, &options.subdir]));
                 let _turn = turn.lock().await;
                 Ok(Arc::new(context::checkout(store, &git, url, &commit, &options).await?))
+            }
+        }
+    }
+
+    /// When a source was made, seconds since 1970: the commit; the file, as the server says, or else the newest file in
+    /// it, should it be an archive.
+    pub(super) async fn time(&self, store: &Store, source: &pb::SourceOp) -> Result<Option<i64>, BuildError> {
+        match self.find(store, source).await? {
+            Found::Commit(commit) => {
+                let url = git_url(source)?;
+                let git = self.git(store, source, url).await?;
+                git.fetch(url, &commit).await?;
+                let at = GitRef::Commit(commit.commit.clone());
+                Ok(git.facts(url, &commit, &at, false).await?.time)
+            }
+            Found::File(file) => {
+                if let Some(text) = &file.last_modified {
+                    return Ok(lapstrake_source::http_date_seconds(text));
+                }
+                let path = place(store, &file)?.path().join(&file.filename);
+                let scratch =
+                    tempfile::tempdir_in(store.side_dir("download")?).map_err(BuildError::internal)?;
+                let work = move || {
+                    let cancel = lapstrake_fileop::Cancel::new();
+                    let into = scratch.path();
+                    let unpacked = lapstrake_source::unpack_context(
+                        &path,
+                        &file.filename,
+                        into,
+                        DOWNLOAD_BYTES_MAX,
+                        &cancel,
+                    );
+                    match unpacked {
+                        Ok(lapstrake_source::HttpContext::Archive) => {
+                            context::newest(into).map_err(BuildError::internal)
+                        }
+                        // A plain file has no other time.
+                        _ => Ok(None),
+                    }
+                };
+                tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
             }
         }
     }
@@ -158,7 +228,7 @@ impl Outside {
     async fn commit(&self, store: &Store, source: &pb::SourceOp) -> Result<Resolved, BuildError> {
         let url = git_url(source)?;
         store.touch_side("git", "");
-        let git = self.git(store, url)?;
+        let git = self.git(store, source, url).await?;
         let checksum = attr(source, "git.checksum");
         let (reference, _) = fragment(source);
         let wanted = match (reference, checksum) {
@@ -210,7 +280,8 @@ impl Outside {
             last_modified: known.as_ref().and_then(|k| k.last_modified.clone()),
             bytes_max: DOWNLOAD_BYTES_MAX,
         };
-        match (self.way().http(url)?.fetch(&request, &store.side_dir("download")?).await?, known) {
+        let http = self.way().http(url)?.with_auth(auth::http(self.inputs(), source).await?);
+        match (http.fetch(&request, &store.side_dir("download")?).await?, known) {
             (Fetched::NotModified, Some(known)) => Ok(known),
             (Fetched::NotModified, None) => {
                 Err(BuildError::internal("a download was not modified, but is not here"))

@@ -7,7 +7,7 @@ use futures::future::Either;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_handoff::CacheExport;
 use lapstrake_image::compress::{Compressor, Kind};
-use lapstrake_image::diff::{DiffOptions, write_changes};
+use lapstrake_image::diff::{DiffOptions, write_changes, write_diff};
 use lapstrake_image::media;
 use lapstrake_oci::{Descriptor, Digest};
 use lapstrake_registry::Progress;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{Solved, abortable};
-use crate::engine::{CREATED, Engine, LazyLayer, Place, Resolved, Watch};
+use crate::engine::{CREATED, Engine, LazyLayer, Place, Resolved, Watch, is_bare, origin};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::Image;
 use crate::progress::Step;
@@ -273,9 +273,38 @@ pub(super) fn remember_chain(
     Ok(())
 }
 
+/// Tells the store what the snapshot is as a layer that others have too, so that it is made once whatever they lie on.
+fn remember_origin(store: &Store, origin: &SnapshotInfo, layer: &Layer) -> Result<(), BuildError> {
+    let below = match origin.parent {
+        None => None,
+        Some(parent) => match store.snapshot(parent).and_then(|parent| parent.layer) {
+            Some(facts) => Some(facts.chain_id),
+            // What it is as a chain is not known.
+            None => return Ok(()),
+        },
+    };
+    let (diff_id, chain_id) = (layer.diff_id, chain_id(below.as_ref(), &layer.diff_id));
+    let known = store.snapshot(origin.id).and_then(|origin| origin.layer);
+    let mut blobs =
+        known.filter(|known| known.diff_id == diff_id).map(|known| known.blobs).unwrap_or_default();
+    if blobs.iter().any(|blob| blob.digest == layer.descriptor.digest) {
+        return Ok(());
+    }
+    blobs.push(layer.descriptor.clone());
+    store.set_layer(origin.id, LayerFacts { diff_id, chain_id, tar_bytes: layer.tar_bytes, blobs })?;
+    Ok(())
+}
+
 fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, BuildError> {
     let created = created(store, snapshot);
     if let Some(layer) = known(store, snapshot, wanted) {
+        return Ok(Layer { created, ..layer });
+    }
+    if let Some(origin) = origin(store, snapshot.id) {
+        let layer = one(store, &origin, wanted)?;
+        if !wanted.is_variant() {
+            remember_origin(store, &origin, &layer)?;
+        }
         return Ok(Layer { created, ..layer });
     }
     let failed = |error: lapstrake_image::Error| match error.is_no_space() || is_no_space(&error) {
@@ -288,7 +317,12 @@ fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, 
     };
     let mut compressor = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
     let options = DiffOptions { userxattr: wanted.userxattr, mtime_max: wanted.epoch };
-    write_changes(&store.snapshot_dir(snapshot.id), &lowers, &options, &mut compressor).map_err(failed)?;
+    let dir = store.snapshot_dir(snapshot.id);
+    let written = match is_bare(store, snapshot.id) {
+        true => write_diff(&dir, &options, &mut compressor),
+        false => write_changes(&dir, &lowers, &options, &mut compressor),
+    };
+    written.map_err(failed)?;
     let made = compressor.finish().map_err(failed)?;
     let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
     let descriptor = Descriptor::new(media::layer_media_type(wanted.kind, wanted.docker), digest, size);

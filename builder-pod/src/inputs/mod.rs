@@ -8,6 +8,7 @@ mod mask;
 mod secrets;
 mod ssh;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,6 +19,9 @@ use crate::error::BuildError;
 
 pub(crate) use mask::Masks;
 pub(crate) use ssh::Given as GivenAgent;
+
+/// Where files that describe devices are as a rule.
+const DEVICE_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// What a build gives to its steps: places, no contents.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +38,12 @@ pub(crate) struct Inputs {
     pub(crate) network: StepNetwork,
     /// What the Dockerfile may ask for beyond the usual.
     pub(crate) allow: Vec<Allow>,
+    /// Whether it may ask for steps without a sandbox.
+    pub(crate) insecure: bool,
+    /// Devices that it may ask for; every one where a name is empty.
+    pub(crate) devices: BTreeSet<String>,
+    /// Directories of files that describe devices; the usual ones where there is none.
+    pub(crate) device_dirs: Vec<PathBuf>,
 }
 
 /// A secret, or a folder of them.
@@ -100,6 +110,7 @@ impl Inputs {
             proxy: request.proxy.clone(),
             network: request.network,
             allow: request.allow.clone(),
+            ..Self::default()
         }
     }
 
@@ -158,6 +169,14 @@ impl StepInputs {
     /// A name for a socket that no other step has.
     pub(crate) fn socket_name(&self) -> String {
         self.sockets.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    /// Directories of files that describe devices; later ones win.
+    pub(crate) fn device_dirs(&self) -> Vec<PathBuf> {
+        match self.inputs.device_dirs.as_slice() {
+            [] => DEVICE_DIRS.map(PathBuf::from).to_vec(),
+            dirs => dirs.to_vec(),
+        }
     }
 
     /// What steps trust beside the image's own authorities. Blocking.

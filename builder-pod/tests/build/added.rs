@@ -146,3 +146,22 @@ fn a_repository_is_cloned_at_a_ref_a_directory_of_it_and_with_its_git_directory(
         .fails(11)
         .says(&["nowhere"]);
 }
+
+#[test]
+fn the_time_of_the_image_may_be_that_of_a_stage_that_is_a_download_or_a_repository() {
+    let lab = Lab::new();
+    let (root, url, _) = served(&lab);
+    std::fs::write(root.join("tool"), "v1").unwrap();
+    let created = |text: &str, args: &[&str]| {
+        let dir = lab.context("epoch", &[("Dockerfile", text)]);
+        let mut build = lab.build(&dir).args(["--push", "-t", &lab.name("epoch:1")]);
+        build.0.args(args);
+        build.ok().says(&["resolve SOURCE_DATE_EPOCH source stage source"]);
+        lab.image("epoch", "1").1.created.unwrap()
+    };
+    let text = format!("FROM scratch AS source\nADD {url}/tool /\nFROM @base\nRUN echo >/f\n");
+    assert_eq!(created(&text, &["--build-arg", "SOURCE_DATE_EPOCH=Source"]), "2023-11-14T22:13:20Z");
+    // Said by the file itself.
+    let text = format!("ARG SOURCE_DATE_EPOCH=source\n{text}");
+    assert_eq!(created(&text, &[]), "2023-11-14T22:13:20Z");
+}

@@ -348,3 +348,43 @@ fn the_builders_umask_is_not_the_images() {
     };
     assert_eq!(push("strict", "umask 077"), push("open", "umask 000"));
 }
+
+#[test]
+fn a_linked_copy_is_neither_made_again_nor_another_layer_on_a_changed_base() {
+    let lab = Lab::new();
+    let text = "FROM @base AS base\nRUN mkdir -p /srv/app && echo BASE >/srv/app/base && ln -s /srv /link\n\
+                FROM base\nCOPY --link app /srv/app/\nCOPY --link --chown=7:8 one /srv/\n\
+                RUN cat /srv/app/base /srv/app/f /srv/one >/all && stat -c %u:%g /srv/one >>/all\n";
+    let build = |base: &str, name: &str| {
+        let files = [("Dockerfile", &*text.replace("BASE", base)), ("app/f", "f\n"), ("one", "one\n")];
+        let dir = lab.context("context", &files);
+        let ran = lab.build(&dir).args(["-t", &lab.name(name), "--push"]).ok();
+        (ran, lab.image(name, "latest").0.layers)
+    };
+    let (first, before) = build("old", "first");
+    assert_eq!(first.fate("] COPY --link app"), Fate::Done);
+    let (second, after) = build("new", "second");
+    assert_eq!(second.fate("] COPY --link app"), Fate::Cached, "{}", second.stderr());
+    assert_eq!(second.fate("] COPY --link --chown=7:8 one"), Fate::Cached);
+    assert_eq!(before.len(), after.len());
+    let same: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a.digest == b.digest).collect();
+    assert_eq!(same, [true, false, true, true, false], "base, RUN, both copies, RUN: {before:?} {after:?}");
+    let dir = lab.path("context");
+    assert_eq!(lab.file_of(&dir, "all"), "new\nf\none\n7:8\n");
+    // Unpacked anew, from what was pushed.
+    let again = format!("FROM {}\nRUN cat /srv/app/base /srv/app/f /srv/one\n", lab.name("second"));
+    let again = lab.context("again", &[("Dockerfile", &again)]);
+    lab.build_in("fresh", &again).ok().says(&["new", "one"]);
+}
+
+#[test]
+fn only_steps_of_named_stages_are_run_again() {
+    let lab = Lab::new();
+    let text = "FROM @base AS one\nRUN echo 1 >/one\nFROM @base AS Two\nRUN echo 2 >/two\n\
+                FROM @base\nCOPY --from=one /one /\nCOPY --from=two /two /\n";
+    let dir = lab.dockerfile(text);
+    lab.build(&dir).ok();
+    let ran = lab.build(&dir).args(["--no-cache-filter", "two,none"]).ok();
+    assert_eq!((ran.fate("echo 1"), ran.fate("echo 2")), (Fate::Cached, Fate::Done), "{}", ran.stderr());
+    lab.build(&dir).args(["--no-cache-filter", "two", "--no-cache"]).fails(2).says(&["--no-cache"]);
+}

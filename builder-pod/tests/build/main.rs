@@ -21,6 +21,7 @@ mod peer;
 mod platforms;
 mod pod;
 mod private_source;
+mod privileges;
 mod registry;
 mod results;
 mod room;

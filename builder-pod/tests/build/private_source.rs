@@ -204,3 +204,74 @@ fn a_private_repository_over_ssh_needs_its_key_and_a_host_that_is_known() {
     let (code, outcome) = build("right", &[("ssh-privatekey", key.trim_end()), ("known_hosts", &known)]);
     assert_eq!(code, Some(0), "{outcome}");
 }
+
+#[test]
+fn add_is_let_in_by_secrets_of_buildkit_s_names_and_leaves_nothing_of_them() {
+    let lab = Lab::new();
+    repository(&lab);
+    // x-access-token:correct-horse-4711
+    let token = "eC1hY2Nlc3MtdG9rZW46Y29ycmVjdC1ob3JzZS00NzEx";
+    let (address, shown) = server(lab.path("."), "basic eC1hY2Nlc3MtdG9rZW46Y29ycmVjdC1ob3JzZS00NzEx");
+    let (downloads, _) = server(folder(&lab, "files", &[("data", "peppers")]), "Bearer correct-horse-4711");
+    let host = address.trim_start_matches("http://");
+    let text = format!(
+        "FROM @base\nADD {address}/private.git /src\nADD {downloads}/data /\nRUN cat /src/secret-sauce /data >/out\n"
+    );
+    let dir = lab.dockerfile(&text);
+    let right = folder(&lab, "right", &[("token", &format!("{PASSWORD}\n")), ("wrong", "battery-staple-1")]);
+    let out = lab.path("out");
+    let build = |secrets: &[(&str, &str)]| {
+        let mut build = lab.build(&dir).args(["-o", out.to_str().unwrap()]);
+        for (id, file) in secrets {
+            build.0.args(["--secret", &format!("id={id},src={}", right.join(file).display())]);
+        }
+        let ran = build.run();
+        assert!(!ran.stderr().contains(PASSWORD) && !ran.stderr().contains(token), "{}", ran.stderr());
+        ran
+    };
+    let of_host = format!("GIT_AUTH_TOKEN.{host}");
+    let (plain, download) = ("GIT_AUTH_TOKEN", "HTTP_AUTH_TOKEN_127.0.0.1");
+    for secrets in
+        [&[][..], &[(plain, "wrong")], &[("GIT_AUTH_TOKEN.elsewhere", "token")], &[(plain, "token")]]
+    {
+        assert_eq!(build(secrets).code, Some(12), "{secrets:?}: one of them is refused");
+    }
+    // That of the host comes before the other.
+    let ran = build(&[(&of_host, "token"), (plain, "wrong"), (download, "token")]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr());
+    assert_eq!(std::fs::read_to_string(out.join("out")).unwrap(), "tomatoespeppers");
+    assert!(shown.lock().unwrap().iter().any(|header| header.ends_with(token)));
+    for secret in [PASSWORD, token] {
+        let found =
+            Command::new("grep").args(["-r", "-l", "-a", secret]).arg(lab.path("state")).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }
+}
+
+#[test]
+fn add_reaches_a_repository_over_ssh_by_the_build_s_agent() {
+    let lab = Lab::new();
+    let bare = repository(&lab);
+    let dir = folder(&lab, "sshd", &[]);
+    let (_sshd, port) = sshd(&dir);
+    let known = format!("[127.0.0.1]:{port} {}", std::fs::read_to_string(dir.join("host.pub")).unwrap());
+    std::fs::write(dir.join("known"), known).unwrap();
+    let user = std::env::var("USER").unwrap_or_else(|_| "root".to_owned());
+    let text = format!("FROM @base\nADD ssh://{user}@127.0.0.1:{port}{} /src\n", bare.display());
+    let context = lab.dockerfile(&text);
+    let out = lab.path("out");
+    let build = |args: &[&str]| {
+        let mut build = lab.build(&context).args(["-o", out.to_str().unwrap()]);
+        build.0.args(args);
+        build.run()
+    };
+    build(&[]).says(&["the build has no agent default", "--ssh default", "Dockerfile:2"]);
+    let key = format!("default={}", dir.join("user").display());
+    build(&["--ssh", &key]).says(&["no keys of hosts", "--ssh-known-hosts"]);
+    let known = format!("default={}", dir.join("known").display());
+    let ran = build(&["--ssh", &key, "--ssh-known-hosts", &known]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr());
+    assert_eq!(std::fs::read_to_string(out.join("src/secret-sauce")).unwrap(), "tomatoes");
+    let left = std::fs::read_dir(lab.path("state/side/ssh")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "the agent went with the build");
+}

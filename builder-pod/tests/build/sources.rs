@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::lab::{Lab, tool};
+use crate::lab::{Fate, Lab, tool};
 
 /// A repository with two commits on `main`; the first one has the tag `v1`.
 pub(crate) fn repository(lab: &Lab) -> PathBuf {
@@ -182,4 +182,40 @@ fn left_overs_of_a_killed_builder_are_swept() {
     for group in ["download", "git", "checkouts", "http"] {
         assert_eq!(std::fs::read_dir(side.join(group)).unwrap().count(), 0, "{group}");
     }
+}
+
+#[test]
+fn files_that_a_context_names_are_a_base_and_count_by_what_is_in_them() {
+    let lab = Lab::new();
+    let root = lab.files_of(lab.context("busybox", &[("Dockerfile", "FROM @base\n")]));
+    std::fs::write(root.join("mark"), "one").unwrap();
+    let text = "FROM root\nRUN cat /mark >/out\nENV A=b\nFROM root\nCOPY --from=0 /out /out\n";
+    let dir = lab.dockerfile(text);
+    let named = format!("root={}", root.display());
+    let out = lab.path("out");
+    let build = || lab.build(&dir).args(["--build-context", &named, "-o", out.to_str().unwrap()]);
+    build().ok();
+    assert_eq!(std::fs::read_to_string(out.join("out")).unwrap(), "one");
+    assert_eq!(build().ok().fate("RUN cat"), Fate::Cached);
+    std::fs::write(root.join("mark"), "two").unwrap();
+    assert_eq!(build().ok().fate("RUN cat"), Fate::Done);
+    assert_eq!(std::fs::read_to_string(out.join("out")).unwrap(), "two");
+}
+
+#[test]
+fn a_context_may_be_for_one_platform_only() {
+    let lab = Lab::new();
+    let context = |name: &str| lab.context(name, &[("f", name)]);
+    let (own, other) = (context("own"), context("other"));
+    let native = match std::env::consts::ARCH {
+        "x86_64" => "linux/amd64",
+        _ => "linux/arm64",
+    };
+    let dir = lab.dockerfile("FROM scratch\nCOPY --from=files f /f\n");
+    let out = lab.path("out");
+    let special = format!("files::{native}={}", own.display());
+    let plain = format!("files={}", other.display());
+    let args = ["--build-context", &plain, "--build-context", &special, "-o", out.to_str().unwrap()];
+    lab.build(&dir).args(args).ok();
+    assert_eq!(std::fs::read_to_string(out.join("f")).unwrap(), "own");
 }

@@ -13,7 +13,7 @@ use crate::lower::path;
 use crate::lower::stage::{At, Current, Lower, Lowering};
 
 /// True for what is downloaded as a file.
-pub(super) fn is_http(text: &str) -> bool {
+pub(crate) fn is_http(text: &str) -> bool {
     (text.starts_with("http://") || text.starts_with("https://")) && !is_git(text)
 }
 
@@ -23,7 +23,7 @@ pub(super) fn is_git(text: &str) -> bool {
 }
 
 /// The name of a downloaded file: the last part of the address' path.
-pub(super) fn http_name(url: &str) -> String {
+pub(crate) fn http_name(url: &str) -> String {
     let path = url.split_once("://").map_or(url, |(_, rest)| rest);
     let path = path.split(['?', '#']).next().unwrap_or("");
     let last = path.split_once('/').map_or("", |(_, path)| path::base(path));
@@ -148,6 +148,6 @@ impl Lowering<'_> {
         // It bears the name of the step that it belongs to.
         let mut counter = current.counter.clone();
         let name = counter.next(&shown, &current.state.platform, Some(&current.state.env), at.step.trigger);
-        self.graph.add(op, Vec::new(), named(&name), None)
+        self.graph.add(op, Vec::new(), named(&name), at.lines())
     }
 }

@@ -6,6 +6,7 @@ use crate::ast::Run;
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Lexer, Lookup};
 use crate::lower::config::with_shell;
+use crate::lower::device::device;
 use crate::lower::draft::{DraftOutput, Inputs, NO_INPUT, NO_OUTPUT, named, named_command, operation};
 use crate::lower::env::Env;
 use crate::lower::mount::Lowered as LoweredMount;
@@ -27,16 +28,12 @@ struct CommandLine {
 
 impl Lowering<'_> {
     pub(super) fn run_step(&mut self, current: &mut Current, at: &At<'_>, run: &Run) -> Lower<()> {
-        if let Some(device) = run.devices.first() {
+        let security = self.security(run)?;
+        if let Some(device) = run.devices.first().filter(|_| !self.plan.options.capabilities.devices) {
             return Err(Box::new(Diagnostic::not_yet(device.span, "RUN --device")));
         }
-        let security = match &run.security {
-            Some(word) if word.text == "insecure" && !self.plan.options.capabilities.insecure => {
-                return Err(Box::new(Diagnostic::not_yet(word.span, "RUN --security=insecure")));
-            }
-            Some(word) if word.text == "insecure" => pb::SecurityMode::Insecure,
-            _ => pb::SecurityMode::Sandbox,
-        };
+        let options = &self.plan.options;
+        let devices = run.devices.iter().map(|word| device(word, options)).collect::<Lower<Vec<_>>>()?;
         if let Some(word) = &run.network
             && word.text == "host"
             && !self.plan.options.capabilities.host_network
@@ -66,7 +63,8 @@ impl Lowering<'_> {
         let name = self.run_name(current, at, run, &line, &mounts);
         let history = history(&line.args, &current.state);
         self.graph.spend(current.state.env.bytes() + history.len());
-        let (exec, inputs) = self.exec(&current.state, line, mounts, network, security);
+        let (mut exec, inputs) = self.exec(&current.state, line, mounts, network, security);
+        exec.cdi_devices = devices;
         let op = operation(pb::op::Op::Exec(exec), Some(&current.state.platform));
         let mut metadata = named_command(&name, at.text());
         metadata.ignore_cache = current.ignore_cache;
@@ -74,6 +72,23 @@ impl Lowering<'_> {
         current.state.output = Some(output);
         current.state.record(history, true, true, self.plan.epoch);
         Ok(())
+    }
+
+    fn security(&self, run: &Run) -> Lower<pb::SecurityMode> {
+        let Some(word) = run.security.as_ref().filter(|word| word.text == "insecure") else {
+            return Ok(pb::SecurityMode::Sandbox);
+        };
+        if !self.plan.options.capabilities.insecure {
+            return Err(Box::new(Diagnostic::not_yet(word.span, "RUN --security=insecure")));
+        }
+        if !self.plan.options.allow_insecure {
+            let finding =
+                Diagnostic::error("security-insecure", word.span, "security.insecure is not allowed");
+            let help =
+                "allow it for this build (--allow security.insecure), or leave --security=insecure out";
+            return Err(Box::new(finding.help(help)));
+        }
+        Ok(pb::SecurityMode::Insecure)
     }
 
     /// The arguments, with heredocs in their places.

@@ -11,7 +11,7 @@ use crate::diagnostic::Diagnostic;
 use crate::expand::{ExpandError, Lexer};
 use crate::limits::DEFINITION_BYTES_MAX;
 use crate::lint::{Control, Findings, Ignored};
-use crate::lower::draft::{DraftOutput, Graph, named, named_command, operation};
+use crate::lower::draft::{DraftOutput, Graph, NO_INPUT, named, named_command, operation};
 use crate::lower::env::Env;
 use crate::lower::hints::Unset;
 use crate::lower::name::Counter;
@@ -146,10 +146,7 @@ impl<'a> Lowering<'a> {
         match &stage.base {
             Base::Scratch => {
                 let platform = self.plan.target_platform();
-                let mut image = ImageConfig::of_platform(&platform);
-                image.config.working_dir = "/".to_owned();
-                image.config.env = vec![format!("PATH={DEFAULT_PATH}")];
-                Ok(State::new(None, image, platform))
+                Ok(State::new(None, empty_image(&platform), platform))
             }
             Base::Stage(base) => {
                 let Some(base) = self.states.get(*base).and_then(Option::as_ref) else {
@@ -163,7 +160,36 @@ impl<'a> Lowering<'a> {
                 Ok(state)
             }
             Base::Image(reference) => self.base_image(stage, reference, counter),
+            Base::Context(name) => self.base_files(stage, name, counter),
         }
+    }
+
+    /// Files that a context names, as the file system of an image that says nothing. They are copied, so that what is
+    /// built on them counts by what is in them.
+    fn base_files(&mut self, stage: &Stage, name: &str, counter: &mut Counter) -> Lower<State> {
+        let platform = self.plan.platform_of(stage);
+        let files = self.files(&From::Context(name.to_owned(), stage.image.span))?;
+        let copy = pb::FileActionCopy {
+            src: "/".to_owned(),
+            dest: "/".to_owned(),
+            mode: -1,
+            dir_copy_contents: true,
+            create_dest_path: true,
+            timestamp: -1,
+            ..pb::FileActionCopy::default()
+        };
+        let action = pb::FileAction {
+            input: NO_INPUT,
+            secondary_input: 0,
+            output: 0,
+            action: Some(pb::file_action::Action::Copy(copy)),
+        };
+        let op = operation(pb::op::Op::File(pb::FileOp { actions: vec![action] }), None);
+        let shown = counter.next(&format!("FROM {}", stage.image.text), &platform, None, false);
+        let metadata = named_command(&shown, &stage.from.source.text);
+        let inputs = files.into_iter().collect();
+        let output = self.graph.add(op, inputs, metadata, Some(stage.from.lines));
+        Ok(State::new(Some(output), empty_image(&platform), platform))
     }
 
     fn base_image(&mut self, stage: &Stage, reference: &Reference, counter: &mut Counter) -> Lower<State> {
@@ -325,7 +351,7 @@ impl<'a> Lowering<'a> {
 
 /// How many steps of a stage are counted in their names.
 fn total(stage: &Stage) -> usize {
-    let base = usize::from(matches!(stage.base, Base::Image(_)));
+    let base = usize::from(matches!(stage.base, Base::Image(_) | Base::Context(_)));
     let counts = |step: &&Step| {
         // All triggers count, whatever they are; so does BuildKit.
         step.trigger
@@ -361,6 +387,14 @@ fn placed(stage: &Stage, step: &Step, finding: Diagnostic) -> Diagnostic {
     }
     let note = trigger_note(&step.instruction);
     Diagnostic { span: stage.image.span, also: Vec::new(), label: String::new(), ..finding }.note(note)
+}
+
+/// The config of an image that says nothing.
+fn empty_image(platform: &lapstrake_oci::Platform) -> ImageConfig {
+    let mut image = ImageConfig::of_platform(platform);
+    image.config.working_dir = "/".to_owned();
+    image.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    image
 }
 
 /// Stands for an image that nobody asked for.

@@ -1,10 +1,13 @@
 //! `SOURCE_DATE_EPOCH`: a number, or what has a time: the context, a named context, a stage that is nothing but a
 //! download.
 
-use crate::ast::{Copy, Dockerfile, From, Instruction, Kind};
+use lapstrake_llb::pb;
+
+use crate::ast::{Copy, Dockerfile, From, Instruction, Kind, Word};
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Lexer, Lookup as _};
 use crate::git;
+use crate::lower::{self, Env};
 use crate::options::Options;
 use crate::plan::{GlobalArgs, build_arg};
 use crate::source::Span;
@@ -19,8 +22,7 @@ type Found = Result<Option<i64>, Box<Diagnostic>>;
 /// The time in seconds, from the build args, the global scope or the options. What was a name is the number
 /// afterwards, for steps to see.
 pub(super) fn resolve(ast: &Dockerfile, args: &mut GlobalArgs, options: &mut Options) -> Found {
-    let said = build_arg(options, NAME).or_else(|| args.get(NAME).filter(|value| !value.is_empty()));
-    let Some(text) = said.map(str::to_owned) else { return Ok(options.source_date_epoch) };
+    let Some(text) = said(args, options).map(str::to_owned) else { return Ok(options.source_date_epoch) };
     if text.is_empty() {
         return Ok(None);
     }
@@ -37,6 +39,11 @@ pub(super) fn resolve(ast: &Dockerfile, args: &mut GlobalArgs, options: &mut Opt
         }
     }
     Ok(time)
+}
+
+/// What is said of it, by an argument of the build or of the file.
+fn said<'a>(args: &'a GlobalArgs, options: &'a Options) -> Option<&'a str> {
+    build_arg(options, NAME).or_else(|| args.get(NAME).filter(|value| !value.is_empty()))
 }
 
 fn named(ast: &Dockerfile, args: &GlobalArgs, options: &Options, name: &str) -> Found {
@@ -60,8 +67,78 @@ fn named(ast: &Dockerfile, args: &GlobalArgs, options: &Options, name: &str) -> 
     };
     let steps = ast.instructions.iter().skip(at + 1).take_while(|i| !matches!(i.kind, Kind::From(_)));
     download(ast, args, instruction, from, steps)?;
-    let finding = Diagnostic::not_yet(instruction.source.span, "SOURCE_DATE_EPOCH of a stage");
-    Err(Box::new(finding.help("give a number of seconds, or context")))
+    Ok(options.context_times.get(&name.to_lowercase()).copied())
+}
+
+/// The stage that `SOURCE_DATE_EPOCH` names, and the operation that brings what is in it.
+pub(super) fn source(
+    ast: &Dockerfile,
+    args: &GlobalArgs,
+    options: &Options,
+) -> Result<Option<(String, pb::SourceOp)>, Box<Diagnostic>> {
+    let Some(name) = said(args, options).filter(|text| text.parse::<i64>().is_err()) else { return Ok(None) };
+    let key = name.to_lowercase();
+    if name.is_empty() || name == CONTEXT || options.named_contexts.contains_key(&key) {
+        return Ok(None);
+    }
+    let begins = |instruction: &Instruction| matches!(&instruction.kind, Kind::From(from) if name_of(from).is_some_and(|own| own.eq_ignore_ascii_case(name)));
+    let Some(at) = ast.instructions.iter().position(begins) else { return Ok(None) };
+    let lexer = Lexer::new(ast.escape);
+    let mut env = Env::default();
+    for global in args.names().into_iter().filter(|global| *global != NAME) {
+        env.set(global, args.get(global).unwrap_or_default());
+    }
+    for step in ast.instructions.iter().skip(at + 1).take_while(|i| !matches!(i.kind, Kind::From(_))) {
+        match &step.kind {
+            Kind::Arg(list) => {
+                for arg in list {
+                    let value = match (build_arg(options, &arg.name.text), &arg.default) {
+                        (Some(value), _) => value.to_owned(),
+                        (None, Some(default)) => expanded(&lexer, &env, default)?.text,
+                        (None, None) => continue,
+                    };
+                    env.set(&arg.name.text, &value);
+                }
+            }
+            Kind::Add(copy) => return operation(&lexer, &env, copy).map(|op| Some((key, op))),
+            // What is wrong with it is told by the plan.
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+fn expanded(lexer: &Lexer, env: &Env, word: &Word) -> Result<Word, Box<Diagnostic>> {
+    let expansion = lexer
+        .word(&word.text, env)
+        .map_err(|error| Box::new(Diagnostic::error("expansion", word.span, error.to_string())))?;
+    Ok(Word { text: expansion.text, span: word.span })
+}
+
+/// The operation of an `ADD` from elsewhere.
+fn operation(lexer: &Lexer, env: &Env, copy: &Copy) -> Result<pb::SourceOp, Box<Diagnostic>> {
+    let error = |span, message: &str| Box::new(Diagnostic::error("invalid-epoch", span, message));
+    let message = "SOURCE_DATE_EPOCH stage source must be a single HTTP(S) or Git ADD";
+    let Some(word) = copy.sources.first() else { return Err(error(Span::default(), message)) };
+    let word = expanded(lexer, env, word)?;
+    let checksum = copy.checksum.as_ref().map(|word| expanded(lexer, env, word)).transpose()?;
+    let checksum = checksum.map(|word| word.text).filter(|text| !text.is_empty());
+    let (identifier, attrs) = match git::parse(&word.text) {
+        Some(Ok(found)) => {
+            let keep = copy.keep_git_dir == Some(true) || found.keep_git_dir == Some(true);
+            let checksum = checksum.or_else(|| found.checksum.clone());
+            found.source(keep, checksum.as_deref())
+        }
+        Some(Err(why)) => return Err(error(word.span, &why)),
+        None if lower::is_http(&word.text) => {
+            let mut attrs = std::collections::BTreeMap::new();
+            attrs.extend(checksum.map(|checksum| ("http.checksum".to_owned(), checksum)));
+            attrs.insert("http.filename".to_owned(), lower::http_name(&word.text));
+            (word.text, attrs)
+        }
+        None => return Err(error(word.span, message)),
+    };
+    Ok(pb::SourceOp { identifier, attrs })
 }
 
 fn name_of(from: &From) -> Option<&str> {

@@ -20,7 +20,7 @@ const CYCLE_PLACES_MAX: usize = 10;
 pub(crate) type StageId = usize;
 
 /// All stages and what the target needs of them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stages {
     pub(crate) list: Vec<Stage>,
     pub(crate) target: StageId,
@@ -29,6 +29,8 @@ pub(crate) struct Stages {
     /// The last stage of each name.
     by_name: HashMap<String, StageId>,
     contexts: BTreeMap<String, NamedContext>,
+    /// The platform to build for.
+    platform: Platform,
 }
 
 /// A stage.
@@ -53,6 +55,8 @@ pub(crate) enum Base {
     Scratch,
     Stage(StageId),
     Image(Reference),
+    /// A directory of the engine's.
+    Context(String),
 }
 
 /// An instruction of a stage with what it copies from or mounts, in order.
@@ -83,6 +87,13 @@ impl Stages {
         self.reachable.iter_mut().for_each(|reachable| *reachable = true);
     }
 
+    /// What is given for a name, on this platform before all others.
+    fn given(&self, name: &str, platform: &Platform) -> Option<&NamedContext> {
+        let name = name.to_lowercase();
+        let special = self.contexts.get(&format!("{name}::{platform}"));
+        special.or_else(|| self.contexts.get(&name))
+    }
+
     /// Names of stages, for suggestions.
     pub(crate) fn names(&self) -> Vec<String> {
         self.list.iter().filter_map(|s| s.name.clone()).collect()
@@ -92,7 +103,14 @@ impl Stages {
 /// Reads the stages, resolves their names, picks the target and what it needs.
 pub(super) fn collect(ast: &Dockerfile, options: &Options, args: &GlobalArgs) -> (Stages, Vec<Diagnostic>) {
     let mut findings = Vec::new();
-    let mut stages = Stages { contexts: options.named_contexts.clone(), ..Stages::default() };
+    let mut stages = Stages {
+        list: Vec::new(),
+        target: 0,
+        reachable: Vec::new(),
+        by_name: HashMap::new(),
+        contexts: options.named_contexts.clone(),
+        platform: options.target_platform.clone().unwrap_or_else(|| options.build_platform.clone()),
+    };
     let mut replaced = false;
     for instruction in &ast.instructions {
         if findings.len() >= ERRORS_MAX {
@@ -105,11 +123,14 @@ pub(super) fn collect(ast: &Dockerfile, options: &Options, args: &GlobalArgs) ->
                 if let Some(name) = &from.name {
                     stages.by_name.insert(name.text.clone(), index);
                 }
-                replaced = from.name.as_ref().is_some_and(|name| stages.contexts.contains_key(&name.text));
-                stages.list.push(found.unwrap_or_else(|finding| {
+                let stage = found.unwrap_or_else(|finding| {
                     findings.push(*finding);
                     broken(instruction, from)
-                }));
+                });
+                let platform = stage.platform.as_ref().unwrap_or(&stages.platform);
+                replaced =
+                    from.name.as_ref().is_some_and(|name| stages.given(&name.text, platform).is_some());
+                stages.list.push(stage);
             }
             // Another place has the stage's result.
             _ if replaced => {}
@@ -142,10 +163,6 @@ fn stage(
     from: &ast::From,
 ) -> Found<Stage> {
     let image = expand(ast, args, &from.image, "base name")?;
-    let base = match from.name.as_ref().filter(|name| stages.contexts.contains_key(&name.text)) {
-        Some(name) => base(stages, &Word { text: name.text.clone(), span: image.span })?,
-        None => base(stages, &image)?,
-    };
     let platform = match &from.platform {
         None => None,
         Some(word) => {
@@ -157,6 +174,12 @@ fn stage(
                 Box::new(finding.suggest(near.parse::<Platform>().is_ok().then_some(near)))
             })?)
         }
+    };
+    let on: Option<&Platform> = platform.as_ref();
+    let on = on.unwrap_or(&stages.platform);
+    let base = match from.name.as_ref().filter(|name| stages.given(&name.text, on).is_some()) {
+        Some(name) => base(stages, &Word { text: name.text.clone(), span: image.span }, on)?,
+        None => base(stages, &image, on)?,
     };
     let name = from.name.as_ref().map(|n| n.text.clone());
     let label = name.clone().unwrap_or_else(|| format!("stage-{}", stages.list.len()));
@@ -188,17 +211,15 @@ fn expand(ast: &Dockerfile, args: &GlobalArgs, word: &Word, what: &str) -> Found
     }))
 }
 
-fn base(stages: &Stages, image: &Word) -> Found<Base> {
+fn base(stages: &Stages, image: &Word, platform: &Platform) -> Found<Base> {
     if image.text == "scratch" {
         return Ok(Base::Scratch);
     }
-    match context(stages, image)? {
+    match context(stages, image, platform)? {
         Some(From::Image(reference, _)) => return Ok(Base::Image(reference)),
         Some(From::Stage(stage, _)) => return Ok(Base::Stage(stage)),
-        Some(_) => {
-            let finding = Diagnostic::not_yet(image.span, "FROM a directory that a context names");
-            return Err(Box::new(finding.help("copy from it into a stage")));
-        }
+        Some(From::Context(name, _)) => return Ok(Base::Context(name)),
+        Some(From::Default | From::Scratch) => return Ok(Base::Scratch),
         None => {}
     }
     if let Some(stage) = stages.by_name.get(&image.text) {
@@ -208,16 +229,26 @@ fn base(stages: &Stages, image: &Word) -> Found<Base> {
 }
 
 /// What a name stands for that a context is given for.
-fn context(stages: &Stages, word: &Word) -> Found<Option<From>> {
-    let name = word.text.to_lowercase();
-    let found = stages.contexts.get(&name).or_else(|| {
+fn context(stages: &Stages, word: &Word, platform: &Platform) -> Found<Option<From>> {
+    let found = stages.given(&word.text, platform).or_else(|| {
         // An image may be meant by its full name.
         let full: Reference = word.text.parse().ok()?;
-        let same = |name: &String| name.parse::<Reference>().is_ok_and(|known| known.name() == full.name());
-        let tagged = |name: &String| name.parse::<Reference>().is_ok_and(|known| known.tag() == full.tag());
-        stages.contexts.iter().find(|(name, _)| same(name) && tagged(name)).map(|(_, context)| context)
+        let same = |name: &str| {
+            name.parse::<Reference>()
+                .is_ok_and(|known| known.name() == full.name() && tag(&known) == tag(&full))
+        };
+        let mut plain = None;
+        for (key, context) in &stages.contexts {
+            match key.split_once("::") {
+                Some((name, of)) if same(name) && of == platform.to_string() => return Some(context),
+                None if same(key) => plain = Some(context),
+                _ => {}
+            }
+        }
+        plain
     });
     Ok(match found {
+        Some(NamedContext::Scratch) => Some(From::Scratch),
         None => None,
         Some(NamedContext::Image(reference)) => {
             let word = Word { text: reference.to_string(), span: word.span };
@@ -232,6 +263,11 @@ fn context(stages: &Stages, word: &Word) -> Found<Option<From>> {
             }
         },
     })
+}
+
+/// No tag is the same as `latest`.
+fn tag(reference: &Reference) -> &str {
+    reference.tag().unwrap_or("latest")
 }
 
 fn reference(stages: &Stages, word: &Word) -> Found<Reference> {
@@ -329,7 +365,7 @@ fn mount_from(stages: &Stages, mount: &Word) -> Found<From> {
 }
 
 fn named_from(stages: &Stages, word: &Word) -> Found<From> {
-    if let Some(from) = context(stages, word)? {
+    if let Some(from) = context(stages, word, &stages.platform)? {
         return Ok(from);
     }
     if let Some(stage) = stages.by_name.get(&word.text.to_lowercase()) {

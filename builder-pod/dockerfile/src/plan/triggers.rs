@@ -64,7 +64,7 @@ fn triggers(
     let stage = &stages.list[id];
     let span = stage.image.span;
     let instructions: Vec<Instruction> = match &stage.base {
-        Base::Scratch => Vec::new(),
+        Base::Scratch | Base::Context(_) => Vec::new(),
         Base::Stage(base) => {
             let steps = stages.list[*base].steps.iter().filter(|step| !step.trigger);
             let triggers = steps.filter_map(|step| match &step.instruction.kind {

@@ -222,6 +222,9 @@ fn operation(out: &mut String, op: &pb::op::Op) {
             for secret in &exec.secretenv {
                 let _ = writeln!(out, "   {secret:?}");
             }
+            for device in &exec.cdi_devices {
+                let _ = writeln!(out, "   {device:?}");
+            }
         }
         pb::op::Op::File(file) => {
             for action in &file.actions {
