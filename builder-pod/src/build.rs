@@ -243,8 +243,14 @@ async fn epoch_of_stage(
     progress: &Progress,
 ) -> Result<Option<(String, i64)>, BuildError> {
     let parsed = lapstrake_dockerfile::parse(&dockerfile.name, &dockerfile.text);
-    let asked =
-        Options { build_args: options.args.clone(), named_contexts: contexts.clone(), ..Options::default() };
+    let asked = Options {
+        build_args: options.args.clone(),
+        named_contexts: contexts.clone(),
+        target: options.target.clone(),
+        target_platform: platforms::wanted(options).into_iter().next(),
+        build_platform: native_platform(),
+        ..Options::default()
+    };
     let Some(found) = lapstrake_dockerfile::epoch_source(&parsed, &asked).map_err(invalid)? else {
         return Ok(None);
     };

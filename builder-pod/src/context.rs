@@ -53,7 +53,7 @@ pub(crate) async fn acquire(
             facts: nothing(),
             time: None,
         }),
-        Context::Git { url, reference, commit, path, submodules } => {
+        Context::Git { url, reference, commit, path, submodules, keep_git_dir } => {
             store.touch_side("git", "");
             let git = reach.git(store, url)?;
             // A repository on one's own disk is fine on a laptop; in a pod there is none.
@@ -67,7 +67,7 @@ pub(crate) async fn acquire(
                 subdir: path.clone().unwrap_or_default(),
                 submodules: *submodules,
                 time: FileTime::Commit,
-                keep_git_dir: false,
+                keep_git_dir: *keep_git_dir,
             };
             let local = checkout(store, &git, url, &resolved, &options).await?;
             let facts = facts(&git, url, &resolved, reference, ask).await?;

@@ -188,6 +188,7 @@ fn context(source: Source) -> Result<Context, String> {
                 commit: None,
                 path: git.path,
                 submodules: git.submodules,
+                keep_git_dir: false,
             })
         }
         (None, Some(http), None) => Ok(Context::Http { url: http.url, sha256: http.sha256, path: http.path }),

@@ -79,6 +79,8 @@ pub(crate) enum Context {
         path: Option<String>,
         /// With submodules.
         submodules: bool,
+        /// With its `.git`.
+        keep_git_dir: bool,
     },
     /// A file or archive.
     Http {

@@ -244,6 +244,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
         options.cache_to.push(cache::export(text).map_err(usage)?);
     }
     in_cluster.settle(&mut options);
+    special_args(&mut options)?;
     if let Ok(text) = std::env::var("SOURCE_DATE_EPOCH")
         && !options.args.contains_key("SOURCE_DATE_EPOCH")
     {
@@ -254,6 +255,22 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
         options.source_date_epoch = Some(seconds);
     }
     Ok(options)
+}
+
+/// Build arguments that BuildKit's clients know as options.
+fn special_args(options: &mut BuildOptions) -> Result<(), BuildError> {
+    let on = |name: &str| {
+        let value = options.args.get(name).map(String::as_str);
+        matches!(value, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
+    };
+    let (inline, keep) = (on("BUILDKIT_INLINE_CACHE"), on("BUILDKIT_CONTEXT_KEEP_GIT_DIR"));
+    if inline && !options.cache_to.iter().any(|cache| cache.to == lapstrake_handoff::CacheTarget::Inline) {
+        options.cache_to.push(cache::export("type=inline").map_err(usage)?);
+    }
+    if let Context::Git { keep_git_dir, .. } = &mut options.context {
+        *keep_git_dir |= keep;
+    }
+    Ok(())
 }
 
 /// An ImageBuild's own output counts where the command line names none: its image is made, and pushed
@@ -326,6 +343,7 @@ fn context(text: &str) -> Result<Context, BuildError> {
             commit: None,
             path,
             submodules: git.submodules.unwrap_or(true),
+            keep_git_dir: git.keep_git_dir.unwrap_or(false),
         });
     }
     if text.starts_with("http://") || text.starts_with("https://") {

@@ -215,6 +215,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_allowed_is_read_as_buildx_reads_it() {
+        let allow = ["network.host", "security.insecure", "device=a/b", "device"].map(str::to_owned).to_vec();
+        let mut inputs = Inputs::default();
+        InputArgs { allow, ..InputArgs::default() }.add_to(&mut inputs).expect("valid");
+        assert!(inputs.insecure && inputs.allows_host_network());
+        assert_eq!(inputs.devices.into_iter().collect::<Vec<_>>(), ["", "a/b"]);
+    }
+
+    #[test]
     fn mistakes_with_agents_networks_and_leaves_are_told() {
         for (text, why) in
             [("=x", "needs an id"), ("a=/no/such/key", "/no/such/key"), ("a=/etc/passwd", "no private key")]
@@ -225,8 +234,8 @@ mod tests {
         let refused = |args: InputArgs| args.add_to(&mut Inputs::default()).expect_err("refused");
         let args = InputArgs { network: Some("bridge".to_owned()), ..InputArgs::default() };
         assert!(refused(args).contains("default, none and host"));
-        let args = InputArgs { allow: vec!["security.insecure".to_owned()], ..InputArgs::default() };
-        assert!(refused(args).contains("only network.host"));
+        let args = InputArgs { allow: vec!["security.none".to_owned()], ..InputArgs::default() };
+        assert!(refused(args).contains("network.host, security.insecure, device"));
         let args = InputArgs { known_hosts: vec!["a=/etc/passwd".to_owned()], ..InputArgs::default() };
         assert!(refused(args).contains("there is no agent a"));
         let args = InputArgs { step_certificates: true, ..InputArgs::default() };

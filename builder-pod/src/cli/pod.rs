@@ -192,6 +192,7 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
             commit: git.commit.clone(),
             path: git.path.clone(),
             submodules: git.submodules,
+            keep_git_dir: false,
         },
         Source::Http(http) => {
             Context::Http { url: http.url.clone(), sha256: http.sha256.clone(), path: http.path.clone() }

@@ -183,3 +183,51 @@ fn failed(error: &lapstrake_image::Error) -> BuildError {
         false => BuildError::internal(chain(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileTypeExt as _;
+
+    use super::*;
+
+    fn snapshot(store: &Store, parent: Option<SnapshotId>, files: &[&str]) -> SnapshotId {
+        let active = store.prepare(parent).expect("prepared");
+        for file in files {
+            std::fs::write(active.upper().join(file), file).expect("written");
+        }
+        store.commit(active, CommitOptions::default()).expect("committed")
+    }
+
+    fn names(store: &Store, id: SnapshotId) -> Vec<String> {
+        let entries = std::fs::read_dir(store.snapshot_dir(id)).expect("a directory");
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_difference_is_the_layers_in_between_or_one_that_leads_from_here_to_there() {
+        let (store, _dir) = Store::temporary().expect("a store");
+        let stack = Stack { store: store.clone(), userxattr: true };
+        let base = snapshot(&store, None, &["a"]);
+        let top = snapshot(&store, Some(base), &["b"]);
+        let made_on_it = stack.difference(base, Some(top)).expect("made").expect("something");
+        assert_eq!(names(&store, made_on_it), ["b"]);
+        assert_eq!(origin(&store, made_on_it).map(|origin| origin.id), Some(top));
+
+        let other = snapshot(&store, None, &["c"]);
+        let apart = stack.difference(top, Some(other)).expect("made").expect("something");
+        assert_eq!(names(&store, apart), ["a", "b", "c"]);
+        assert!(is_bare(&store, apart));
+        // Laid over what it was taken from, it deletes.
+        let layer = store.snapshot(apart).expect("there");
+        let merged = stack.over(Some(top), &layer).expect("made");
+        for gone in ["a", "b"] {
+            let meta = std::fs::symlink_metadata(store.snapshot_dir(merged).join(gone)).expect("a whiteout");
+            assert!(meta.file_type().is_char_device(), "{gone}");
+        }
+        assert_eq!(store.parent(merged).expect("there"), Some(top));
+    }
+}

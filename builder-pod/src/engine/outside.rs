@@ -8,6 +8,7 @@ mod auth;
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lapstrake_cache::op;
@@ -78,7 +79,9 @@ pub(super) struct Outside {
     known: Mutex<HashMap<Vec<u8>, Arc<OnceCell<Found>>>>,
     inputs: Mutex<Arc<StepInputs>>,
     /// One for each host: it lets one at a time into a repository that is kept.
-    git: tokio::sync::Mutex<HashMap<String, Arc<Way>>>,
+    git: tokio::sync::Mutex<HashMap<(u64, String), Arc<Way>>>,
+    /// Raised with each change of how things are reached: what was let in before may not be now.
+    generation: AtomicU64,
     /// Directories that are being filled: two operations may stand for the same files.
     turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -98,6 +101,7 @@ impl Outside {
         *self.reach.lock().unwrap_or_else(PoisonError::into_inner) = reach;
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(inputs);
+        self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
     fn inputs(&self) -> Arc<StepInputs> {
@@ -110,10 +114,11 @@ impl Outside {
     }
 
     async fn git(&self, store: &Store, source: &pb::SourceOp, url: &str) -> Result<Arc<Way>, BuildError> {
+        let generation = self.generation.load(Ordering::SeqCst);
         let inputs = self.inputs();
-        // What another build was given is not this one's.
-        let key = format!("{:p} {}", Arc::as_ptr(&inputs), auth::host(url));
+        let key = (generation, auth::host(url).to_owned());
         let mut known = self.git.lock().await;
+        known.retain(|(of, _), _| *of == generation);
         if let Some(way) = known.get(&key) {
             return Ok(Arc::clone(way));
         }

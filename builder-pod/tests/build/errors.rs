@@ -105,9 +105,10 @@ fn several_mistakes_are_shown_at_once() {
 #[test]
 fn what_a_build_is_not_allowed_is_refused_with_its_place() {
     let lab = Lab::new();
-    for (line, what) in
-        [("RUN --security=insecure true", "--allow security.insecure"), ("RUN --device=vendor.example/gpu=0 true", "--allow device=")]
-    {
+    for (line, what) in [
+        ("RUN --security=insecure true", "--allow security.insecure"),
+        ("RUN --device=vendor.example/gpu=0 true", "--allow device="),
+    ] {
         let (code, text) = plain(&lab, &lab.dockerfile(&format!("FROM @base\n{line}\n")), &[]);
         assert_eq!(code, Some(10), "{line}: {text}");
         says(&text, &["Dockerfile:2:", "is not allowed", what]);

@@ -219,3 +219,30 @@ fn a_context_may_be_for_one_platform_only() {
     lab.build(&dir).args(args).ok();
     assert_eq!(std::fs::read_to_string(out.join("f")).unwrap(), "own");
 }
+
+#[test]
+fn a_repository_is_a_context_with_its_git_directory_where_that_is_asked_for() {
+    let lab = Lab::new();
+    let dir = repository(&lab);
+    let text = "FROM scratch\nCOPY . /\n";
+    std::fs::write(dir.join("app/Dockerfile"), text).unwrap();
+    let git = |args: &[&str]| {
+        let user = ["-C", dir.to_str().unwrap(), "-c", "user.name=t", "-c", "user.email=t@t.example"];
+        tool("git", &[&user[..], args].concat())
+    };
+    git(&["mv", "app/Dockerfile", "Dockerfile"]);
+    git(&["commit", "-qam", "third"]);
+    let url = format!("file://{}/.git", dir.display());
+    let out = lab.path("out");
+    for (url, args, kept) in [
+        (url.clone(), &[][..], false),
+        (url.clone(), &["--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1"], true),
+        (format!("{url}?keep-git-dir=true"), &[], true),
+    ] {
+        let mut build = lab.build(&url).args(["-o", out.to_str().unwrap()]);
+        build.0.args(args);
+        build.ok();
+        assert_eq!(out.join(".git/HEAD").exists(), kept, "{url} {args:?}");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+}
