@@ -86,10 +86,14 @@ pub fn formatted(parsed: &Parsed) -> Option<String> {
             out.push_str(end);
         }
     }
-    let end = if out.ends_with("\r\n") { "\r\n" } else { "\n" };
     let kept = match inside.is_empty() {
         true => out.trim_end_matches(['\r', '\n']).len(),
         false => out.trim_end_matches('\n').len(),
+    };
+    // The end that the last line has itself.
+    let end = match out.get(kept..) {
+        Some(rest) if rest.starts_with("\r\n") => "\r\n",
+        _ => "\n",
     };
     out.truncate(kept);
     if !out.is_empty() {
