@@ -171,7 +171,7 @@ async fn run(
     let began = Instant::now();
     import::caches(engine, &options.cache_from, progress, cancel).await?;
     let platforms = platforms::wanted(options);
-    let multi = platforms.len() > 1;
+    let multi = platforms.len() > 1 || options.index;
     let contexts = abortable(cancel, crate::named::offer(engine, &options.named, &options.reach)).await?;
     let mut times = contexts.times;
     times.extend(acquired.time.map(|time| (CONTEXT.to_owned(), time)));
@@ -298,7 +298,7 @@ fn fill_in(options: &BuildOptions, facts: &SourceFacts) -> Result<(BuildOptions,
     };
     let standard = naming::standard(url.as_deref(), facts, options.source_date_epoch);
     let places = match platforms::wanted(&options).len() {
-        1 => &[Place::Manifest][..],
+        1 if !options.index => &[Place::Manifest][..],
         _ => &[Place::Manifest, Place::Index],
     };
     for (key, value) in standard {

@@ -31,6 +31,8 @@ pub(crate) struct BuildOptions {
     pub(crate) named: BTreeMap<String, Named>,
     /// Platforms to build for, each once; this machine's where there is none.
     pub(crate) platforms: Vec<Platform>,
+    /// The image is an index and directories have their platform's name, also of one platform.
+    pub(crate) index: bool,
     /// Nothing is taken from the cache.
     pub(crate) no_cache: bool,
     /// Stages whose steps take nothing from it.
@@ -195,6 +197,7 @@ impl BuildOptions {
             from_source: FromSource::default(),
             named: BTreeMap::new(),
             platforms: Vec::new(),
+            index: false,
             no_cache: false,
             no_cache_stages: Vec::new(),
             source_date_epoch: None,

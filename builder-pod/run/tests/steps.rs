@@ -340,3 +340,61 @@ fn steps_stand_on_many_layers() {
         assert_eq!(out, "120\n", "{setting:?}");
     }
 }
+
+#[test]
+fn an_insecure_step_has_what_the_builder_has_and_a_usual_one_has_not() {
+    let script = "mkdir -p /m; mount -t tmpfs none /m 2>/dev/null && echo mounted; \
+                  grep -E '^(CapEff|CapAmb|Seccomp):' /proc/self/status; cat /proc/keys >/dev/null && echo keys";
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let usual = bench.sh(script);
+        assert!(!usual.stdout.contains("mounted"), "{setting:?}: {usual:?}");
+        for user in ["", "1000"] {
+            let mut spec = bench.spec(&["sh", "-c", script]);
+            (spec.insecure, spec.user) = (true, user.to_owned());
+            spec.cwd = "/tmp".to_owned();
+            let ran = bench.run(&spec);
+            let field = |name: &str| {
+                let line = ran.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+                u64::from_str_radix(line.split_whitespace().nth(1).unwrap_or_default(), 16)
+                    .unwrap_or_default()
+            };
+            // CAP_SYS_ADMIN and CAP_NET_ADMIN, with all others that there are.
+            for number in [12, 21] {
+                assert!(field("CapEff") & (1 << number) > 0, "{setting:?} {user:?}: {ran:?}");
+            }
+            assert_eq!(field("CapAmb"), field("CapEff"), "{setting:?} {user:?}");
+            // A pod's own filter stays.
+            if setting == Setting::Root {
+                assert_eq!(field("Seccomp"), own_filter(), "{user:?}: {ran:?}");
+            }
+            assert!(ran.stdout.contains("mounted"), "{setting:?} {user:?}: {ran:?}");
+        }
+    }
+}
+
+/// How calls of this process are filtered.
+fn own_filter() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("read");
+    let line = status.lines().find(|line| line.starts_with("Seccomp:")).expect("a line");
+    line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number")
+}
+
+#[test]
+fn a_device_of_the_builder_opens_where_it_is_shown_as_one() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let null = std::path::PathBuf::from("/dev/null");
+        let script = "echo x >/dev/given && test -c /dev/given && echo opened; \
+                      (echo x >/dev/other) 2>/dev/null || echo refused";
+        let mut spec = bench.spec(&["sh", "-c", script]);
+        spec.mounts.push(mount("/dev/given", MountSource::Device(null.clone())));
+        spec.mounts.push(mount("/dev/other", MountSource::Bind(null)));
+        let ran = bench.run(&spec);
+        assert_eq!(ran.stdout, "opened\nrefused\n", "{setting:?}: {ran:?}");
+        assert!(
+            !tree(&ran.upper).iter().any(|name| name.contains("given")),
+            "{setting:?}: it leaves nothing"
+        );
+    }
+}

@@ -264,6 +264,7 @@ fn special_args(options: &mut BuildOptions) -> Result<(), BuildError> {
         matches!(value, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
     };
     let (inline, keep) = (on("BUILDKIT_INLINE_CACHE"), on("BUILDKIT_CONTEXT_KEEP_GIT_DIR"));
+    options.index |= on("BUILDKIT_MULTI_PLATFORM");
     if inline && !options.cache_to.iter().any(|cache| cache.to == lapstrake_handoff::CacheTarget::Inline) {
         options.cache_to.push(cache::export("type=inline").map_err(usage)?);
     }

@@ -152,6 +152,7 @@ pub(super) async fn image(
 pub(super) async fn rootfs(
     engine: &Arc<Engine>,
     solved: &[Solved],
+    index: bool,
     output: &Output,
     progress: &Progress,
     cancel: &CancellationToken,
@@ -161,7 +162,7 @@ pub(super) async fn rootfs(
         _ => "exporting to client tarball",
     };
     let step = progress.step(name);
-    let several = solved.len() > 1;
+    let several = solved.len() > 1 || index;
     // Several stand beside each other, as buildx names them.
     let name = |solved: &Solved| match solved.platform.to_string().replace('/', "_") {
         name if several => name,

@@ -13,7 +13,7 @@ use lapstrake_image::assemble::{Assembled, Spec, assemble, join};
 use lapstrake_oci::{Descriptor, Digest, Platform, media_type};
 use tokio_util::sync::CancellationToken;
 
-use crate::annotations::{Annotations, Place};
+use crate::annotations::Place;
 use crate::build::Solved;
 use crate::engine::Engine;
 use crate::error::{BuildError, chain};
@@ -63,9 +63,10 @@ impl Packed {
     fn join(
         mut images: Vec<(OfPlatform, Assembled, Vec<Descriptor>)>,
         layers: Vec<layers::Layer>,
-        annotations: &Annotations,
+        options: &BuildOptions,
         docker: bool,
     ) -> Result<Self, BuildError> {
+        let annotations = &options.annotations;
         let mut blobs: Vec<Descriptor> = Vec::new();
         for blob in images.iter().flat_map(|(.., blobs)| blobs) {
             if !blobs.iter().any(|known| known.digest == blob.digest) {
@@ -73,7 +74,7 @@ impl Packed {
             }
         }
         let platforms: Vec<OfPlatform> = images.iter().map(|(platform, ..)| platform.clone()).collect();
-        let mut documents = match (images.pop(), images.is_empty()) {
+        let mut documents = match (images.pop(), images.is_empty() && !options.index) {
             (Some((_, only, _)), true) => only,
             (last, _) => {
                 let all: Vec<_> = images.into_iter().chain(last).map(|(_, documents, _)| documents).collect();
@@ -120,7 +121,7 @@ pub(crate) async fn export(
             Output::Push(image) | Output::Image(image) => image,
             Output::Oci { image, .. } | Output::Docker { image, .. } => image,
             Output::Local(_) | Output::Tar(_) => {
-                files::rootfs(engine, solved, output, progress, cancel).await?;
+                files::rootfs(engine, solved, options.index, output, progress, cancel).await?;
                 timings.export_ms += millis(began);
                 continue;
             }
@@ -163,7 +164,7 @@ async fn pack(
             layers.append(&mut its);
         }
         let began = Instant::now();
-        let packed = Packed::join(images, layers, &options.annotations, docker)?;
+        let packed = Packed::join(images, layers, options, docker)?;
         if !packed.documents.joined.is_empty() {
             let (bytes, descriptor) = &packed.documents.manifest;
             engine.store().put_blob(bytes)?;
@@ -220,10 +221,10 @@ async fn pack_one(
 /// What can't be done with several platforms.
 fn check(solved: &[Solved], options: &BuildOptions) -> Result<(), BuildError> {
     let problem = match solved.len() {
-        1 if options.annotations.has_index() => {
+        0 | 1 if !options.index && !options.annotations.has_index() => return Ok(()),
+        1 if !options.index && options.annotations.has_index() => {
             "an annotation of the index needs several platforms: an image of one has no index"
         }
-        0 | 1 => return Ok(()),
         _ if options.outputs.iter().any(|output| matches!(output, Output::Docker { .. })) => {
             "--output type=docker holds one platform; use type=oci for several"
         }

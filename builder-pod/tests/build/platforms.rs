@@ -191,3 +191,15 @@ fn a_pod_joins_what_others_built() {
     assert_eq!(digests(&both["platforms"]), digests(&index(&lab, "out/app", "both")["manifests"]));
     assert_eq!(both["names"], json!([lab.name("out/app:both")]));
 }
+
+#[test]
+fn one_platform_becomes_an_index_where_that_is_asked_for() {
+    let lab = Lab::new();
+    let dir = lab.dockerfile("FROM @base\nLABEL a=b\n");
+    let args = ["--build-arg", "BUILDKIT_MULTI_PLATFORM=1", "--annotation", "index:org.example/who=me"];
+    lab.build(&dir).args(args).args(["-t", &lab.name("one:1"), "--push"]).ok();
+    let index = index(&lab, "one", "1");
+    assert_eq!(index["mediaType"], "application/vnd.oci.image.index.v1+json");
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
+    assert_eq!(index["annotations"]["org.example/who"], "me");
+}
