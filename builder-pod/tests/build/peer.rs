@@ -38,6 +38,8 @@ FROM @base
 COPY --from=build /src/app /app
 COPY --from=build /src/link /link
 COPY --from=tools /opt /opt
+COPY --link --chown=3:4 lib /linked/
+COPY --link --from=tools /opt /linked/opt
 RUN --mount=from=tools,source=/opt/tool,target=/t cat /t/bin/run >/used
 RUN --mount=from=build,target=/all cat /all/heredoc >/read
 USER 1000

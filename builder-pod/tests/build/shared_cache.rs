@@ -307,3 +307,25 @@ fn a_registry_that_refuses_is_named_and_fails_only_what_must_be_written() {
     assert_ne!(failed.code, Some(0));
     failed.says(&[strict.host().as_str(), "401"]);
 }
+
+#[test]
+fn a_second_machine_lays_a_linked_copy_over_another_base_without_making_it() {
+    let lab = Lab::new();
+    let dockerfile = |base: &str| format!("FROM @base\nRUN echo {base} >/base\nCOPY --link lib /lib2/\n");
+    let (one, two) = (dockerfile("one"), dockerfile("two"));
+    let context = |name: &str, text: &str| lab.context(name, &[("Dockerfile", text), ("lib/a", "a")]);
+    let reference = lab.name("linked/cache:1");
+    let push = |state: &str, dir: &Path, name: &str, cache: [&str; 2]| {
+        let ran = lab.build_in(state, dir).args(cache).args(["-t", &lab.name(name), "--push"]).ok();
+        (ran, lab.image(name, "latest").0.layers)
+    };
+    let export = format!("type=registry,ref={reference},mode=max");
+    let (_, before) = push("one", &context("one", &one), "first", ["--cache-to", &export]);
+    let (second, after) = push("two", &context("two", &two), "second", ["--cache-from", &reference]);
+    assert_eq!(second.fate("] COPY --link"), Fate::Cached, "{}", second.stderr());
+    assert_ne!(before[1].digest, after[1].digest);
+    assert_eq!(before[2].digest, after[2].digest, "the linked copy's layer is the same one");
+    // The same again: nothing at all is to be done.
+    let (third, _) = push("three", &context("one", &one), "third", ["--cache-from", &reference]);
+    assert!(third.ran().is_empty(), "{}", third.stderr());
+}
