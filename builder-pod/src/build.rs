@@ -446,7 +446,7 @@ fn at_request(plan: &Plan, request: &lapstrake_dockerfile::ImageRequest, error: 
 }
 
 fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) -> Options {
-    Options {
+    let mut asked = Options {
         target: options.target.clone(),
         build_args: options.args.clone(),
         labels: options.labels.clone(),
@@ -484,7 +484,10 @@ fn frontend_options(options: &BuildOptions, platform: &Platform, multi: bool) ->
             devices: true,
         },
         ..Options::default()
-    }
+    };
+    options.steps.apply(&mut asked);
+    options.frontend.apply(&mut asked);
+    asked
 }
 
 /// Makes the context known to the engine, reduced to what the build uses.

@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use lapstrake_dockerfile::{Diagnostics, Style};
+use lapstrake_dockerfile::{Diagnostics, Severity, Style};
 use lapstrake_handoff::{Failure, Reason};
 
 use crate::excerpt::Excerpt;
+
+/// How much of findings, as a compiler shows them, goes along with a failure.
+const EXCERPT_BYTES_MAX: usize = 2048;
 
 /// A failed build. Cheap to clone: every job that needed a vertex gets its error.
 #[derive(Debug, Clone)]
@@ -64,6 +67,16 @@ impl BuildError {
             failure.file = Some(findings.source().name().to_owned());
             failure.line = Some(place.line);
             failure.column = Some(place.column);
+            let errors: Vec<_> =
+                findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
+            if errors.len() > 1 {
+                let more = errors.len() - 1;
+                failure
+                    .message
+                    .push_str(&format!(" (and {more} more {})", if more == 1 { "error" } else { "errors" }));
+            }
+            // With their lines, for who has no log at hand.
+            failure.excerpt = cut(&findings.render(Style::Plain));
             if first.code == "not-supported-yet" {
                 failure.reason = Reason::NotSupported;
             }
@@ -136,6 +149,22 @@ impl Advice {
         let bare = advice.and_then(|advice| message.strip_suffix(&format!(" ({})", advice.text)));
         bare.unwrap_or(message)
     }
+}
+
+/// As much of a text as goes along with a failure, whole lines of it.
+fn cut(text: &str) -> String {
+    if text.len() <= EXCERPT_BYTES_MAX {
+        return text.trim_end().to_owned();
+    }
+    let mut out = String::new();
+    for line in text.lines() {
+        if out.len() + line.len() + 1 > EXCERPT_BYTES_MAX {
+            break;
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out + "…"
 }
 
 impl From<Failure> for BuildError {

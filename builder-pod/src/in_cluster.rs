@@ -17,6 +17,9 @@ pub(crate) struct InCluster {
     /// Arguments whose values are keys of objects. The manifest's reader puts them here.
     #[serde(skip)]
     pub(crate) args: Vec<String>,
+    /// Contexts that are another ImageBuild's image: their names, and that ImageBuild's.
+    #[serde(skip)]
+    pub(crate) builds: Vec<(String, String)>,
     /// The Secret with the source's credentials, as above.
     #[serde(skip)]
     pub(crate) source_credentials: Option<String>,
@@ -116,6 +119,7 @@ impl InCluster {
         let missing = [
             self.missing_source(),
             self.missing_args(options),
+            self.missing_builds(options),
             self.missing_secrets(options),
             self.missing_agents(options),
             self.missing_network(options),
@@ -132,6 +136,19 @@ impl InCluster {
             )
         };
         self.source_credentials.iter().map(say).collect()
+    }
+
+    fn missing_builds(&self, options: &BuildOptions) -> Vec<String> {
+        let missing =
+            self.builds.iter().filter(|(name, _)| !options.named.contains_key(&name.to_lowercase()));
+        missing
+            .map(|(name, build)| {
+                format!(
+                    "context {name} is the image of the ImageBuild {build} in the cluster: give it by --build-context \
+                     {name}=docker-image://IMAGE"
+                )
+            })
+            .collect()
     }
 
     fn missing_args(&self, options: &BuildOptions) -> Vec<String> {
@@ -263,7 +280,13 @@ proxy: {http: 'http://proxy:3128', inSteps: true}
 
     fn in_cluster() -> InCluster {
         let read: InCluster = serde_saphyr::from_str(SPEC).expect("reads");
-        InCluster { args: vec!["VERSION".to_owned()], source_credentials: Some("git".to_owned()), ..read }
+        let builds = vec![("base".to_owned(), "shop-base".to_owned())];
+        InCluster {
+            args: vec!["VERSION".to_owned()],
+            source_credentials: Some("git".to_owned()),
+            builds,
+            ..read
+        }
     }
 
     fn warnings(mut options: BuildOptions) -> (Vec<String>, BuildOptions) {
@@ -281,6 +304,7 @@ proxy: {http: 'http://proxy:3128', inSteps: true}
         let flags = [
             "Secret git",
             "--build-arg VERSION=",
+            "ImageBuild shop-base in the cluster: give it by --build-context base=docker-image://IMAGE",
             "--secret id=npm,src=FILE",
             "--secret id=mirror-KEY,src=FILE",
             "--ssh default=KEYFILE, and the keys of hosts by --ssh-known-hosts default=FILE",
@@ -293,7 +317,7 @@ proxy: {http: 'http://proxy:3128', inSteps: true}
         for (warning, flag) in warnings.iter().zip(flags) {
             assert!(warning.contains(flag), "{flag}: {warning}");
         }
-        assert!(!warnings[5].contains("--ssh-known-hosts"), "the manifest has them: {}", warnings[5]);
+        assert!(!warnings[6].contains("--ssh-known-hosts"), "the manifest has them: {}", warnings[6]);
     }
 
     #[test]
@@ -309,6 +333,8 @@ proxy: {http: 'http://proxy:3128', inSteps: true}
             from: SshFrom::Keys(Vec::new()),
             known_hosts,
         };
+        let image = crate::asked::image_context("base", "registry.example/base").expect("an image");
+        given.named = [("base".to_owned(), image)].into();
         let own = KnownHosts::File("/own".into());
         given.inputs.ssh = vec![agent("default", Some(own.clone())), agent("modules", None)];
         given.inputs.certificates.files = vec!["/ca".to_owned()];

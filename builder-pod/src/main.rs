@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod annotations;
+mod asked;
 mod build;
 mod cli;
 mod context;

@@ -7,13 +7,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lapstrake_handoff::Reason;
+use lapstrake_dockerfile::{ExtraHost, Ulimit};
+use lapstrake_handoff::{Reason, StepNetwork};
 use lapstrake_oci::{Platform, Reference};
 use serde::Deserialize;
 
 use crate::annotations::{Annotations, Place};
+use crate::asked;
 use crate::error::BuildError;
 use crate::in_cluster::{InCluster, Named};
+use crate::named::Named as StandsFor;
 use crate::options::{BuildOptions, Context, FromSource, Image, Output};
 
 #[derive(Deserialize)]
@@ -32,6 +35,12 @@ struct Spec {
     dockerfile: Dockerfile,
     #[serde(default)]
     args: Vec<Arg>,
+    #[serde(default)]
+    contexts: Vec<NamedSpec>,
+    #[serde(default)]
+    steps: Steps,
+    #[serde(default, rename = "noCache")]
+    no_cache: NoCache,
     #[serde(default)]
     platforms: Vec<String>,
     output: OutputSpec,
@@ -88,6 +97,47 @@ struct Dockerfile {
     path: Option<String>,
     inline: Option<String>,
     target: Option<String>,
+    #[serde(default)]
+    options: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct NamedSpec {
+    name: String,
+    image: Option<String>,
+    git: Option<Git>,
+    http: Option<Http>,
+    build: Option<Named>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Steps {
+    hosts: Vec<HostAlias>,
+    ulimits: Vec<Limit>,
+    shm_size: Option<String>,
+    hostname: Option<String>,
+    network: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct HostAlias {
+    ip: std::net::IpAddr,
+    hostnames: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Limit {
+    name: String,
+    soft: i64,
+    hard: Option<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct NoCache {
+    all: bool,
+    stages: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -140,6 +190,32 @@ fn parse(text: &str) -> Result<(BuildOptions, InCluster), String> {
     options.dockerfile = spec.dockerfile.path;
     options.dockerfile_text = spec.dockerfile.inline;
     options.target = spec.dockerfile.target;
+    for (name, value) in &spec.dockerfile.options {
+        let added = options.frontend.add("spec.dockerfile.options", name, value);
+        added.map_err(|error| error.failure().message.clone())?;
+    }
+    options.no_cache = spec.no_cache.all;
+    options.no_cache_stages = spec.no_cache.stages;
+    steps(&spec.steps, &mut options)?;
+    for named in spec.contexts {
+        let (name, stands_for) = match named {
+            NamedSpec { name, build: Some(build), .. } => {
+                in_cluster.builds.push((name, build.name));
+                continue;
+            }
+            NamedSpec { name, image: Some(image), .. } => {
+                let image = asked::image_context(&name, &image);
+                (name, image.map_err(|error| error.failure().message.clone())?)
+            }
+            NamedSpec { name, git, http, .. } => {
+                let files = context(Source { git, http, inline: None });
+                let files = files.map_err(|error| format!("spec.contexts[{name}]: {error}"))?;
+                (name, StandsFor::Files(files))
+            }
+        };
+        let name = asked::context_name(&name).map_err(|error| error.failure().message.clone())?;
+        options.named.insert(name, stands_for);
+    }
     for arg in spec.args {
         match arg.value_from {
             None => drop(options.args.insert(arg.name, arg.value)),
@@ -169,6 +245,28 @@ fn parse(text: &str) -> Result<(BuildOptions, InCluster), String> {
     }
     options.outputs = vec![Output::Push(image)];
     Ok((options, in_cluster))
+}
+
+fn steps(steps: &Steps, options: &mut BuildOptions) -> Result<(), String> {
+    for alias in &steps.hosts {
+        let host = |name: &String| ExtraHost { host: name.to_ascii_lowercase(), address: alias.ip };
+        options.steps.hosts.extend(alias.hostnames.iter().map(host));
+    }
+    for Limit { name, soft, hard } in &steps.ulimits {
+        let limit = Ulimit::new(name, *soft, hard.unwrap_or(*soft));
+        options.steps.limit(limit.map_err(|why| format!("spec.steps.ulimits[{name}]: {why}"))?);
+    }
+    if let Some(size) = &steps.shm_size {
+        let bytes = crate::cli::quantity(size).map_err(|why| format!("spec.steps.shmSize: {why}"))?;
+        options.steps.shm_bytes = Some(bytes);
+    }
+    options.steps.hostname.clone_from(&steps.hostname);
+    match steps.network.as_deref() {
+        None | Some("Default") => {}
+        Some("None") => options.inputs.network = StepNetwork::None,
+        Some(other) => return Err(format!("spec.steps.network: {other} is neither Default nor None")),
+    }
+    Ok(())
 }
 
 fn context(source: Source) -> Result<Context, String> {

@@ -48,16 +48,7 @@ pub(crate) fn parse(
     let wrong =
         |why: String| BuildError::new(Reason::RequestInvalid, format!("--build-context {text}: {why}"));
     let (name, value) = text.split_once('=').ok_or_else(|| wrong("it is not NAME=VALUE".to_owned()))?;
-    let mut name = name.to_lowercase();
-    let own = name.split_once("::").map_or(name.as_str(), |(own, _)| own);
-    if own.is_empty() || own == "scratch" || own == "context" {
-        return Err(wrong(format!("\"{own}\" can't be the name of a context")));
-    }
-    if let Some((own, platform)) = name.split_once("::") {
-        // In the form in which platforms are compared.
-        let platform: Platform = platform.parse().map_err(|e| wrong(format!("{e}")))?;
-        name = format!("{own}::{platform}");
-    }
+    let name = canonical(name).map_err(wrong)?;
     let named = if value == "docker-image://scratch" {
         Named::Scratch
     } else if let Some(image) = value.strip_prefix("docker-image://") {
@@ -75,6 +66,21 @@ pub(crate) fn parse(
         Named::Files(files(value)?)
     };
     Ok((name, named))
+}
+
+/// The name of a context in the form in which names are compared.
+pub(crate) fn canonical(name: &str) -> Result<String, String> {
+    let name = name.to_lowercase();
+    let (own, platform) = match name.split_once("::") {
+        Some((own, platform)) => (own, Some(platform)),
+        None => (name.as_str(), None),
+    };
+    if own.is_empty() || own == "scratch" || own == "context" {
+        return Err(format!("\"{own}\" can't be the name of a context"));
+    }
+    let Some(platform) = platform else { return Ok(name) };
+    let platform: Platform = platform.parse().map_err(|e| format!("{e}"))?;
+    Ok(format!("{own}::{platform}"))
 }
 
 /// What the names of contexts stand for, and when they were made, where they have a time.
@@ -97,7 +103,8 @@ pub(crate) async fn offer(
             Named::Image(reference) => NamedContext::Image(reference.clone()),
             Named::Stage(stage) => NamedContext::Stage(stage.clone()),
             Named::Files(from) => {
-                let acquired = context::acquire(engine.store(), from, reach, false).await?;
+                let acquired =
+                    context::acquire(engine.store(), from, &reach.for_context(name), false).await?;
                 known.times.extend(acquired.time.map(|time| (name.clone(), time)));
                 let rules = acquired.local.ignore_rules("Dockerfile");
                 let (_, rules) = rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;

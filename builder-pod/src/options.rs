@@ -39,6 +39,10 @@ pub(crate) struct BuildOptions {
     pub(crate) no_cache_stages: Vec<String>,
     /// Creation time of the image and all that has one, seconds since 1970.
     pub(crate) source_date_epoch: Option<i64>,
+    /// What steps find around them.
+    pub(crate) steps: crate::asked::StepOptions,
+    /// Options of the frontend by BuildKit's names.
+    pub(crate) frontend: crate::asked::Attributes,
     /// What steps are given beside their files.
     pub(crate) inputs: crate::inputs::Inputs,
     /// How sources are reached.
@@ -201,6 +205,8 @@ impl BuildOptions {
             no_cache: false,
             no_cache_stages: Vec::new(),
             source_date_epoch: None,
+            steps: crate::asked::StepOptions::default(),
+            frontend: crate::asked::Attributes::default(),
             inputs: crate::inputs::Inputs::default(),
             reach: crate::reach::Reach::default(),
             warnings: Vec::new(),

@@ -32,6 +32,8 @@ pub(crate) struct Reach {
     pub(crate) proxy: Option<Proxy>,
     /// Folder with the credentials of the build's source.
     pub(crate) credentials: Option<PathBuf>,
+    /// Folders with the credentials of named contexts, by their names.
+    pub(crate) of_contexts: BTreeMap<String, PathBuf>,
 }
 
 fn invalid(message: impl Into<String>) -> BuildError {
@@ -51,7 +53,13 @@ impl Reach {
             authorities: lapstrake_registry::read_authorities(&files).map_err(|e| invalid(e.full()))?,
             proxy: proxy(request)?,
             credentials: credentials.as_ref().map(PathBuf::from),
+            of_contexts: crate::asked::credentials(request),
         })
+    }
+
+    /// The way to a named context: by its own credentials alone.
+    pub(crate) fn for_context(&self, name: &str) -> Self {
+        Self { credentials: self.of_contexts.get(name).cloned(), ..self.clone() }
     }
 
     /// Puts in what the request's own words left to a folder.

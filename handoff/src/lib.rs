@@ -14,6 +14,7 @@ pub mod outcome;
 pub mod platforms;
 pub mod progress;
 pub mod request;
+pub mod steps;
 
 pub use cache::{CacheExport, CacheImport, CacheMode, CacheTarget};
 pub use error::Error;
@@ -25,6 +26,7 @@ pub use request::{
     BuildRef, Compression, Dockerfile, GitRef, GitSource, HttpSource, InlineFile, Output, ProgressFormat,
     Request, SandboxMode, Source,
 };
+pub use steps::{ContextFrom, ContextInput, Host, Steps, Ulimit};
 
 /// Bounds of what crosses the pod's edge.
 pub mod limits {
@@ -56,6 +58,8 @@ pub mod paths {
     pub const SSH_DIR: &str = "/run/lapstrake/ssh";
     /// Folder under which the credentials of the source are mounted.
     pub const SOURCE_CREDENTIALS_DIR: &str = "/run/lapstrake/source";
+    /// Folder under which the credentials of named contexts are mounted, one folder per context.
+    pub const CONTEXT_CREDENTIALS_DIR: &str = "/run/lapstrake/contexts";
     /// Folder under which values of build arguments are mounted, one folder per argument.
     pub const ARGS_DIR: &str = "/run/lapstrake/args";
     /// Folder at which proxies are mounted.

@@ -131,7 +131,7 @@ pub struct Failure {
     /// What the step's command returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// The step's last lines of output.
+    /// The step's last lines of output; of a mistake in the Dockerfile its lines, marked.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub excerpt: String,
     /// The platform that failed, where several were built.

@@ -9,6 +9,7 @@ use crate::cache::{CacheExport, CacheImport};
 use crate::inputs::{Allow, ArgInput, Certificates, Proxy, SecretInput, SshInput, StepNetwork, is_default};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::platforms::{PLATFORMS_MAX, PlatformManifest, SourceFacts};
+use crate::steps::{ContextInput, Steps};
 
 /// Version of the request's shape. An operator and a builder that disagree say so.
 pub const REQUEST_VERSION: &str = "handoff.lapstrake.dev/v1";
@@ -60,6 +61,18 @@ pub struct Request {
     /// True: nothing is taken from the cache (results still go into it).
     #[serde(default, skip_serializing_if = "is_false")]
     pub no_cache: bool,
+    /// Stages of which no step takes anything from the cache.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_cache_stages: Vec<String>,
+    /// Options of the frontend, by BuildKit's names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub frontend_options: BTreeMap<String, String>,
+    /// What names of the Dockerfile stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contexts: Vec<ContextInput>,
+    /// What steps find around them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub steps: Steps,
     /// Secrets for `RUN --mount=type=secret`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretInput>,
@@ -398,6 +411,10 @@ mod tests {
             source_date_epoch: None,
             source_date_epoch_from_source: false,
             no_cache: false,
+            no_cache_stages: Vec::new(),
+            frontend_options: BTreeMap::new(),
+            contexts: Vec::new(),
+            steps: Steps::default(),
             cache_from: Vec::new(),
             cache_to: Vec::new(),
             state_dir: "/var/lib/lapstrake".to_owned(),

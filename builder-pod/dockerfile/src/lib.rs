@@ -37,6 +37,7 @@
 //! ```
 
 pub mod ast;
+mod attrs;
 mod diagnostic;
 mod expand;
 mod fix;
@@ -59,6 +60,7 @@ mod subrequest;
 mod suggest;
 mod words;
 
+pub use attrs::OptionError;
 pub use diagnostic::{Diagnostic, Diagnostics, Edit, Label, Severity};
 pub use fix::{fixed, formatted};
 pub use inspect::{Outline, OutlineArg, OutlineInput, Target, targets, targets_text};

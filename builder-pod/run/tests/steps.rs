@@ -299,6 +299,27 @@ fn limits_reach_the_step() {
         spec = bench.spec(&["true"]);
         spec.rlimits = vec![Rlimit { name: "tea".to_owned(), soft: None, hard: None }];
         assert!(bench.run(&spec).stderr.contains("no such limit: \"tea\""));
+        // Few files are the step's limit, not that of what sets it up.
+        let limit = |name: &str, soft, hard| Rlimit { name: name.to_owned(), soft, hard };
+        let mut spec = bench.spec(&["sh", "-c", "ulimit -n; ulimit -Hn"]);
+        spec.rlimits = vec![limit("nofile", Some(5), Some(7))];
+        assert_eq!(bench.run(&spec).ok(), "5\n7\n", "{setting:?}");
+    }
+}
+
+#[test]
+fn more_than_the_builder_may_have_itself_is_told() {
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    for setting in [Setting::UserNamespace, Setting::Baseline] {
+        let bench = Bench::new(setting);
+        let mut spec = bench.spec(&["true"]);
+        let above = own.map(|own| own + 1);
+        spec.rlimits = vec![Rlimit { name: "nofile".to_owned(), soft: above, hard: above }];
+        let ran = bench.run(&spec);
+        if let Some(own) = own {
+            let said = format!("limit nofile: {} is above {own}", own + 1);
+            assert!(ran.stderr.contains(&said), "{setting:?}: {ran:?}");
+        }
     }
 }
 

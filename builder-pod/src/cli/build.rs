@@ -81,6 +81,8 @@ pub(crate) struct Args {
     no_cache_filter: Vec<String>,
     #[command(flatten)]
     inputs: super::inputs::InputArgs,
+    #[command(flatten)]
+    steps: super::steps::StepArgs,
     /// Cache of other builds that is looked into, such as `type=registry,ref=NAME`, `type=local,src=DIR` or a name;
     /// may be given several times.
     #[arg(long = "cache-from", value_name = "CACHE")]
@@ -207,6 +209,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     options.no_cache |= args.no_cache;
     options.no_cache_stages.extend(args.no_cache_filter.iter().cloned());
     args.inputs.add_to(&mut options.inputs).map_err(usage)?;
+    args.steps.add_to(&mut options)?;
     for arg in &args.build_args {
         match arg.split_once('=') {
             Some((name, value)) => options.args.insert(name.to_owned(), value.to_owned()),

@@ -9,6 +9,9 @@ mod inputs;
 mod output;
 pub(crate) mod pod;
 mod size;
+mod steps;
+
+pub(crate) use size::quantity;
 
 use clap::{Parser, Subcommand};
 

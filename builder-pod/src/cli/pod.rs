@@ -1,25 +1,24 @@
 //! `lapstrake-builder pod`: one request in, one outcome out.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use lapstrake_handoff::{
-    GitRef, Outcome, PlatformResult, ProgressFormat, Reason, Request, SandboxMode, Source, SourceFacts,
-    Success, paths,
+    Outcome, PlatformResult, ProgressFormat, Reason, Request, SandboxMode, SourceFacts, Success, paths,
 };
 use lapstrake_registry::{Client, Config, HostsConfig};
 use lapstrake_run::sandbox::{Mode, Sandbox, Unavailable};
 use tokio_util::sync::CancellationToken;
 
 use crate::annotations::{Annotations, Place};
+use crate::asked;
 use crate::build::{self, Built};
 use crate::error::BuildError;
 use crate::export::OfPlatform;
 use crate::join;
-use crate::options::{BuildOptions, Context, FromSource, Image, Output};
+use crate::options::{BuildOptions, FromSource, Image, Output};
 use crate::progress::{Format, Progress};
 use crate::reach::{self, Reach};
 use crate::room;
@@ -180,34 +179,7 @@ fn config(request: &Request, reach: &Reach) -> Result<Config, BuildError> {
 /// The request as options.
 fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     let invalid = |message: String| BuildError::new(Reason::RequestInvalid, message);
-    let context = match &request.source {
-        Source::Git(git) => Context::Git {
-            url: git.url.clone(),
-            reference: match &git.reference {
-                None => lapstrake_source::GitRef::Default,
-                Some(GitRef::Branch(name)) => lapstrake_source::GitRef::Branch(name.clone()),
-                Some(GitRef::Tag(name)) => lapstrake_source::GitRef::Tag(name.clone()),
-                Some(GitRef::Commit(id)) => lapstrake_source::GitRef::Commit(id.clone()),
-            },
-            commit: git.commit.clone(),
-            path: git.path.clone(),
-            submodules: git.submodules,
-            keep_git_dir: false,
-        },
-        Source::Http(http) => {
-            Context::Http { url: http.url.clone(), sha256: http.sha256.clone(), path: http.path.clone() }
-        }
-        Source::Inline(files) => Context::Inline(
-            files
-                .iter()
-                .map(|file| {
-                    let executable = file.mode.is_some_and(|mode| mode & 0o111 != 0);
-                    let content = file.content.clone().into_bytes();
-                    (file.path.clone(), lapstrake_source::InlineFile { content, executable })
-                })
-                .collect::<BTreeMap<_, _>>(),
-        ),
-    };
+    let context = asked::context(&request.source);
     let platforms = request.platforms.iter().map(|text| text.parse().map_err(|e| invalid(format!("{e}"))));
     let platforms = platforms.collect::<Result<Vec<_>, _>>()?;
     let mut image = Image {
@@ -243,6 +215,7 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     };
     options.platforms = platforms;
     options.no_cache = request.no_cache;
+    asked::of_request(request, &mut options)?;
     options.inputs = crate::inputs::Inputs::of_request(request);
     options.reach.complete(&mut options.inputs.proxy);
     options.cache_from.clone_from(&request.cache_from);

@@ -31,6 +31,34 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
+/// Bytes of a quantity as Kubernetes writes it: `256Mi`, `1G` or `1048576`.
+pub(crate) fn quantity(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is no quantity of bytes: give one such as 256Mi");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let (base, power) = match unit {
+        "" => (1000f64, 0),
+        "m" => (1000.0, -1),
+        "k" => (1000.0, 1),
+        "M" => (1000.0, 2),
+        "G" => (1000.0, 3),
+        "T" => (1000.0, 4),
+        "Ki" => (1024.0, 1),
+        "Mi" => (1024.0, 2),
+        "Gi" => (1024.0, 3),
+        "Ti" => (1024.0, 4),
+        _ => return Err(wrong()),
+    };
+    let bytes = (number * base.powi(power)).ceil();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a number above is cut to the largest; no sign is read"
+    )]
+    Ok(bytes as u64)
+}
+
 /// A duration such as `24h`, `1h30m` or `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("\"{text}\" is no duration: give one such as 24h, 1h30m or 7d");
@@ -83,6 +111,16 @@ mod tests {
         }
         for wrong in ["", "x", "10q", "-1", "1e9", "99999999p", "b"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_reads_them() {
+        for (text, bytes) in [("256Mi", 256 << 20), ("1G", 1_000_000_000), ("1.5Ki", 1536), ("7", 7)] {
+            assert_eq!(quantity(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "Mi", "1mb", "-1"] {
+            assert!(quantity(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -47,7 +47,7 @@ impl Engine {
     ) -> Result<Vec<Res>, BuildError> {
         let meta =
             exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
-        check_supported(exec, meta)?;
+        check_supported(exec)?;
         let mut prepared = Prepared::default();
         for mount in exec.mounts.iter().filter(|mount| !mounts::is_given(mount)) {
             self.prepare_mount(mount, &inputs, &mut prepared, step).await?;
@@ -173,12 +173,10 @@ fn in_order<T>(mut outputs: Vec<(usize, T)>) -> Result<Vec<T>, BuildError> {
 }
 
 /// What is asked for and can't be done yet is refused, never left out.
-fn check_supported(exec: &pb::ExecOp, meta: &pb::Meta) -> Result<(), BuildError> {
+fn check_supported(exec: &pb::ExecOp) -> Result<(), BuildError> {
     let known = [pb::SecurityMode::Sandbox as i32, pb::SecurityMode::Insecure as i32];
     let lacking = if !known.contains(&exec.security) {
         "a step of an unknown security mode"
-    } else if !meta.cgroup_parent.is_empty() {
-        "a control group for a step"
     } else {
         return Ok(());
     };
@@ -416,10 +414,9 @@ mod tests {
 
     #[test]
     fn what_steps_can_not_have_yet_is_refused() {
-        let meta = pb::Meta::default();
-        assert!(check_supported(&pb::ExecOp::default(), &meta).is_ok());
+        assert!(check_supported(&pb::ExecOp::default()).is_ok());
         let unknown = pb::ExecOp { security: 7, ..Default::default() };
-        let error = check_supported(&unknown, &meta).expect_err("refused");
+        let error = check_supported(&unknown).expect_err("refused");
         assert_eq!(error.failure().reason, Reason::NotSupported);
     }
 

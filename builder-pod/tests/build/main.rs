@@ -15,6 +15,7 @@ mod images;
 mod lab;
 mod manifests;
 mod mounts;
+mod options;
 mod outputs;
 mod parallel;
 mod peer;

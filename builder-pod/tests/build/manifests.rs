@@ -6,7 +6,7 @@ use crate::lab::{Lab, tool};
 use crate::sources::repository;
 
 /// Writes an ImageBuild of an inline Dockerfile with more fields of its spec.
-fn manifest(lab: &Lab, dockerfile: &str, spec: &str) -> PathBuf {
+pub(crate) fn manifest(lab: &Lab, dockerfile: &str, spec: &str) -> PathBuf {
     let dockerfile: String = dockerfile.lines().map(|line| format!("      {line}\n")).collect();
     let text = format!(
         "apiVersion: lapstrake.dev/v1alpha1\nkind: ImageBuild\nmetadata: {{name: app}}\nspec:\n  source: {{inline: {{}}}}\n  \

@@ -117,7 +117,6 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
         lapstrake_sys::net::loopback_up().map_err(kernel(Stage::Network))?;
     }
     let identity = identity(&spec.user)?;
-    limits::apply(&spec.rlimits).map_err(|text| Failure::new(Stage::Limits, text, Errno::INVAL))?;
     change_directory(&spec.cwd)?;
     let env = program::environment(&certificates::with_variables(spec, &more), &identity.home);
     let program = match spec.args.first() {
@@ -269,7 +268,7 @@ fn watch(main: rustix::process::Pid) -> Result<Report, Failure> {
 
 /// Turns into the step's program; what is returned is why not, or nothing after a probe.
 fn become_program(request: &Request, keeper: Option<&Keeper>, ready: &Ready) -> Option<Failure> {
-    let confined = confine(request.spec.insecure, keeper, ready);
+    let confined = confine(&request.spec, keeper, ready);
     if let Err(failure) = confined {
         return Some(failure);
     }
@@ -288,7 +287,7 @@ fn become_program(request: &Request, keeper: Option<&Keeper>, ready: &Ready) -> 
     Some(Failure::new(Stage::Program, format!("exec: \"{name}\": {reason}"), error.errno))
 }
 
-fn confine(insecure: bool, keeper: Option<&Keeper>, ready: &Ready) -> Result<(), Failure> {
+fn confine(spec: &StepSpec, keeper: Option<&Keeper>, ready: &Ready) -> Result<(), Failure> {
     let helper = kernel(Stage::Helper);
     let fail = kernel(Stage::Confine);
     let identity = &ready.identity;
@@ -298,11 +297,13 @@ fn confine(insecure: bool, keeper: Option<&Keeper>, ready: &Ready) -> Result<(),
     if let Some(keeper) = keeper {
         keeper.join().map_err(kernel(Stage::Emulation))?;
     }
+    // Here, so that they are the step's alone: process 1 opens files too. Before the power to raise one is given up.
+    limits::apply(&spec.rlimits).map_err(|(text, errno)| Failure::new(Stage::Limits, text, errno))?;
     let become_user = || {
         process::become_user(identity.uid, identity.gid, &identity.groups)
             .map_err(|error| Failure::new(Stage::User, error.to_string(), error.errno))
     };
-    if insecure {
+    if spec.insecure {
         caps::keep_through_user_change().map_err(&fail)?;
         become_user()?;
         caps::hand_on().map_err(&fail)?;
