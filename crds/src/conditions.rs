@@ -95,6 +95,8 @@ reasons! {
     Queued: Waiting,
     /// No new run starts, since `spec.suspend` is set.
     Suspended: Waiting,
+    /// An ImageBuild that `spec.contexts` names is not there or not Ready yet; the message names it, and what it is doing.
+    WaitingForBuild: Waiting,
     /// No node takes the builder pod yet; the message repeats what the scheduler says.
     WaitingForNode: Waiting,
     /// A quota of the namespace has no room for the builder pod yet.

@@ -9,6 +9,7 @@
 
 mod cache;
 mod conditions;
+mod contexts;
 mod emulation;
 mod follow;
 mod names;
@@ -20,6 +21,7 @@ mod secrets;
 mod source;
 mod spec;
 mod status;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -29,6 +31,7 @@ pub use cache::{
     CacheVolume, Medium, UNUSED_FOR_DEFAULT, WhenBusy,
 };
 pub use conditions::{ConditionType, Reason, ReasonKind, UnknownReason};
+pub use contexts::{BuildReference, ContextKind, NamedContext};
 pub use emulation::{Emulation, EmulationPolicy};
 pub use follow::Follow;
 pub use names::{annotation, field_manager, label};
@@ -42,9 +45,10 @@ pub use secrets::{
 pub use source::{GitSource, HttpSource, InlineFile, InlineSource, Source, SourceKind};
 pub use spec::{BuildArg, Dockerfile, History, ImageBuild, ImageBuildSpec};
 pub use status::{
-    BaseImageStatus, Change, Failure, FollowStatus, FollowedSource, HistoryEntry, ImageBuildStatus,
-    IndexStatus, PlatformStatus, RunResult, RunStatus, SourceStatus, Summary, Timings, Why,
+    BaseImageStatus, Change, ContextStatus, Failure, FollowStatus, FollowedSource, HistoryEntry,
+    ImageBuildStatus, IndexStatus, PlatformStatus, RunResult, RunStatus, SourceStatus, Summary, Timings, Why,
 };
+pub use steps::{HostAlias, NoCache, StepNetwork, Steps, Ulimit};
 pub use trust::{CertificateReference, CertificateSource, Certificates, Proxy, ProxySource};
 
 /// The API group.

@@ -9,12 +9,14 @@ use crate::ImageBuild;
 
 /// The CustomResourceDefinition as it is installed.
 ///
-/// It is what the derive makes of the types, with five changes:
+/// It is what the derive makes of the types, with these changes:
 /// * no field is nullable, so that the API server drops a `null` as if it had not been written, which
 ///   is what a template that renders nothing means;
 /// * number formats that OpenAPI does not know become those that it knows;
 /// * the lines of a description's paragraph are one line, since whoever shows it wraps it anew;
 /// * what is a Pod's own keeps its shape, and is described where Pods are;
+/// * what a source and a context have in common names the field that it is in;
+/// * no ImageBuild is its own context;
 /// * `status` starts as `observedGeneration: -1`, so that an object which nobody has looked at yet is
 ///   not taken for done.
 pub fn crd() -> CustomResourceDefinition {
@@ -39,6 +41,13 @@ pub fn crd() -> CustomResourceDefinition {
         for (name, about) in CONDITION {
             condition["properties"][name]["description"] = json!(about);
         }
+        // What a source and a context have in common speaks of the one that it is in.
+        let context = &mut schema["properties"]["spec"]["properties"]["contexts"]["items"];
+        ["git", "http"].iter().for_each(|kind| rename(&mut context["properties"][kind]));
+        schema["x-kubernetes-validations"] = rules(&[(
+            "!has(self.spec.contexts) || self.spec.contexts.all(c, !has(c.build) || c.build.name != self.metadata.name)",
+            "contexts has this ImageBuild itself: name another one in contexts[].build",
+        )]);
         schema["properties"]["status"]["default"] = json!({ "observedGeneration": -1 });
     }
     serde_json::from_value(crd).expect("the changes keep the definition's shape")
@@ -53,6 +62,22 @@ const CONDITION: [(&str, &str); 6] = [
     ("lastTransitionTime", "When `status` changed last."),
     ("observedGeneration", "Generation of the spec that the condition speaks of."),
 ];
+
+/// Puts a context's field for a source's into all messages.
+fn rename(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            for key in ["message", "messageExpression"] {
+                if let Some(Value::String(text)) = map.get_mut(key) {
+                    *text = text.replace("source.", "contexts[].");
+                }
+            }
+            map.values_mut().for_each(rename);
+        }
+        Value::Array(items) => items.iter_mut().for_each(rename),
+        _ => {}
+    }
+}
 
 /// Takes the descriptions out of a schema and of all that is in it.
 fn undescribe(schema: &mut Value) {

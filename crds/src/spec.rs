@@ -1,6 +1,7 @@
 //! The `ImageBuild` itself and its spec.
 #![expect(clippy::duplicated_attributes, reason = "each column has its own type and priority")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::CustomResource;
@@ -8,15 +9,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
+use crate::contexts::NamedContext;
 use crate::emulation::Emulation;
 use crate::follow::Follow;
 use crate::output::{Output, SecretReference};
 use crate::pod::Pod;
 use crate::queue::Queue;
-use crate::schema::{each, rules};
+use crate::schema::{each, rules, text};
 use crate::secrets::{ArgSource, BuildSecret, BuildSecretsFrom, SshAgent};
 use crate::source::Source;
 use crate::status::ImageBuildStatus;
+use crate::steps::{NoCache, Steps};
 use crate::trust::{Certificates, Proxy};
 
 /// What to build, from what, and where the image goes.
@@ -125,6 +128,21 @@ pub struct ImageBuildSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub args: Vec<BuildArg>,
+    /// What names of the Dockerfile stand for, in place of a stage or an image: another image, files of a repository or of
+    /// a download, or the image of another ImageBuild.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub contexts: Vec<NamedContext>,
+    /// What steps find around them: hosts, limits, shared memory, network.
+    #[serde(default, skip_serializing_if = "Steps::is_default")]
+    pub steps: Steps,
+    /// Which steps run whatever the cache has. What they yield goes into the cache nevertheless. It holds for the runs
+    /// of this spec; it starts none by itself but that of its change.
+    #[serde(default, skip_serializing_if = "NoCache::is_default")]
+    pub no_cache: NoCache,
     /// Secrets that steps may ask for by their id, each one key of a Secret: a file or an environment
     /// variable of the step, as in `RUN --mount=type=secret,id=npm`. They leave no trace in the image, its
     /// history, the cache or the logs. A new value counts from the next run on; it starts none by itself.
@@ -245,6 +263,9 @@ impl Default for ImageBuildSpec {
             source: Source::default(),
             dockerfile: Dockerfile::default(),
             args: Vec::new(),
+            contexts: Vec::new(),
+            steps: Steps::default(),
+            no_cache: NoCache::default(),
             secrets: Vec::new(),
             secrets_from: Vec::new(),
             ssh: Vec::new(),
@@ -300,6 +321,54 @@ pub struct Dockerfile {
         "dockerfile.target must be the name of a stage, as in `FROM … AS name`, or its number",
     )])))]
     pub target: Option<String>,
+    /// Options of the frontend that have no field here, by the names that BuildKit has for them, such as
+    /// `image-resolve-mode: pull`. One that the frontend does not know fails the build.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = text(4096), "x-kubernetes-validations" = option_rules()))]
+    pub options: BTreeMap<String, String>,
+}
+
+/// Options that have a field, and that field.
+const FIELD_OF_OPTION: [(&str, &str); 14] = [
+    ("target", "dockerfile.target"),
+    ("filename", "dockerfile.path"),
+    ("dockerfilekey", "source"),
+    ("contextkey", "source"),
+    ("context", "source"),
+    ("contextsubdir", "source"),
+    ("platform", "platforms"),
+    ("add-hosts", "steps.hosts"),
+    ("ulimit", "steps.ulimits"),
+    ("shm-size", "steps.shmSize"),
+    ("hostname", "steps.hostname"),
+    ("force-network-mode", "steps.network"),
+    ("no-cache", "noCache"),
+    ("source", "a # syntax= line of the Dockerfile"),
+];
+
+/// Kinds of options that have a field, and that field.
+const FIELD_OF_PREFIX: [(&str, &str); 5] = [
+    ("build-arg:", "args"),
+    ("label:", "output.labels"),
+    ("context:", "contexts"),
+    ("cache-from", "cache.registry.from"),
+    ("cache-imports", "cache.registry.from"),
+];
+
+fn option_rules() -> serde_json::Value {
+    let exact = FIELD_OF_OPTION.iter().map(|(name, field)| {
+        (
+            format!("!('{name}' in self)"),
+            format!("dockerfile.options must not hold {name}, which has a place of its own: {field}"),
+        )
+    });
+    let prefixes = FIELD_OF_PREFIX.iter().map(|(prefix, field)| {
+        let message =
+            format!("dockerfile.options must not hold {prefix}, which has a place of its own: {field}");
+        (format!("!self.exists(k, k.startsWith('{prefix}'))"), message)
+    });
+    let all: Vec<(String, String)> = exact.chain(prefixes).collect();
+    rules(&all.iter().map(|(rule, message)| (rule.as_str(), message.as_str())).collect::<Vec<_>>())
 }
 
 impl Dockerfile {

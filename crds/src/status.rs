@@ -62,6 +62,13 @@ pub struct ImageBuildStatus {
     /// What is known of what `spec.follow` follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<FollowStatus>,
+    /// Images of other ImageBuilds, by the contexts of the spec that are theirs, that the last run was started with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub contexts: Vec<ContextStatus>,
     /// What the source resolved to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceStatus>,
@@ -191,6 +198,8 @@ pub enum Why {
     SourceChanged,
     /// A base image that is followed moved.
     BaseImageChanged,
+    /// An ImageBuild that is a context of this one pushed another image.
+    ContextChanged,
     /// A new run was asked for by annotation.
     Requested,
 }
@@ -203,16 +212,33 @@ impl Why {
             Self::SpecChanged => "SpecChanged",
             Self::SourceChanged => "SourceChanged",
             Self::BaseImageChanged => "BaseImageChanged",
+            Self::ContextChanged => "ContextChanged",
             Self::Requested => "Requested",
         }
     }
+}
+
+/// The image of another ImageBuild that a run was started with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ContextStatus {
+    /// Name of the context.
+    #[schemars(length(max = 256))]
+    pub name: String,
+    /// Name of the other ImageBuild.
+    #[schemars(length(max = 253))]
+    pub build: String,
+    /// Its image, by digest.
+    #[schemars(length(max = 1024))]
+    pub image: String,
 }
 
 /// Something that moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
-    /// The branch or tag with its repository, as in `https://git.example/web.git#main`, or the image.
+    /// The branch or tag with its repository, as in `https://git.example/web.git#main`, or the image, or the other
+    /// ImageBuild.
     #[schemars(length(max = 2560))]
     pub name: String,
     /// The commit or digest that was built before; absent if nothing was.
@@ -468,7 +494,7 @@ pub struct Failure {
     /// Exit code of the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// The last lines that the step wrote.
+    /// The last lines that the step wrote; of a mistake in the Dockerfile its lines, marked, and what to write instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub excerpt: Option<String>,

@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod contexts;
 pub mod events;
 pub mod follow;
 pub mod leader;

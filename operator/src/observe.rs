@@ -49,6 +49,8 @@ pub struct Observed {
     pub refusals: BTreeMap<String, Refusal>,
     /// Where the places stand that the ImageBuild follows.
     pub follow: crate::follow::Facts,
+    /// Other ImageBuilds whose images are contexts of this one.
+    pub contexts: crate::contexts::Facts,
 }
 
 /// An object other than a pod that belongs to the ImageBuild.

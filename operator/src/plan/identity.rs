@@ -8,7 +8,9 @@
 //! may be just what it needed.
 //! `suspend`, `cancel`, `retries` and `history` never start a run.
 
-use lapstrake_crds::{BaseImageStatus, FollowedSource, ImageBuild, ImageBuildStatus, annotation};
+use lapstrake_crds::{
+    BaseImageStatus, ContextStatus, FollowedSource, ImageBuild, ImageBuildSpec, ImageBuildStatus, annotation,
+};
 use serde_json::json;
 
 use crate::follow::Wish;
@@ -40,6 +42,8 @@ pub struct Requests {
     pub source: Option<FollowedSource>,
     /// Base images that moved.
     pub base_images: Vec<BaseImageStatus>,
+    /// Images of other ImageBuilds that are contexts.
+    pub contexts: Vec<ContextStatus>,
 }
 
 /// Longest value of a request that status may repeat.
@@ -56,16 +60,23 @@ impl Requests {
         }
     }
 
-    /// What following asked for last.
+    /// What following and contexts asked for last.
     fn followed(status: &ImageBuildStatus) -> Self {
         let follow = status.follow.clone().unwrap_or_default();
-        Self { source: follow.source, base_images: follow.base_images, ..Self::default() }
+        let contexts = status.contexts.clone();
+        Self { source: follow.source, base_images: follow.base_images, contexts, ..Self::default() }
     }
 
     /// The same requests, with what following asks for now.
     pub fn with_wish(mut self, wish: &Wish) -> Self {
         self.source.clone_from(&wish.source);
         self.base_images.clone_from(&wish.base_images);
+        self
+    }
+
+    /// The same requests, with what the contexts are now.
+    pub fn with_contexts(mut self, contexts: &[ContextStatus]) -> Self {
+        self.contexts = contexts.to_vec();
         self
     }
 
@@ -93,6 +104,11 @@ impl Requests {
     }
 }
 
+/// Whether the spec says something of what stands around steps and stages.
+fn has_options(spec: &ImageBuildSpec) -> bool {
+    !spec.contexts.is_empty() || !spec.steps.is_default() || !spec.no_cache.is_default()
+}
+
 impl Identity {
     /// The run that this ImageBuild asks for now.
     ///
@@ -103,7 +119,14 @@ impl Identity {
         let mut platforms = spec.platforms.clone();
         platforms.sort();
         let given = crate::plan::inputs::identity(spec);
-        let inputs = json!([build.metadata.uid, spec.source, spec.dockerfile, spec.args, spec.output, given]);
+        let mut inputs =
+            json!([build.metadata.uid, spec.source, spec.dockerfile, spec.args, spec.output, given]);
+        // Nothing is added where nothing of it is said: those runs keep their names.
+        if let Some(parts) = inputs.as_array_mut()
+            && has_options(spec)
+        {
+            parts.push(json!([spec.contexts, spec.steps, spec.no_cache, requests.contexts]));
+        }
         let mut what =
             json!([inputs, platforms, requests.rebuild, requests.reconcile_at, requests.force_at,]);
         // Nothing is added where nothing is followed: those runs keep their names.

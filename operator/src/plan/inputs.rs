@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 };
 use lapstrake_crds::{ImageBuild, ImageBuildSpec, Proxy, SourceKind};
 use lapstrake_handoff as handoff;
-use lapstrake_handoff::{ArgInput, SecretInput, Source, SshInput, paths};
+use lapstrake_handoff::{ArgInput, ContextFrom, SecretInput, Source, SshInput, paths};
 use serde_json::{Value, json};
 
 use crate::settings::Settings;
@@ -168,6 +168,7 @@ fn collect(
     let spec = &build.spec;
     let mut inputs = Vec::new();
     source(spec, request, &mut inputs);
+    contexts(spec, request, &mut inputs);
     secrets(spec, request, &mut inputs);
     agents(spec, request, &mut inputs);
     registries(spec, accounts, request, &mut inputs);
@@ -186,9 +187,12 @@ fn source(spec: &ImageBuildSpec, request: &mut handoff::Request, inputs: &mut Ve
         (Some(SourceKind::Git(git)), Source::Git(wanted)) => {
             if let Some(secret) = &git.secret_ref {
                 let input = of(&secret.name, "spec.source.git.secretRef");
-                let http = ["http://", "https://", "git://"].iter().any(|scheme| git.url.starts_with(scheme));
                 wanted.credentials = Some(input.folder.clone());
-                inputs.push(if http { input } else { input.keys(["ssh-privatekey", "known_hosts"]) });
+                inputs.push(if is_http(&git.url) {
+                    input
+                } else {
+                    input.keys(["ssh-privatekey", "known_hosts"])
+                });
             }
         }
         (Some(SourceKind::Http(http)), Source::Http(wanted)) => {
@@ -200,6 +204,36 @@ fn source(spec: &ImageBuildSpec, request: &mut handoff::Request, inputs: &mut Ve
         }
         _ => {}
     }
+}
+
+fn contexts(spec: &ImageBuildSpec, request: &mut handoff::Request, inputs: &mut Vec<Input>) {
+    for (n, context) in spec.contexts.iter().enumerate() {
+        let (kind, secret, ssh) = match (&context.git, &context.http) {
+            (Some(git), _) => ("git", &git.secret_ref, !is_http(&git.url)),
+            (None, Some(http)) => ("http", &http.secret_ref, false),
+            (None, None) => continue,
+        };
+        let Some(secret) = secret else { continue };
+        let folder = format!("{}/{n}", paths::CONTEXT_CREDENTIALS_DIR);
+        let field = format!("spec.contexts[{}].{kind}.secretRef", context.name);
+        let input = Input::new(
+            format!("context-credentials-{n}"),
+            folder.clone(),
+            (Kind::Secret, &secret.name),
+            field,
+        );
+        inputs.push(if ssh { input.keys(["ssh-privatekey", "known_hosts"]) } else { input });
+        let wanted = request.contexts.iter_mut().find(|wanted| wanted.name == context.name);
+        match wanted.map(|wanted| &mut wanted.from) {
+            Some(ContextFrom::Git(git)) => git.credentials = Some(folder),
+            Some(ContextFrom::Http(http)) => http.credentials = Some(folder),
+            _ => {}
+        }
+    }
+}
+
+fn is_http(url: &str) -> bool {
+    ["http://", "https://", "git://"].iter().any(|scheme| url.starts_with(scheme))
 }
 
 fn secrets(spec: &ImageBuildSpec, request: &mut handoff::Request, inputs: &mut Vec<Input>) {

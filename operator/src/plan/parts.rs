@@ -91,6 +91,9 @@ impl Part {
         spec.secrets.clear();
         spec.secrets_from.clear();
         spec.ssh.clear();
+        spec.contexts.clear();
+        spec.dockerfile.options.clear();
+        (spec.steps, spec.no_cache) = (Default::default(), Default::default());
         Cow::Owned(lean)
     }
 

@@ -1,9 +1,13 @@
 //! From the spec to the request that a builder pod is given.
 
-use lapstrake_crds::{GitSource, ImageBuild, ImageBuildStatus, Sandbox, SourceKind};
+use lapstrake_crds::{
+    ContextKind, GitSource, HttpSource, ImageBuild, ImageBuildStatus, NamedContext, Sandbox, SourceKind,
+    StepNetwork, Steps, Ulimit,
+};
 use lapstrake_handoff as handoff;
 use lapstrake_handoff::{paths, request::REQUEST_VERSION};
 
+use crate::cache::claims::bytes;
 use crate::follow::Target;
 use crate::plan::parts::{Kind, Part};
 use crate::plan::{caches, docker_config_path};
@@ -69,12 +73,19 @@ pub(crate) fn request(build: &ImageBuild, asked: &Asked<'_>, settings: &Settings
         },
         source_date_epoch: spec.output.timestamp.as_deref().and_then(|seconds| seconds.parse().ok()),
         source_date_epoch_from_source: spec.output.timestamp.as_deref() == Some("Commit"),
-        no_cache: false,
+        no_cache: spec.no_cache.all,
+        no_cache_stages: spec.no_cache.stages.clone(),
+        frontend_options: spec.dockerfile.options.clone(),
+        contexts: contexts(build, asked.status),
+        steps: steps(&spec.steps)?,
         secrets: Vec::new(),
         ssh: Vec::new(),
         certificates: handoff::Certificates::default(),
         proxy: handoff::Proxy::default(),
-        network: handoff::StepNetwork::default(),
+        network: match spec.steps.network {
+            StepNetwork::Default => handoff::StepNetwork::Default,
+            StepNetwork::None => handoff::StepNetwork::None,
+        },
         allow: Vec::new(),
         cache_from: caches::imports(build, part),
         cache_to: caches::exports(build, part),
@@ -147,20 +158,10 @@ fn pinned(source: handoff::Source, part: &Part, status: &ImageBuildStatus) -> ha
 
 fn source(build: &ImageBuild, status: &ImageBuildStatus) -> Result<handoff::Source, String> {
     Ok(match build.spec.source.kind() {
-        Some(SourceKind::Git(git)) => handoff::Source::Git(handoff::GitSource {
-            url: git.url.clone(),
-            reference: reference(git),
-            commit: followed(build, status),
-            path: git.path.clone(),
-            submodules: git.submodules,
-            credentials: None,
-        }),
-        Some(SourceKind::Http(http)) => handoff::Source::Http(handoff::HttpSource {
-            url: http.url.clone(),
-            sha256: http.sha256.as_deref().map(|sum| sum.trim_start_matches("sha256:").to_owned()),
-            path: http.path.clone(),
-            credentials: None,
-        }),
+        Some(SourceKind::Git(git)) => {
+            handoff::Source::Git(handoff::GitSource { commit: followed(build, status), ..of_git(git) })
+        }
+        Some(SourceKind::Http(http)) => handoff::Source::Http(of_http(http)),
         Some(SourceKind::Inline(inline)) => handoff::Source::Inline(
             inline
                 .files
@@ -176,11 +177,71 @@ fn source(build: &ImageBuild, status: &ImageBuildStatus) -> Result<handoff::Sour
     })
 }
 
+/// What names of the Dockerfile stand for. The image of an ImageBuild that is not known yet is left out: no pod is made
+/// before it is.
+fn contexts(build: &ImageBuild, status: &ImageBuildStatus) -> Vec<handoff::ContextInput> {
+    let one = |context: &NamedContext| {
+        let from = match context.kind()? {
+            ContextKind::Image(image) => handoff::ContextFrom::Image(image.to_owned()),
+            ContextKind::Git(git) => handoff::ContextFrom::Git(of_git(git)),
+            ContextKind::Http(http) => handoff::ContextFrom::Http(of_http(http)),
+            ContextKind::Build(name) => {
+                let known =
+                    status.contexts.iter().find(|one| one.name == context.name && one.build == name)?;
+                handoff::ContextFrom::Image(known.image.clone())
+            }
+        };
+        Some(handoff::ContextInput { name: context.name.clone(), from })
+    };
+    build.spec.contexts.iter().filter_map(one).collect()
+}
+
+/// What steps find around them, or what of it cannot be.
+fn steps(steps: &Steps) -> Result<handoff::Steps, String> {
+    let mut hosts = Vec::new();
+    for alias in &steps.hosts {
+        let ip =
+            alias.ip.parse().map_err(|_| format!("steps.hosts has {}, which is no IP address", alias.ip))?;
+        hosts.extend(alias.hostnames.iter().map(|name| handoff::Host { name: name.clone(), ip }));
+    }
+    let limit = |limit: &Ulimit| handoff::Ulimit {
+        name: limit.name.clone(),
+        soft: limit.soft,
+        hard: limit.hard.unwrap_or(limit.soft),
+    };
+    Ok(handoff::Steps {
+        hosts,
+        ulimits: steps.ulimits.iter().map(limit).collect(),
+        shm_bytes: steps.shm_size.as_ref().and_then(bytes),
+        hostname: steps.hostname.clone(),
+    })
+}
+
 /// The commit that the run was started for, if its source is followed.
 fn followed(build: &ImageBuild, status: &ImageBuildStatus) -> Option<String> {
     let target = Target::source(build).filter(|_| build.spec.follow.source)?;
     let source = status.follow.as_ref()?.source.as_ref()?;
     (source.name == target.to_string()).then(|| source.revision.clone())
+}
+
+fn of_git(git: &GitSource) -> handoff::GitSource {
+    handoff::GitSource {
+        url: git.url.clone(),
+        reference: reference(git),
+        commit: None,
+        path: git.path.clone(),
+        submodules: git.submodules,
+        credentials: None,
+    }
+}
+
+fn of_http(http: &HttpSource) -> handoff::HttpSource {
+    handoff::HttpSource {
+        url: http.url.clone(),
+        sha256: http.sha256.as_deref().map(|sum| sum.trim_start_matches("sha256:").to_owned()),
+        path: http.path.clone(),
+        credentials: None,
+    }
 }
 
 fn reference(git: &GitSource) -> Option<handoff::GitRef> {

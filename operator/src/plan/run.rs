@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lapstrake_crds::{Change, ImageBuild, ImageBuildStatus, Reason, RunResult, RunStatus, Sandbox, Why};
 
+use crate::contexts;
 use crate::follow::{Moved, Wish, wish};
 use crate::observe::{Observed, PodFacts, PodSecurity};
 use crate::plan::ending::{Broken, Ending, Retry, ending};
@@ -29,6 +30,8 @@ pub(super) struct Planner<'a> {
     pub(super) needs_fresh: bool,
     /// What following asks for.
     wish: Wish,
+    /// What contexts ask for that are other ImageBuilds.
+    contexts: contexts::Wish,
     /// Parts of the run that build.
     pub(super) parts: Vec<Part>,
     /// The part that joins them, if there is more than one.
@@ -47,6 +50,7 @@ impl<'a> Planner<'a> {
             plan: Plan::default(),
             needs_fresh: false,
             wish: Wish::default(),
+            contexts: contexts::Wish::default(),
             parts: Vec::new(),
             index: None,
         }
@@ -56,7 +60,8 @@ impl<'a> Planner<'a> {
         let requests = Requests::of(&self.seen.build, &self.old);
         let asked = !requests.by_hand_handled(&self.old);
         self.wish = wish(&self.seen.build, &self.old, &self.seen.follow, asked);
-        let requests = requests.with_wish(&self.wish);
+        self.contexts = contexts::wish(&self.seen.build, &self.old, &self.seen.contexts, asked);
+        let requests = requests.with_wish(&self.wish).with_contexts(&self.contexts.contexts);
         self.follow_problem();
         let wanted = Identity::of(&self.seen.build, &requests);
         self.draft.observed_generation = self.seen.build.metadata.generation;
@@ -161,7 +166,7 @@ impl<'a> Planner<'a> {
             self.seen.pods.iter().filter(|pod| !pod.ended()).for_each(|pod| self.delete(pod));
             self.supersede(&message);
             self.handled(requests);
-            if reason == Reason::SandboxUnavailable {
+            if reason == Reason::SandboxUnavailable || self.contexts.circle.is_some() {
                 self.plan.requeue = Some(limits::STALLED_RECHECK);
             }
             return self.say_without_run(reason, message);
@@ -171,6 +176,11 @@ impl<'a> Planner<'a> {
             self.supersede("the spec changed, and suspend is set");
             return self
                 .say_without_run(Reason::Suspended, "no new run starts while suspend is set".to_owned());
+        }
+        if let Some(why) = self.contexts.waits.clone() {
+            old.iter().filter(|pod| !pod.ended()).for_each(|pod| self.delete(pod));
+            self.supersede("a newer spec or request took its place");
+            return self.say_without_run(Reason::WaitingForBuild, why);
         }
         // The first answer is worth waiting for: it says which commit this run builds. Nothing is written, so
         // that nobody takes the old status for the new spec's.
@@ -200,6 +210,9 @@ impl<'a> Planner<'a> {
                 Reason::SpecInvalid,
                 "source needs exactly one of git, http and inline".to_owned(),
             ));
+        }
+        if let Some(circle) = self.contexts.circle.clone() {
+            return Some((Reason::SpecInvalid, circle));
         }
         let sandbox = self.sandbox()?;
         if self.seen.pod_security == Some(PodSecurity::Restricted) {
@@ -261,6 +274,7 @@ impl<'a> Planner<'a> {
         self.draft.last_handled_rebuild = requests.rebuild;
         self.draft.last_handled_reconcile_at = requests.reconcile_at;
         self.draft.last_handled_force_at = requests.force_at;
+        self.draft.contexts = requests.contexts;
         if requests.source.is_some() || !requests.base_images.is_empty() || self.draft.follow.is_some() {
             let follow = self.draft.follow.get_or_insert_default();
             follow.source = requests.source;
@@ -279,6 +293,9 @@ impl<'a> Planner<'a> {
         let run = self.old.run.as_ref();
         if run.is_some_and(|run| run.generation != self.build().metadata.generation) {
             return (Why::SpecChanged, None);
+        }
+        if let Some(change) = self.contexts.change.clone() {
+            return (Why::ContextChanged, Some(change));
         }
         match self.wish.change.clone() {
             Some(Moved::Source(change)) => (Why::SourceChanged, Some(change)),

@@ -129,6 +129,7 @@ impl World {
             leave: Some(Leave { turn: Turn::Go, slots: BTreeSet::new() }),
             refusals: BTreeMap::new(),
             follow: crate::follow::Facts::default(),
+            contexts: crate::contexts::Facts::default(),
         }
     }
 

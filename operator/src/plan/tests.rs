@@ -56,6 +56,7 @@ pub(crate) fn fresh(build: ImageBuild, pods: Vec<PodFacts>) -> Observed {
         leave: Some(Leave { turn: Turn::Go, slots: BTreeSet::new() }),
         refusals: BTreeMap::new(),
         follow: crate::follow::Facts::default(),
+        contexts: crate::contexts::Facts::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Resource, ResourceExt};
 use lapstrake_crds::{ImageBuild, Reason, field_manager, label};
 use serde::Serialize;
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{debug, warn};
 
+use crate::contexts;
 use crate::observe::{
     Container, Observed, Owned, PodFacts, PodSecurity, Refusal, Why, strip_build, strip_pod,
 };
@@ -64,7 +65,34 @@ pub(super) fn cached(build: &ImageBuild, ctx: &Context) -> Observed {
         leave: None,
         refusals: BTreeMap::new(),
         follow: ctx.pollers.look(build),
+        contexts: context_facts(build, &ctx.builds, |name| cached_other(build, name, &ctx.builds)),
     }
+}
+
+/// What is known of the ImageBuilds that are contexts. Whether they go round in a circle the cache says.
+fn context_facts(
+    build: &ImageBuild,
+    builds: &Store<ImageBuild>,
+    mut state: impl FnMut(&str) -> contexts::State,
+) -> contexts::Facts {
+    let names = contexts::names(build);
+    if names.is_empty() {
+        return contexts::Facts::default();
+    }
+    let next = |name: &str| {
+        let other = builds.get(&other_of(build, name));
+        other.iter().flat_map(|other| contexts::names(other)).map(str::to_owned).collect()
+    };
+    let others = names.iter().map(|name| contexts::Other { name: (*name).to_owned(), state: state(name) });
+    contexts::Facts { others: others.collect(), circle: contexts::circle(build, &next) }
+}
+
+fn cached_other(build: &ImageBuild, name: &str, builds: &Store<ImageBuild>) -> contexts::State {
+    contexts::State::of(builds.get(&other_of(build, name)).as_deref())
+}
+
+fn other_of(build: &ImageBuild, name: &str) -> ObjectRef<ImageBuild> {
+    ObjectRef::new(name).within(&build.namespace().unwrap_or_default())
 }
 
 fn add_progress(pods: &mut [PodFacts], ctx: &Context) {
@@ -121,8 +149,15 @@ pub(super) async fn fresh(build: &ImageBuild, ctx: &Context) -> Result<Option<Ob
         .chain(claims.items.iter().map(|claim| Owned::Volume(claim.name_any())))
         .collect();
     add_progress(&mut pods, ctx);
+    let mut others = BTreeMap::new();
+    for name in contexts::names(&build) {
+        let other = builds.get_opt(name).await.map_err(failed("get an ImageBuild that is a context"))?;
+        others.insert(name.to_owned(), contexts::State::of(other.as_ref()));
+    }
+    let state = |name: &str| others.remove(name).unwrap_or(contexts::State::Missing);
     Ok(Some(Observed {
         follow: ctx.pollers.look(&build),
+        contexts: context_facts(&build, &ctx.builds, state),
         build,
         pods,
         objects,

@@ -49,6 +49,8 @@ pub struct Context {
     pub settings: Arc<Settings>,
     /// Cache of builder pods.
     pub pods: Store<Pod>,
+    /// Cache of ImageBuilds.
+    pub builds: Store<ImageBuild>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Writes Events.

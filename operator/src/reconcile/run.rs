@@ -6,14 +6,15 @@ use std::time::Duration;
 use futures::channel::mpsc;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::controller::{self, trigger_self};
-use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::controller;
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, applier, reflector as reflect, watcher};
 use kube::{Api, ResourceExt};
 use lapstrake_crds::ImageBuild;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::contexts;
 use crate::events::Recorder;
 use crate::follow::{Pollers, Registries};
 use crate::metrics::Metrics;
@@ -77,7 +78,14 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         reflect(pod_writer, watcher(pods, watched.labels(PODS)).default_backoff().modify(strip_pod));
     scope.board.serve(build_store.clone(), pod_store.clone());
     let (on_build, on_pod) = (scope.board.clone(), scope.board.clone());
-    let from_builds = trigger_self(build_stream.touched_objects().inspect_ok(move |_| on_build.touch()), ());
+    let of_contexts = build_store.clone();
+    let from_builds =
+        build_stream.touched_objects().inspect_ok(move |_| on_build.touch()).map_ok(move |build| {
+            let own = ObjectRef::from_obj(&build);
+            let all = std::iter::once(own).chain(users(&build, &of_contexts));
+            stream::iter(all.map(|build| Ok::<_, watcher::Error>(controller::ReconcileRequest::from(build))))
+        });
+    let from_builds = from_builds.try_flatten();
     let from_pods = pod_stream
         .touched_objects()
         .inspect_ok(move |_| on_pod.touch())
@@ -105,6 +113,7 @@ pub async fn run(scope: Scope, stop: CancellationToken) {
         client: client.clone(),
         settings: scope.settings.clone(),
         pods: pod_store,
+        builds: build_store.clone(),
         metrics: scope.metrics.clone(),
         recorder: Recorder::new(client.clone(), scope.identity.clone()),
         followers: Followers::new(client.clone(), trigger),
@@ -160,6 +169,15 @@ fn due(scope: &Scope) -> impl futures::Stream<Item = ObjectRef<ImageBuild>> + Se
 fn all_but(namespaces: &[String]) -> Option<String> {
     let terms: Vec<_> = namespaces.iter().map(|name| format!("metadata.namespace!={name}")).collect();
     (!terms.is_empty()).then(|| terms.join(","))
+}
+
+/// ImageBuilds that have this one as a context.
+fn users(build: &ImageBuild, builds: &Store<ImageBuild>) -> Vec<ObjectRef<ImageBuild>> {
+    let name = build.name_any();
+    let uses = |other: &ImageBuild| {
+        other.metadata.namespace == build.metadata.namespace && contexts::names(other).contains(name.as_str())
+    };
+    builds.state_filter(uses).iter().map(|other| ObjectRef::from_obj(&**other)).collect()
 }
 
 /// The ImageBuild that a pod belongs to.

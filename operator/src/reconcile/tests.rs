@@ -112,12 +112,13 @@ fn context(answers: Answers) -> (Arc<Context>, Log) {
     std::mem::forget(writer);
     let (trigger, _triggers) = mpsc::channel(1);
     let (builds, _) = reflector::store();
-    let pollers = Pollers::new(Registries::new("").unwrap(), trigger.clone(), builds);
+    let pollers = Pollers::new(Registries::new("").unwrap(), trigger.clone(), builds.clone());
     let settings =
         Arc::new(Settings { builder_image: "registry.example/builder:1".into(), ..Settings::default() });
     let context = Context {
         settings,
         pods,
+        builds,
         metrics: Arc::new(Metrics::new()),
         recorder: Recorder::new(client.clone(), "me".into()),
         followers: Followers::new(client.clone(), trigger),
