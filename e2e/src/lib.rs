@@ -22,7 +22,7 @@ mod wait;
 
 pub use cluster::{Cluster, FLAKY_REGISTRY_PORT, SYSTEM_NAMESPACE};
 pub use leaks::{Form, Leak, Place, Search, random_bytes, random_text};
-pub use manifest::{Manifest, example, examples, repository_root};
+pub use manifest::{Manifest, example, example_file, examples, repository_root};
 pub use pods::{BuilderPods, log_of};
 pub use registry::PrivateRegistry;
 pub use release::{AsItWas, RELEASE, install, values};

@@ -34,12 +34,15 @@ impl Manifest {
             .set("/spec/dockerfile", json!({}))
     }
 
-    /// Sets a field by its path, such as `/spec/pod/sandbox`; what is missing on the way is made.
+    /// Sets a field by its path, such as `/spec/pod/sandbox` or `/spec/contexts/0/image`; what is missing on the way is made.
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
         let mut place = &mut self.0;
         for part in path.split('/').skip(1) {
-            place = &mut place[part];
+            place = match part.parse::<usize>() {
+                Ok(at) if place.is_array() => &mut place[at],
+                _ => &mut place[part],
+            };
         }
         *place = value.into();
         self
@@ -89,6 +92,9 @@ const BASES: &[(&str, &str)] = &[
     ("cache-pip", "python:3"),
     ("secrets", "busybox:1"),
     ("ssh", "busybox:1"),
+    ("options", "busybox:1"),
+    ("contexts", "busybox:1"),
+    ("upon-build", "busybox:1"),
 ];
 
 /// Names of the folders under `examples/`, sorted.
@@ -106,7 +112,12 @@ pub fn examples() -> Result<Vec<String>> {
 
 /// An example with the names that are this cluster's; a user would write the same by hand.
 pub fn example(cluster: &Cluster, name: &str, image: &str) -> Result<Manifest> {
-    let file = repository_root().join("examples").join(name).join("imagebuild.yaml");
+    example_file(cluster, name, "imagebuild.yaml", image)
+}
+
+/// The same of another file of an example, which goes along with its ImageBuild.
+pub fn example_file(cluster: &Cluster, name: &str, file: &str, image: &str) -> Result<Manifest> {
+    let file = repository_root().join("examples").join(name).join(file);
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let text = text.replace(&format!("registry.example/lapstrake/{name}"), image);
     let manifest: Value = serde_saphyr::from_str(&text).with_context(|| file.display().to_string())?;

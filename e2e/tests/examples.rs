@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Secret;
 use lapstrake_crds::{Sandbox, label};
-use lapstrake_e2e::{Server, Sshd, Test, example, examples, repository_root, run_in, ssh_client};
+use lapstrake_e2e::{
+    Server, Sshd, Test, example, example_file, examples, repository_root, run_in, ssh_client,
+};
 use serde_json::{Value, json};
 
 /// What the image of an example prints.
@@ -26,6 +28,12 @@ const PRINTS: &[(&str, &str)] = &[
     ("results", "Hello!\nThis page was built from a directory of a repository."),
     ("shared-cache", "Lines in the log when this was built: 1"),
     ("secrets", "A plank that overlaps keeps the water out."),
+    (
+        "options",
+        "build-box builds a ketch, with 512 files at a time\n10.1.2.3\ttide.example\n128.0M of shared memory\nlaunched on a ",
+    ),
+    ("contexts", "This page was built from a directory of a repository."),
+    ("upon-build", "a keel of oak\nplanks upon it"),
     ("ssh", "Flour, water, salt and a day."),
     ("rust", "Hello from Rust! In order: 1.9.0 < 1.10.0-rc.1 < 1.10.0"),
 ];
@@ -53,6 +61,13 @@ fn builds_and_runs(name: &str, sandbox: Sandbox) {
             server = Server::start(test.cluster).await?;
             let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
             manifest = manifest.set("/spec/source/git/url", url);
+        } else if name == "contexts" {
+            server = Server::start(test.cluster).await?;
+            let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
+            let base = test.base("busybox:1");
+            manifest = manifest.set("/spec/contexts/0/image", base).set("/spec/contexts/1/git/url", url);
+        } else if name == "upon-build" {
+            test.apply(&example_file(test.cluster, name, "keel.yaml", &image)?).await?;
         } else if name == "secrets" {
             server = Server::start(test.cluster).await?;
             let motto = b"A plank that overlaps keeps the water out.\n";
@@ -99,12 +114,14 @@ examples! {
     cache_go: "cache-go",
     cache_npm: "cache-npm",
     cache_pip: "cache-pip",
+    contexts: "contexts",
     follow: "follow",
     git: "git",
     go: "go",
     hello: "hello",
     multi_platform: "multi-platform",
     multi_stage: "multi-stage",
+    options: "options",
     python: "python",
     registry_cache: "registry-cache",
     results: "results",
@@ -112,6 +129,7 @@ examples! {
     secrets: "secrets",
     shared_cache: "shared-cache",
     ssh: "ssh",
+    upon_build: "upon-build",
 }
 
 #[test]
