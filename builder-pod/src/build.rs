@@ -352,7 +352,7 @@ async fn load_context(
         Context::Inline(_) | Context::Directory(_) => "[internal] load inline build context".to_owned(),
     };
     let step = progress.step(&name);
-    let acquire = || context::acquire(engine.store(), &options.context, &options.reach, ask);
+    let acquire = || context::acquire_with_secrets(engine, &options.context, &options.reach, ask);
     step.close(room::retried(engine.store(), None, acquire).await)
 }
 

@@ -13,6 +13,7 @@ use lapstrake_source::{
 use lapstrake_store::{Store, Table};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Engine;
 use crate::error::BuildError;
 use crate::options::Context;
 use crate::reach::Reach;
@@ -34,6 +35,22 @@ pub(crate) struct Acquired {
     pub(crate) facts: SourceFacts,
     /// When it was made, seconds since 1970: the commit, or the file that was downloaded.
     pub(crate) time: Option<i64>,
+}
+
+/// The same with what the build's secrets let in, where the source has no credentials of its own.
+pub(crate) async fn acquire_with_secrets(
+    engine: &Engine,
+    context: &Context,
+    reach: &Reach,
+    ask: bool,
+) -> Result<Acquired, BuildError> {
+    let access = match context {
+        _ if reach.credentials.is_some() => None,
+        Context::Git { url, .. } => engine.access(url, true).await?,
+        Context::Http { url, .. } => engine.access(url, false).await?,
+        Context::Directory(_) | Context::Inline(_) => None,
+    };
+    acquire(engine.store(), context, &Reach { access, ..reach.clone() }, ask).await
 }
 
 /// Fetches a context; what is there already is not fetched again. `ask`: branch and tags of the commit are

@@ -103,8 +103,8 @@ pub(crate) async fn offer(
             Named::Image(reference) => NamedContext::Image(reference.clone()),
             Named::Stage(stage) => NamedContext::Stage(stage.clone()),
             Named::Files(from) => {
-                let acquired =
-                    context::acquire(engine.store(), from, &reach.for_context(name), false).await?;
+                let reach = reach.for_context(name);
+                let acquired = context::acquire_with_secrets(engine, from, &reach, false).await?;
                 known.times.extend(acquired.time.map(|time| (name.clone(), time)));
                 let rules = acquired.local.ignore_rules("Dockerfile");
                 let (_, rules) = rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;

@@ -34,6 +34,8 @@ pub(crate) struct Reach {
     pub(crate) credentials: Option<PathBuf>,
     /// Folders with the credentials of named contexts, by their names.
     pub(crate) of_contexts: BTreeMap<String, PathBuf>,
+    /// Credentials from the build's secrets, where there is no folder.
+    pub(crate) access: Option<SourceAuth>,
 }
 
 fn invalid(message: impl Into<String>) -> BuildError {
@@ -54,6 +56,7 @@ impl Reach {
             proxy: proxy(request)?,
             credentials: credentials.as_ref().map(PathBuf::from),
             of_contexts: crate::asked::credentials(request),
+            access: None,
         })
     }
 
@@ -84,7 +87,10 @@ impl Reach {
     }
 
     fn auth(&self, url: &str) -> Result<Option<SourceAuth>, BuildError> {
-        Ok(self.credentials.as_ref().map(|dir| SourceAuth::new(dir, url)).transpose()?)
+        match &self.credentials {
+            Some(dir) => Ok(Some(SourceAuth::new(dir, url)?)),
+            None => Ok(self.access.clone()),
+        }
     }
 
     fn http_client(&self) -> Result<reqwest::Client, BuildError> {

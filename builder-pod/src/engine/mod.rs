@@ -147,6 +147,15 @@ impl Engine {
         self.outside.time(&self.store, source).await
     }
 
+    /// What the build's secrets let in at the address of a context.
+    pub(crate) async fn access(
+        &self,
+        url: &str,
+        is_git: bool,
+    ) -> Result<Option<lapstrake_source::SourceAuth>, BuildError> {
+        outside::access(self.step_inputs(), url, is_git).await
+    }
+
     fn step_inputs(&self) -> Arc<StepInputs> {
         Arc::clone(&self.inputs.lock().unwrap_or_else(PoisonError::into_inner))
     }

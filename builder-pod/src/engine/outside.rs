@@ -5,6 +5,8 @@
 
 mod auth;
 
+pub(super) use auth::access;
+
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

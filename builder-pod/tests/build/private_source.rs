@@ -249,6 +249,24 @@ fn add_is_let_in_by_secrets_of_buildkit_s_names_and_leaves_nothing_of_them() {
 }
 
 #[test]
+fn a_context_is_let_in_by_the_same_secrets_as_add() {
+    let lab = Lab::new();
+    repository(&lab);
+    let (address, _) = server(lab.path("."), "basic eC1hY2Nlc3MtdG9rZW46Y29ycmVjdC1ob3JzZS00NzEx");
+    let token = folder(&lab, "right", &[("token", PASSWORD)]).join("token");
+    let url = format!("{address}/private.git");
+    lab.build(&url).fails(12);
+    let secret = format!("id=GIT_AUTH_TOKEN,src={}", token.display());
+    let ran = lab.build(&url).args(["--secret", &secret]).ok();
+    assert!(!ran.stderr().contains(PASSWORD));
+    // A named one too.
+    let dir = lab.dockerfile("FROM scratch\nCOPY --from=sauce secret-sauce /\n");
+    let named = format!("sauce={url}");
+    lab.build_in("other", &dir).args(["--build-context", &named]).fails(12);
+    lab.build_in("other", &dir).args(["--build-context", &named, "--secret", &secret]).ok();
+}
+
+#[test]
 fn add_reaches_a_repository_over_ssh_by_the_build_s_agent() {
     let lab = Lab::new();
     let bare = repository(&lab);

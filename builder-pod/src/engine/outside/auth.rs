@@ -41,7 +41,16 @@ pub(super) async fn git(
         let (access, agent) = agent(&inputs, store, source, url, id)?;
         return Ok((Some(access), Some(agent)));
     }
-    let Some(authority) = authority(url) else { return Ok((None, None)) };
+    Ok((header(inputs, source, url).await?, None))
+}
+
+/// What lets git in over http.
+async fn header(
+    inputs: Arc<StepInputs>,
+    source: &pb::SourceOp,
+    url: &str,
+) -> Result<Option<SourceAuth>, BuildError> {
+    let Some(authority) = authority(url) else { return Ok(None) };
     let header = attr(source, "git.authheadersecret").map(str::to_owned);
     let token = attr(source, "git.authtokensecret").map(str::to_owned);
     let mut names = Vec::new();
@@ -54,7 +63,7 @@ pub(super) async fn git(
         true => format!("basic {}", BASE64_STANDARD.encode(format!("{TOKEN_USER}:{value}"))),
         false => value,
     });
-    Ok((value.map(|value| SourceAuth::with_header(url, value)).transpose()?, None))
+    Ok(value.map(|value| SourceAuth::with_header(url, value)).transpose()?)
 }
 
 /// What lets a download in.
@@ -75,6 +84,21 @@ pub(super) async fn http(
         false => value,
     });
     Ok(value.map(|value| SourceAuth::with_header(url, value)).transpose()?)
+}
+
+/// What lets a context in: as for what an `ADD` names, but for agents, since a context by SSH is reached as git on this
+/// machine reaches it.
+pub(crate) async fn access(
+    inputs: Arc<StepInputs>,
+    url: &str,
+    is_git: bool,
+) -> Result<Option<SourceAuth>, BuildError> {
+    if !is_git {
+        return http(inputs, &pb::SourceOp { identifier: url.to_owned(), ..pb::SourceOp::default() }).await;
+    }
+    let names = [("git.authheadersecret", "GIT_AUTH_HEADER"), ("git.authtokensecret", "GIT_AUTH_TOKEN")];
+    let attrs = names.map(|(name, id)| (name.to_owned(), id.to_owned())).into_iter().collect();
+    header(inputs, &pb::SourceOp { identifier: String::new(), attrs }, url).await
 }
 
 /// Host and port of an http address, as Go's `url.Host` has them.
