@@ -92,6 +92,40 @@ fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
     source.attrs.get(name).map(String::as_str).filter(|value| !value.is_empty())
 }
 
+/// What a source operation may say. Times of a repository's files are the commit's whatever `git.mtime` says, and
+/// `git.advice` is about messages.
+const KNOWN_ATTRS: [&str; 14] = [
+    "git.keepgitdir",
+    "git.fullurl",
+    "git.authheadersecret",
+    "git.authtokensecret",
+    "git.knownsshhosts",
+    "git.mountsshsock",
+    "git.checksum",
+    "git.skipsubmodules",
+    "git.fetchbycommit",
+    "git.mtime",
+    "git.advice",
+    "http.checksum",
+    "http.filename",
+    "http.perm",
+];
+
+/// Refuses what is asked for and not done.
+fn check_attrs(source: &pb::SourceOp) -> Result<(), BuildError> {
+    let known = |name: &str, value: &str| {
+        let of_root = matches!(name, "http.uid" | "http.gid") && value == "0";
+        value.is_empty() || of_root || name == "http.authheadersecret" || KNOWN_ATTRS.contains(&name)
+    };
+    match source.attrs.iter().find(|(name, value)| !known(name, value)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("{}: {name} is not supported yet", shown_url(&source.identifier));
+            Err(BuildError::new(Reason::NotSupported, message))
+        }
+    }
+}
+
 fn flag(source: &pb::SourceOp, name: &str) -> bool {
     attr(source, name) == Some("true")
 }
@@ -219,6 +253,7 @@ impl Outside {
     }
 
     async fn find(&self, store: &Store, source: &pb::SourceOp) -> Result<Found, BuildError> {
+        check_attrs(source)?;
         let cell = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(known.entry(source.encode_to_vec()).or_default())
@@ -376,4 +411,25 @@ fn dress(path: &Path, mode: u32, modified_seconds: Option<i64>) -> std::io::Resu
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     std::fs::File::open(path)?.set_modified(time)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_source_asks_for_and_nobody_does_is_refused() {
+        let source = |name: &str, value: &str| pb::SourceOp {
+            identifier: "https://h.example/f".to_owned(),
+            attrs: [(name.to_owned(), value.to_owned())].into(),
+        };
+        for (name, value) in [("http.perm", "0644"), ("http.uid", "0"), ("http.header.accept", "")] {
+            assert!(check_attrs(&source(name, value)).is_ok(), "{name}");
+        }
+        for (name, value) in [("http.uid", "1"), ("http.header.accept", "x"), ("git.sig.pubkey", "k")] {
+            let error = check_attrs(&source(name, value)).expect_err(name);
+            assert_eq!(error.failure().reason, Reason::NotSupported);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
 }
