@@ -285,3 +285,32 @@ impl BuildError {
         Self::new(reason, error.full())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_mistakes_are_counted_and_go_along_with_their_lines() {
+        let parsed = lapstrake_dockerfile::parse("Dockerfile", "FROM scratch\nRNU make\nCOPI a b\n");
+        let options = lapstrake_dockerfile::Options::default();
+        let findings = lapstrake_dockerfile::plan(&parsed, &options).map(drop).expect_err("two mistakes");
+        let error = BuildError::dockerfile(findings, Reason::DockerfileInvalid);
+        let failure = error.failure();
+        assert!(failure.message.starts_with("Dockerfile:2:1: "), "{}", failure.message);
+        assert!(failure.message.ends_with(" (and 1 more error)"), "{}", failure.message);
+        assert!(
+            failure.excerpt.contains("RNU make") && failure.excerpt.contains("COPI a b"),
+            "{}",
+            failure.excerpt
+        );
+        assert_eq!((failure.line, failure.column), (Some(2), Some(1)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_between_lines() {
+        let text = "a line of some length\n".repeat(200);
+        let cut = cut(&text);
+        assert!(cut.len() <= EXCERPT_BYTES_MAX + 3 && cut.ends_with("length\n…"), "{}", cut.len());
+    }
+}

@@ -33,7 +33,7 @@ fn an_image_build_says_the_same_and_flags_win() {
          contexts: [{name: below, build: {name: base}}]\n";
     let file = manifest(&lab, LOOK, spec);
     let ran = lab.build(&file).args(["--ulimit", "nofile=7:7"]).ok();
-    ran.says(&["10.1.2.3\\tdb.example", "10.1.2.3\\tdb\\n", "build-box", "files 7 of 7", "98304"]);
+    ran.says(&["10.1.2.3\\tdb.example", "10.1.2.3\\tdb\"", "build-box", "files 7 of 7", "98304"]);
     ran.says(&["give it by --build-context below=docker-image://IMAGE"]);
     assert_eq!(lab.build(&file).args(["--ulimit", "nofile=7:7"]).ok().fate("RUN cat"), Fate::Done, "noCache");
     let unknown = manifest(&lab, LOOK, "  steps: {ulimits: [{name: nofiles, soft: 1}]}\n");
