@@ -185,7 +185,7 @@ impl Ulimit {
     /// Errors: a name that is no limit's, a soft limit above the hard one.
     pub fn new(name: &str, soft: i64, hard: i64) -> Result<Self, String> {
         if !ULIMITS.contains(&name) {
-            let hint = suggest::nearest(name, ULIMITS.into_iter());
+            let hint = suggest::nearest(name, ULIMITS);
             let hint = hint.map_or_else(
                 || format!("it is one of {}", ULIMITS.join(", ")),
                 |name| format!("did you mean {name}?"),
