@@ -8,7 +8,7 @@ CARGO_TEST = cargo test --locked --no-fail-fast
 WORKSPACE = --workspace --exclude lapstrake-e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help check fmt deny unit integration e2e test generate images cluster-up cluster-down demo demo-down bench
+.PHONY: help check fmt deny unit integration e2e test generate images cluster-up cluster-down demo demo-down bench fuzz
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -66,3 +66,6 @@ demo-down: ## leave nothing of the demo behind
 bench: ## measure what docs/benchmarks.md reports
 	@.ci/need
 	cargo xtask bench
+
+fuzz: ## fuzz the Dockerfile frontend, S seconds for each of T="parse expand ignore lower"
+	@for target in $(or $(T),parse expand ignore lower); do fuzz/run $$target $(or $(S),60) || exit 1; done

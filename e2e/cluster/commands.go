@@ -299,6 +299,22 @@ func runImages(ctx context.Context, arguments []string) error {
 	return images.Ensure(ctx, cache(), node.Registry, os.Stdout, names...)
 }
 
+// runLayout says on standard error what it makes, so that its output is folders alone.
+func runLayout(ctx context.Context, arguments []string) error {
+	s := flags("layout")
+	if _, err := s.parse(arguments); err != nil {
+		return err
+	}
+	for _, name := range s.Args() {
+		folder, err := images.Layout(ctx, cache(), os.Stderr, name)
+		if err != nil {
+			return err
+		}
+		fmt.Println(folder)
+	}
+	return nil
+}
+
 func runLoad(ctx context.Context, arguments []string) error {
 	s := flags("load-image")
 	as := s.String("as", "", "name in the plain registry, such as tests/tool:1, or in full with the secure one's address (default: load/FILE:latest)")

@@ -21,7 +21,7 @@ type command struct {
 // order is how the help lists the commands.
 var order = []string{
 	"build", "up", "down", "status", "env", "kubectl", "helm", "ctr", "logs",
-	"images", "load-image", "stop", "start", "restart", "restart-node", "which",
+	"images", "layout", "load-image", "stop", "start", "restart", "restart-node", "which",
 }
 
 func commands() map[string]command {
@@ -36,6 +36,7 @@ func commands() map[string]command {
 		"ctr":          {"ctr ARGUMENT...", "run containerd's ctr on the node", forward("ctr")},
 		"logs":         {"logs PROGRAM", "print a program's log", runLogs},
 		"images":       {"images [NAME...]", "put base images (busybox debian golang node python rust) into the plain registry as base/NAME", runImages},
+		"layout":       {"layout NAME...", "make base images if need be and print the folders of their OCI layouts; needs no cluster", runLayout},
 		"load-image":   {"load-image [--as NAME] TAR", "put an OCI layout (folder or archive) or docker archive into a registry", runLoad},
 		"stop":         {"stop [--kill] PROGRAM...", "stop programs and wait until they are gone", runStop},
 		"start":        {"start PROGRAM...", "start programs and wait until they serve", runStart},

@@ -6,6 +6,7 @@
 mod apply;
 mod emulation;
 mod engine;
+mod frontend;
 mod memory;
 mod mounts;
 mod peer;
@@ -27,8 +28,19 @@ use crate::process::{output, run as run_command};
 use crate::{images, install};
 
 /// What can be measured, in the order in which it is.
-const NAMES: [&str; 10] =
-    ["steps", "mounts", "rebuild", "share", "emulation", "gzip", "apply", "seed", "requests", "memory"];
+const NAMES: [&str; 11] = [
+    "frontend",
+    "steps",
+    "mounts",
+    "rebuild",
+    "share",
+    "emulation",
+    "gzip",
+    "apply",
+    "seed",
+    "requests",
+    "memory",
+];
 
 /// What every measurement works with.
 #[derive(Debug)]
@@ -43,7 +55,14 @@ struct Bench<'a> {
 
 /// Measures what is named, or all.
 pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
-    let names = chosen(names)?;
+    let mut names = chosen(names)?;
+    if names.first() == Some(&"frontend") {
+        println!("\n== {} (load {})", names.remove(0), load());
+        frontend::frontend(root)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+    }
     let cluster = Cluster::connect(root)?;
     // Other binaries than those of the tree, to compare two versions.
     let programs = match env::var_os("LAPSTRAKE_PROGRAMS") {

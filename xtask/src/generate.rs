@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{reference, values};
+use crate::{coverage, reference, values};
 
 /// The command that the messages name.
 const COMMAND: &str = "cargo xtask generate";
@@ -23,6 +23,7 @@ fn all(root: &Path) -> Result<Vec<Generated>> {
         // Helm reads no file outside of the chart.
         Generated { path: "charts/lapstrake/files/imagebuild.yaml", text: crd },
         Generated { path: "docs/reference/imagebuild.md", text: reference::imagebuild()? },
+        Generated { path: coverage::PAGE, text: coverage::page(root)? },
         Generated { path: "charts/lapstrake/README.md", text: values::readme(root)? },
     ])
 }

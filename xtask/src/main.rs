@@ -9,6 +9,8 @@
 
 mod bench;
 mod cluster;
+#[cfg(feature = "generate")]
+mod coverage;
 mod demo;
 mod e2e;
 #[cfg(feature = "generate")]
@@ -30,7 +32,7 @@ use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "usage: cargo xtask <command>
 
-  generate          writes what is generated: CRDs, their reference, the chart's table of values
+  generate          writes what is generated: CRDs, their reference, the chart's table of values, what the tests show
   generate --check  fails if any of that is not up to date
   tidy              checks the rules of the house: who may use whom, unsafe, long files, missing docs
   deny              checks licences and doubled dependencies with cargo-deny, where it is installed
@@ -41,7 +43,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   demo [down]       shows a build on a cluster; takes it away
   e2e               the tests on a cluster that has Lapstrake installed, several side by side
   test              all phases of `make test`
-  bench [NAME...]   measures what docs/benchmarks.md reports, or what is named: steps rebuild gzip apply seed memory
+  bench [NAME...]   measures what docs/benchmarks.md reports, or what is named: frontend steps rebuild gzip apply seed memory
 
 CLUSTER=own (default) brings up a cluster of our own; CLUSTER=current uses the kubeconfig's, and needs
 REGISTRY (where to push); BASE says where base images are (docker.io/library).";

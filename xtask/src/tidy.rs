@@ -26,7 +26,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("builder-pod/fileop", &["sys", "oci"]),
     ("builder-pod/ssh", &[]),
     ("builder-pod/source", &["oci", "registry", "sys", "fileop"]),
-    ("xtask", &["crds", "handoff"]),
+    ("fuzz", &["dockerfile", "fileop", "llb", "oci"]),
+    ("xtask", &["crds", "handoff", "dockerfile"]),
 ];
 
 /// The crates that may use all of ours.

@@ -20,11 +20,21 @@
 //! # Ok::<(), lapstrake_dockerfile::Diagnostics>(())
 //! ```
 //!
+//! # From a text to a build
+//!
+//! 1. [`parse`] gives the tree ([`ast`]) and what is wrong with the text alone. It never fails: a broken instruction is
+//!    [`ast::Kind::Invalid`] and has a finding.
+//! 2. [`plan`] picks the stages that the target needs, by the [`Options`] of the build.
+//! 3. [`Plan::images_needed`] names the base images whose configs must be known; the caller fetches them, and asks again,
+//!    since triggers of a base may name further ones.
+//! 4. [`Plan::lower`] gives the [`Lowered`] graph, config and warnings, or every error that it found.
+//!
 //! # Looking at a file
 //!
 //! [`lint::check`] finds errors and what should be written otherwise, in one go and without image configs; findings are
 //! [`Diagnostics`], which render as text, short lines, JSON or SARIF. [`targets`] and [`Plan::outline`] tell what can be
-//! built and what it can be given. [`fixed`] and [`formatted`] change a text without changing what comes of it.
+//! built and what it can be given; [`features`] which parts of the language a file uses. [`fixed`] and [`formatted`]
+//! change a text without changing what comes of it. `examples/check.rs` is a linter of ten lines.
 //!
 //! ```
 //! use lapstrake_dockerfile::{Images, Options, lint, parse};
@@ -40,6 +50,7 @@ pub mod ast;
 mod attrs;
 mod diagnostic;
 mod expand;
+mod features;
 mod fix;
 mod git;
 mod go;
@@ -62,6 +73,7 @@ mod words;
 
 pub use attrs::OptionError;
 pub use diagnostic::{Diagnostic, Diagnostics, Edit, Label, Severity};
+pub use features::{all_features, features};
 pub use fix::{fixed, formatted};
 pub use inspect::{Outline, OutlineArg, OutlineInput, Target, targets, targets_text};
 pub use lower::{ContextUse, Lowered};

@@ -161,24 +161,28 @@ fn match_layers(history: &mut Vec<History>, layers: usize, base_history: usize) 
     Ok(())
 }
 
-/// Gives each entry that is ours its time; the base's entries are before `base_history`.
+/// Gives each entry that is ours its time; the base's entries are before `base_history`. An entry without a layer has that
+/// of the layer before it; those before our first layer have that layer's, not the base's.
 fn date(history: &mut [History], layers: &[Layer], forced: Option<&str>, base_history: usize) {
     let mut layers = layers.iter();
-    let mut last: Option<String> = None;
     for (at, entry) in history.iter_mut().enumerate() {
         let layer = if entry.empty_layer { None } else { layers.next() };
-        if at >= base_history {
-            if let Some(forced) = forced {
-                entry.created = Some(forced.to_owned());
-            } else if entry.created.is_none() {
-                entry.created = match layer {
-                    Some(layer) => layer.created.clone(),
-                    None => last.clone(),
-                };
-            }
+        if at < base_history {
+            continue;
         }
-        if entry.created.is_some() {
-            last.clone_from(&entry.created);
+        if let Some(forced) = forced {
+            entry.created = Some(forced.to_owned());
+        } else if let Some(layer) = layer.filter(|_| entry.created.is_none()) {
+            entry.created.clone_from(&layer.created);
+        }
+    }
+    let (base, ours) = history.split_at_mut(base_history.min(history.len()));
+    let first = ours.iter().find_map(|entry| entry.created.clone());
+    let mut last = first.or_else(|| base.iter().rev().find_map(|entry| entry.created.clone()));
+    for entry in ours {
+        match &entry.created {
+            Some(created) => last = Some(created.clone()),
+            None => entry.created.clone_from(&last),
         }
     }
 }

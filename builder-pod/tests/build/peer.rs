@@ -4,12 +4,11 @@
 //! compiled when they are not there. What is missing fails the tests.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::Mutex;
 
+use lapstrake_testkit::peer;
 use serde_json::Value;
 
 use crate::lab::{Fate, Lab, tool};
@@ -65,108 +64,26 @@ fn context(lab: &Lab) -> PathBuf {
     dir
 }
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// Where built tools are kept, for all who need them.
-fn tools() -> &'static (PathBuf, PathBuf) {
-    static TOOLS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
-    TOOLS.get_or_init(|| {
-        let cache =
-            std::env::var_os("LAPSTRAKE_CACHE").map_or_else(|| "/var/cache/lapstrake".into(), PathBuf::from);
-        let peers = cache.join("bench-peers");
-        fs::create_dir_all(&peers).unwrap();
-        let go = |dir: &str, args: &[&str]| {
-            let out = Command::new("go").args(args).current_dir(repository().join(dir)).output();
-            let out = out
-                .unwrap_or_else(|e| panic!("go can't be started ({e}): install it from https://go.dev/dl/"));
-            assert!(out.status.success(), "go {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-            String::from_utf8(out.stdout).unwrap().trim().to_owned()
-        };
-        let version = go("bench/peers", &["list", "-m", "-f", "{{.Version}}", "github.com/moby/buildkit"]);
-        let flags = format!("-ldflags=-X github.com/moby/buildkit/version.Version={version}");
-        let commands = ["buildctl", "buildkitd"].map(|name| format!("github.com/moby/buildkit/cmd/{name}"));
-        go("bench/peers", &["build", "-o", peers.to_str().unwrap(), &flags, &commands[0], &commands[1]]);
-        let cluster = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lapstrake-cluster");
-        go("e2e/cluster", &["build", "-buildvcs=false", "-o", cluster.to_str().unwrap(), "."]);
-        let ctr = tool(cluster.to_str().unwrap(), &["which", "ctr"]);
-        (peers, Path::new(ctr.trim()).with_file_name("runc"))
-    })
-}
-
-/// A running buildkitd with a state of its own; it ends when dropped.
+/// A running buildkitd with a state of its own.
 struct Peer {
-    daemon: Child,
-    address: String,
-    state: tempfile::TempDir,
+    peer: peer::Peer,
+    _state: lapstrake_testkit::TempDir,
 }
 
 impl Peer {
     fn start(lab: &Lab) -> Self {
-        let (peers, runc) = tools();
         let state = crate::lab::disk_dir();
-        let dir = state.path().display();
-        // The socket's path must be short.
-        let address = format!("unix://{dir}/s");
-        let config = format!(
-            "root = \"{dir}/root\"\n[grpc]\naddress = [\"{address}\"]\n[otel]\nsocketPath = \"{dir}/o\"\n\
-             [worker.containerd]\nenabled = false\n[worker.oci]\nbinary = \"{runc}\"\nnetworkMode = \"host\"\n\
-             snapshotter = \"overlayfs\"\n[registry.\"{host}\"]\nhttp = true\n",
-            runc = runc.display(),
-            host = lab.registry.host(),
-        );
-        let file = state.path().join("buildkitd.toml");
-        fs::write(&file, config).unwrap();
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = [runc.parent().unwrap().to_owned()].into_iter().chain(std::env::split_paths(&path));
-        let daemon = Command::new(peers.join("buildkitd"))
-            .env("PATH", std::env::join_paths(folders).unwrap())
-            .arg("--config")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(File::create(state.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut peer = Self { daemon, address, state };
-        while !peer.control().args(["debug", "workers"]).output().unwrap().status.success() {
-            if let Some(status) = peer.daemon.try_wait().unwrap() {
-                panic!(
-                    "buildkitd ended with {status}:\n{}",
-                    fs::read_to_string(peer.state.path().join("log")).unwrap()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        peer
-    }
-
-    fn control(&self) -> Command {
-        let mut command = Command::new(tools().0.join("buildctl"));
-        command.args(["--addr", &self.address]);
-        command
+        let registry = format!("[registry.\"{}\"]\nhttp = true\n", lab.registry.host());
+        Self { peer: peer::Peer::start(state.path(), &registry).unwrap(), _state: state }
     }
 
     /// Builds; what it printed.
     #[track_caller]
     fn build(&self, context: &Path, args: &[&str]) -> String {
-        let mut command = self.control();
-        command.args(["build", "--progress", "plain", "--frontend", "dockerfile.v0"]);
-        for name in ["context", "dockerfile"] {
-            command.arg("--local").arg(format!("{name}={}", context.display()));
-        }
-        let out = command.args(args).output().unwrap();
+        let out = self.peer.run(context, args).unwrap();
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.success(), "{text}");
         text
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // Asked, not killed: it takes its mounts away itself.
-        Command::new("kill").arg(self.daemon.id().to_string()).status().ok();
-        self.daemon.wait().ok();
     }
 }
 

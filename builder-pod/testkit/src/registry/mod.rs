@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lapstrake_oci::Digest;
+use lapstrake_oci::{Digest, Index, Manifest};
 use tokio::task::JoinHandle;
 
 pub use access::Auth;
@@ -232,10 +232,27 @@ impl Registry {
         self.storage().put_manifest(repository, Some(tag), &image.media_type, &image.manifest)
     }
 
+    /// Puts in the first image of an OCI layout.
+    pub fn put_layout(&self, repository: &str, tag: &str, layout: &Path) -> io::Result<Digest> {
+        let index: Index = read(&layout.join("index.json"))?;
+        let blob = |digest: &Digest| layout.join("blobs/sha256").join(digest.hex());
+        let entry = index.manifests.first().ok_or_else(|| io::Error::other("the layout is empty"))?;
+        let manifest: Manifest = read(&blob(&entry.digest))?;
+        for descriptor in manifest.layers.iter().chain([&manifest.config]) {
+            self.storage().put_blob_file(repository, &descriptor.digest, &blob(&descriptor.digest))?;
+        }
+        let bytes = std::fs::read(blob(&entry.digest))?;
+        self.storage().put_manifest(repository, Some(tag), &entry.media_type, &bytes)
+    }
+
     /// Its folder.
     pub fn dir(&self) -> &Path {
         self.shared.storage.dir()
     }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
 
 impl Drop for Registry {

@@ -53,6 +53,15 @@ impl Storage {
         Ok(digest)
     }
 
+    /// Puts a blob in that is a file elsewhere, without a copy where the disk allows that.
+    pub fn put_blob_file(&self, repository: &str, digest: &Digest, file: &Path) -> io::Result<()> {
+        let path = self.blob_path(digest);
+        if !path.exists() && std::fs::hard_link(file, &path).is_err() {
+            std::fs::copy(file, &path)?;
+        }
+        self.link(repository, digest)
+    }
+
     /// Makes a stored blob part of a repository.
     pub(super) fn link(&self, repository: &str, digest: &Digest) -> io::Result<()> {
         write(&self.repository(repository, "_blobs").join(digest.hex()), b"")

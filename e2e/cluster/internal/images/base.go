@@ -99,6 +99,15 @@ func ensure(ctx context.Context, cache, registry string, out io.Writer, name str
 	return Load(ctx, folder, registry+"/base/"+name+":"+recipes[name].tag, Access{})
 }
 
+// Layout gives the folder of a base image's OCI layout in the cache.
+func Layout(ctx context.Context, cache string, out io.Writer, name string) (string, error) {
+	folder, err := cached(ctx, cache, out, name)
+	if err != nil {
+		return "", fmt.Errorf("base image %s: %w", name, err)
+	}
+	return folder, nil
+}
+
 // cached gives the image's OCI layout in the cache, made if need be.
 func cached(ctx context.Context, cache string, out io.Writer, name string) (string, error) {
 	recipe, known := recipes[name]

@@ -1,3 +1,5 @@
+//! Counts jobs.
+
 fn main() {
     println!("{} jobs", itoa::Buffer::new().format(42u32));
 }

@@ -1,0 +1,156 @@
+//! The other builder: `buildkitd` and `buildctl` as released, with runc, compiled from pinned versions
+//! (`bench/peers/go.mod`, `e2e/cluster`) where they are not there yet.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const COMMANDS: [&str; 2] =
+    ["github.com/moby/buildkit/cmd/buildctl", "github.com/moby/buildkit/cmd/buildkitd"];
+
+/// The folder for what is built once and kept.
+pub fn cache() -> PathBuf {
+    std::env::var_os("LAPSTRAKE_CACHE").map_or_else(|| "/var/cache/lapstrake".into(), PathBuf::from)
+}
+
+fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// Runs a program that must succeed; what it printed.
+fn succeed(command: &mut Command, way_out: &str) -> String {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let out = command.output().unwrap_or_else(|e| panic!("{name} can't be started ({e}): {way_out}"));
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+fn go(module: &str, args: &[&str]) -> String {
+    let mut command = Command::new("go");
+    command.args(args).current_dir(repository().join(module));
+    succeed(&mut command, "install it from https://go.dev/dl/")
+}
+
+/// `lapstrake-cluster` with these arguments, for what it makes and keeps; what it printed.
+///
+/// # Panics
+/// Where it can't be built, or fails.
+pub fn cluster(args: &[&str]) -> String {
+    static PROGRAM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, program) = PROGRAM.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let program = dir.path().join("lapstrake-cluster");
+        go("e2e/cluster", &["build", "-buildvcs=false", "-o", &program.to_string_lossy(), "."]);
+        (dir, program)
+    });
+    succeed(Command::new(program).args(args).current_dir(repository()), "it was just built")
+}
+
+/// The OCI layout of a base image (`debian`, `golang`, …), made where it is not there: that may take minutes.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn base_image(name: &str) -> PathBuf {
+    PathBuf::from(cluster(&["layout", name]).lines().last().unwrap_or_default())
+}
+
+/// Folder of `buildkitd` and `buildctl`, and the path of runc.
+fn tools() -> &'static (PathBuf, PathBuf) {
+    static TOOLS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    TOOLS.get_or_init(|| {
+        let peers = cache().join("bench-peers");
+        fs::create_dir_all(&peers).expect("the folder for what is kept can be made");
+        let version = go("bench/peers", &["list", "-m", "-f", "{{.Version}}", "github.com/moby/buildkit"]);
+        let flags = format!("-ldflags=-X github.com/moby/buildkit/version.Version={version}");
+        go("bench/peers", &["build", "-o", &peers.to_string_lossy(), &flags, COMMANDS[0], COMMANDS[1]]);
+        let ctr = cluster(&["which", "ctr"]);
+        (peers, Path::new(&ctr).with_file_name("runc"))
+    })
+}
+
+/// A running buildkitd with a state of its own; it ends when dropped.
+#[derive(Debug)]
+pub struct Peer {
+    daemon: Child,
+    address: String,
+    state: PathBuf,
+}
+
+impl Peer {
+    /// Starts it with an empty folder for its state, and lines that are added to its configuration (registries).
+    ///
+    /// # Errors
+    /// Where a program can't be started.
+    ///
+    /// # Panics
+    /// Where the programs can't be built, or it does not begin to serve.
+    pub fn start(state: &Path, more: &str) -> io::Result<Self> {
+        let (peers, runc) = tools();
+        let dir = state.display();
+        // The socket's path must be short.
+        let address = format!("unix://{dir}/s");
+        let config = format!(
+            "root = \"{dir}/root\"\n[grpc]\naddress = [\"{address}\"]\n[otel]\nsocketPath = \"{dir}/o\"\n\
+             [worker.containerd]\nenabled = false\n[worker.oci]\nbinary = \"{runc}\"\nnetworkMode = \"host\"\n\
+             snapshotter = \"overlayfs\"\n{more}",
+            runc = runc.display(),
+        );
+        let file = state.join("buildkitd.toml");
+        fs::write(&file, config)?;
+        // It refuses to start when no runc is on its PATH, whatever its configuration says.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = runc.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+        let daemon = Command::new(peers.join("buildkitd"))
+            .env("PATH", std::env::join_paths(folders).map_err(io::Error::other)?)
+            .arg("--config")
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(File::create(state.join("log"))?)
+            .spawn()?;
+        let mut peer = Self { daemon, address, state: state.to_owned() };
+        while !peer.control().args(["debug", "workers"]).output()?.status.success() {
+            if let Some(status) = peer.daemon.try_wait()? {
+                panic!("buildkitd ended with {status}:\n{}", peer.log());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(peer)
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.state.join("log")).unwrap_or_default()
+    }
+
+    /// `buildctl`, told of the daemon.
+    pub fn control(&self) -> Command {
+        let mut command = Command::new(tools().0.join("buildctl"));
+        command.args(["--addr", &self.address]);
+        command
+    }
+
+    /// A build of a folder by its Dockerfile, with further arguments of `buildctl build`.
+    ///
+    /// # Errors
+    /// Where `buildctl` can't be started.
+    pub fn run(&self, context: &Path, args: &[impl AsRef<std::ffi::OsStr>]) -> io::Result<Output> {
+        let mut command = self.control();
+        command.args(["build", "--progress", "plain", "--frontend", "dockerfile.v0"]);
+        for name in ["context", "dockerfile"] {
+            command.arg("--local").arg(format!("{name}={}", context.display()));
+        }
+        command.args(args).output()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Asked, not killed: it takes its mounts away itself.
+        Command::new("kill").arg(self.daemon.id().to_string()).status().ok(); // it may have ended
+        self.daemon.wait().ok(); // as above
+    }
+}
