@@ -30,6 +30,16 @@ fn preflight_passes_where_steps_run() {
 }
 
 #[test]
+fn what_a_killed_builder_left_of_its_preflight_does_no_harm() {
+    let bench = Bench::new(Setting::Root);
+    // As the kernel marks a work directory whose mount did not end in order.
+    std::fs::create_dir_all(bench.path("state").join("preflight/work/work/incompat/volatile"))
+        .expect("mkdir");
+    let output = bench.command().arg("--preflight").output().expect("run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn exit_codes_and_signals_are_told() {
     for setting in SETTINGS {
         let bench = Bench::new(setting);

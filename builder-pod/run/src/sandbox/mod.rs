@@ -200,6 +200,8 @@ impl Sandbox {
     /// Sets up a step for real, with layers below `state_dir`, and says what is missing. Blocking.
     pub fn preflight(&self, state_dir: &Path) -> Result<Report, Unavailable> {
         let dir = state_dir.join("preflight");
+        // Of a builder that was killed here: what it mounted is not mounted twice.
+        std::fs::remove_dir_all(&dir).ok();
         let checked = self.check(&dir);
         std::fs::remove_dir_all(&dir).ok(); // A few empty directories at worst.
         checked
