@@ -104,6 +104,9 @@ impl Disk {
     }
 }
 
+/// How much more than now is made free at least on a disk that says it has room and is full all the same.
+const ROOM_BYTES: u64 = 1 << 30;
+
 impl Shared {
     pub(crate) fn collect_to(
         &self,
@@ -135,8 +138,9 @@ impl Shared {
     pub(crate) fn make_room(&self) -> Result<u64> {
         self.empty_trash(&|| false);
         let disk = Disk::of(self.paths.root())?;
-        // A tenth of the disk, since what was to be written is not known.
-        let wanted = (disk.total_bytes / 10).max(disk.free_bytes.saturating_add(1));
+        // A tenth of the disk, since what was to be written is not known; where that much is free, something else
+        // is full (a quota, inodes), and others may free some meanwhile.
+        let wanted = (disk.total_bytes / 10).max(disk.free_bytes.saturating_add(ROOM_BYTES));
         let limits = Limits { max_bytes: None, min_free_bytes: wanted, reserved_bytes: 0 };
         Ok(self.collect_to(&limits, 0, &|| false)?.freed_bytes)
     }
