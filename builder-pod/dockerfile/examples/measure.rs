@@ -25,14 +25,14 @@ fn text() -> String {
         let base = if stage % 3 == 0 { "alpine:${VERSION}".to_owned() } else { format!("s{}", stage - 1) };
         let _ = write!(
             out,
-            "\n# s{stage} does its part\nFROM {base} AS s{stage}\nARG VERSION\nENV STEP={stage} MODE=fast\n"
+            "\n# s{stage} does its part\nFROM {base} AS s{stage}\nARG VERSION\nENV STEP={stage} MODE=fast\nLABEL stage=s{stage}\n"
         );
         let _ = write!(out, "WORKDIR /src/$STEP\nCOPY --chown=1000:1000 go.mod go.sum ./\n");
         let _ = write!(
             out,
             "RUN --mount=type=cache,target=/root/.cache make -j4 dep-$STEP && \\\n    echo done\n"
         );
-        let _ = write!(out, "COPY . .\nRUN <<EOF\nset -e\nmake all\nEOF\n");
+        let _ = write!(out, "COPY . .\nRUN <<EOF\nset -e\nmake all\nmake install\nEOF\n");
         if stage > 0 {
             let _ = writeln!(out, "COPY --from=s{} /src/out /in/", stage - 1);
         }

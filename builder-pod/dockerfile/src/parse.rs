@@ -1,7 +1,7 @@
 use crate::ast::{Dockerfile, Heredoc, Instruction, Kind};
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::instruction;
-use crate::limits::{ERRORS_MAX, FILE_BYTES_MAX, HEREDOCS_MAX, WARNINGS_MAX};
+use crate::limits::{ERRORS_MAX, FILE_BYTES_MAX, HEREDOCS_MAX, INSTRUCTIONS_MAX, WARNINGS_MAX};
 use crate::lines::{Logical, Reader};
 use crate::source::{Source, Span};
 use crate::words::HeredocWord;
@@ -45,6 +45,14 @@ pub fn parse(name: &str, text: &str) -> Parsed {
 fn read(source: &Source, ast: &mut Dockerfile, findings: &mut Vec<Diagnostic>) {
     let mut reader = Reader::new(source);
     while let Some(mut line) = reader.logical() {
+        if ast.instructions.len() == INSTRUCTIONS_MAX {
+            let message = format!("more instructions than the {INSTRUCTIONS_MAX} that are allowed");
+            findings.push(
+                Diagnostic::error("too-many-instructions", line.trimmed().span, message)
+                    .help("join those that belong together, or copy a script and run it"),
+            );
+            break;
+        }
         let heredocs = heredocs(source, &mut reader, &mut line, findings);
         let mut found = Vec::new();
         let instruction = instruction::parse(&line, reader.escape, heredocs, &mut found);

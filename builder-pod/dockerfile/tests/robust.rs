@@ -134,3 +134,16 @@ fn much_of_anything_is_done_or_refused_at_once() {
         everything(&text, &options());
     }
 }
+
+#[test]
+fn more_instructions_than_an_engine_takes_are_refused_where_they_begin() {
+    let max = lapstrake_dockerfile::limits::INSTRUCTIONS_MAX;
+    let parsed = parse("Dockerfile", &format!("FROM a\n{}", "RUN x\n".repeat(max)));
+    let first = parsed.diagnostics.first_error().expect("refused");
+    assert_eq!(
+        (first.code, parsed.diagnostics.position(first).line as usize),
+        ("too-many-instructions", max + 1)
+    );
+    let parsed = parse("Dockerfile", &format!("FROM a\n{}", "RUN x\n".repeat(max - 1)));
+    assert!(!parsed.diagnostics.has_errors());
+}
