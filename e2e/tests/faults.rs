@@ -61,10 +61,21 @@ fn a_syntax_error_is_told_with_file_line_and_column() {
 #[test]
 fn what_is_not_supported_yet_is_said_so_with_its_place() {
     run("unsupported", async |test| {
+        let dockerfile = "# syntax=example.org/frontend:1\nARG BASE\nFROM ${BASE}\n";
+        let build = test.fails(&test.manifest("build", dockerfile), Reason::NotSupported).await?;
+        assert_eq!(failure(&build)?.line, Some(1));
+        has(message(&build), &["Dockerfile:1", "example.org/frontend:1"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_step_without_its_sandbox_is_refused_with_its_place() {
+    run("insecure", async |test| {
         let manifest = test.manifest("build", "ARG BASE\nFROM ${BASE}\nRUN --security=insecure true\n");
-        let build = test.fails(&manifest, Reason::NotSupported).await?;
+        let build = test.fails(&manifest, Reason::DockerfileInvalid).await?;
         assert_eq!(failure(&build)?.line, Some(3));
-        has(message(&build), &["Dockerfile:3"]);
+        has(message(&build), &["Dockerfile:3", "security.insecure is not allowed"]);
         Ok(())
     });
 }
