@@ -54,7 +54,7 @@ func (c *Cluster) programs(built build.Built) map[string]program {
 			"--initial-cluster="+c.Name+"=http://127.0.0.1:2380",
 			// The cluster is thrown away with the machine: no need to wait for the disk.
 			"--unsafe-no-fsync"),
-		tool("containerd", "containerd", c.containerdReady(built), "--config="+config("containerd.toml")),
+		tool("containerd", "containerd", c.containerdReady(), "--config="+config("containerd.toml")),
 		tool("registry", "registry", c.httpReady("http://"+Registry+"/v2/", 200), "serve", config("registry.yaml")),
 		tool("registry-tls", "registry", c.httpReady("https://"+SecureRegistry+"/v2/", 401), "serve", config("registry-tls.yaml")),
 		kube("kube-apiserver", c.apiServerReady, apiServerArgs(pki)...),
@@ -185,12 +185,14 @@ func (c *Cluster) httpReady(url string, want int) func(context.Context) error {
 	}
 }
 
-func (c *Cluster) containerdReady(built build.Built) func(context.Context) error {
+func (c *Cluster) containerdReady() func(context.Context) error {
 	return func(ctx context.Context) error {
 		if !host.Exists(c.containerdSocket()) {
 			return errors.New("containerd has no socket yet")
 		}
-		return host.Run(ctx, filepath.Join(built.Tools, "ctr"), "--address", c.containerdSocket(), "--connect-timeout", "2s", "version")
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		return criServes(ctx, c.containerdSocket())
 	}
 }
 
