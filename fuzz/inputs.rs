@@ -57,9 +57,10 @@ pub(crate) fn ignore(data: &[u8]) {
     let Ok(patterns) = Patterns::new(rest.lines()) else { return };
     let whole = patterns.matches(path);
     let _ = (patterns.may_match_below(path, false), patterns.may_match_below(path, true));
-    // What is said of a path is the same when it is said folder by folder.
+    // What is said of a path is the same when it is said folder by folder. With exceptions it is not, as in BuildKit:
+    // one that names a folder counts for what is in it only where the folder itself was left out.
     let clean = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    if clean && path.len() < 200 {
+    if clean && path.len() < 200 && !patterns.has_negations() {
         let mut state = lapstrake_fileop::MatchState::default();
         let mut matched = false;
         for end in path.match_indices('/').map(|(at, _)| at).chain([path.len()]) {

@@ -2,8 +2,8 @@
 
 /// A larger file is refused, bytes.
 pub const FILE_BYTES_MAX: usize = 4 << 20;
-/// More instructions than this are refused: each may be a step, and no engine takes more steps than twice that.
-pub const INSTRUCTIONS_MAX: usize = 50_000;
+/// More instructions than this are refused: each may be a step, and a definition has bounds too.
+pub const INSTRUCTIONS_MAX: usize = 20_000;
 /// A longer physical line is refused, bytes with its line end; BuildKit's own bound.
 pub const LINE_BYTES_MAX: usize = 65_535;
 /// More errors than this are not collected.
