@@ -143,7 +143,9 @@ impl Stack {
         if below.is_none() {
             records.push(bare(active.id()));
         }
-        Ok(self.store.commit(active, CommitOptions { layer: None, records })?)
+        let made = self.store.commit(active, CommitOptions { layer: None, records })?;
+        self.store.shares_files(layer.id);
+        Ok(made)
     }
 
     /// The layers that `upper` has more than `lower`, where it was made on it; else one layer of all that differs.
@@ -165,7 +167,9 @@ impl Stack {
         let options = ApplyOptions { userxattr: self.userxattr, lowers_top_first: Vec::new() };
         stack_changes(&uppers, &lowers, &active.upper(), &options).map_err(|error| failed(&error))?;
         let records = vec![created(active.id()), bare(active.id())];
-        Ok(Some(self.store.commit(active, CommitOptions { layer: None, records })?))
+        let made = self.store.commit(active, CommitOptions { layer: None, records })?;
+        chain.iter().for_each(|layer| self.store.shares_files(layer.id));
+        Ok(Some(made))
     }
 }
 

@@ -269,6 +269,12 @@ impl Snapshots {
         }
     }
 
+    pub(crate) fn forget_fs_bytes(&mut self, id: SnapshotId) {
+        if let Some(entry) = self.map.get_mut(&id) {
+            entry.fs_bytes = None;
+        }
+    }
+
     fn insert(
         &mut self,
         id: SnapshotId,

@@ -2,9 +2,10 @@
 //!
 //! Holds: [`Usage::total_bytes`] is what a walk over the whole directory finds (allocated blocks, a file
 //! with several names once), as long as nobody writes meanwhile.
-//! Never: walks what cannot have changed since it was measured; holds a lock while it walks.
+//! Never: walks what cannot have changed since it was measured (what shares files with others may, when those go); holds a
+//! lock while it walks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -159,6 +160,11 @@ impl Store {
     pub fn usage(&self) -> Result<Usage> {
         self.shared.usage()
     }
+
+    /// To be told when files of a snapshot were given further names in another: from then on each counts once.
+    pub fn shares_files(&self, id: SnapshotId) {
+        self.shared.remeasure(id);
+    }
 }
 
 impl Shared {
@@ -190,11 +196,12 @@ impl Shared {
         let dir = self.paths.snapshots();
         walk.add_one(&dir);
         let mut left: HashSet<PathBuf> = list(&dir)?.into_iter().collect();
+        let mut counted = HashSet::new();
         for mut snapshot in known {
             let path = self.paths.snapshot(snapshot.id);
             // One that is not in the listing was committed after it.
             left.remove(&path);
-            let fs_bytes = self.fs_bytes(snapshot.id, snapshot.fs_bytes);
+            let fs_bytes = self.fs_bytes(snapshot.id, snapshot.fs_bytes, &mut counted);
             let mut own = Walk::default();
             own.add_one(&path);
             for name in ["meta", "meta.new", "layer", "layer.new"] {
@@ -224,22 +231,37 @@ impl Shared {
             if stop() {
                 return;
             }
-            self.fs_bytes(id, None);
+            self.fs_bytes(id, None, &mut HashSet::new());
         }
     }
 
-    /// Bytes of a snapshot's files: as known, as noted, or measured now.
-    fn fs_bytes(&self, id: SnapshotId, known: Option<u64>) -> u64 {
+    /// Bytes of a snapshot's files: as known, as noted, or measured now. Files that other snapshots have too count for
+    /// the first that is asked for, by what was `counted` so far; that is not noted, since it changes when those go.
+    fn fs_bytes(&self, id: SnapshotId, known: Option<u64>, counted: &mut HashSet<Inode>) -> u64 {
         if let Some(bytes) = known {
             return bytes;
         }
-        let bytes = self.known_size(id, 0).unwrap_or_else(|| {
-            let bytes = measure(&self.paths.fs(id));
-            self.remember_size(id, 0, bytes);
-            bytes
-        });
-        self.state().snapshots.set_fs_bytes(id, bytes);
-        bytes
+        if let Some(bytes) = self.known_size(id, 0) {
+            self.state().snapshots.set_fs_bytes(id, bytes);
+            return bytes;
+        }
+        let mut walk = Walk::default();
+        walk.add(&self.paths.fs(id));
+        let shared: Vec<_> = walk.links.iter().filter(|(_, link)| link.names < link.all_names).collect();
+        if shared.is_empty() {
+            self.remember_size(id, 0, walk.bytes);
+            self.state().snapshots.set_fs_bytes(id, walk.bytes);
+            return walk.bytes;
+        }
+        let again = shared.into_iter().filter(|(inode, _)| !counted.insert(**inode));
+        let twice: u64 = again.map(|(_, link)| link.bytes).sum();
+        walk.bytes - twice
+    }
+
+    /// Forgets the size of a snapshot whose files have further names now.
+    pub(crate) fn remeasure(&self, id: SnapshotId) {
+        self.note(SIZES, id.to_string().as_bytes(), Vec::new());
+        self.state().snapshots.forget_fs_bytes(id);
     }
 
     fn blobs(&self, usage: &mut Usage) -> Result<()> {
@@ -430,19 +452,38 @@ pub fn measure(path: &Path) -> u64 {
     walk.bytes
 }
 
+/// Device and number of a file.
+type Inode = (u64, u64);
+
+/// A file with several names.
+struct Link {
+    bytes: u64,
+    /// Names that were met.
+    names: u64,
+    /// Names that it has.
+    all_names: u64,
+}
+
 /// A sum over files; those with several names count once.
 #[derive(Default)]
 struct Walk {
     bytes: u64,
-    seen: HashSet<(u64, u64)>,
+    links: HashMap<Inode, Link>,
 }
 
 impl Walk {
     fn count(&mut self, stat: &Stat) {
         let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-        if is_dir || stat.st_nlink < 2 || self.seen.insert((stat.st_dev, stat.st_ino)) {
-            self.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        if !is_dir && stat.st_nlink > 1 {
+            let new = || Link { bytes, names: 0, all_names: stat.st_nlink };
+            let link = self.links.entry((stat.st_dev, stat.st_ino)).or_insert_with(new);
+            link.names += 1;
+            if link.names > 1 {
+                return;
+            }
         }
+        self.bytes += bytes;
     }
 
     /// The file or directory itself.

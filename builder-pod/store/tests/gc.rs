@@ -102,6 +102,29 @@ fn the_account_counts_blocks_and_each_file_once() {
 }
 
 #[test]
+fn files_that_two_snapshots_have_count_once_until_and_after_one_of_them_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let old = snapshot(&store, None, 400_000);
+    check_account(&store);
+    let active = store.prepare(None).unwrap();
+    std::fs::hard_link(store.snapshot_dir(old).join("file"), active.upper().join("again")).unwrap();
+    std::fs::write(active.upper().join("own"), vec![1; 50_000]).unwrap();
+    let new = store.commit(active, CommitOptions::default()).unwrap();
+    store.shares_files(old);
+    let both = check_account(&store);
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    check_account(&store);
+    let job = store.job();
+    assert!(store.has_snapshot(new));
+    let done = store.collect_to(&Limits { max_bytes: Some(1), ..Limits::default() }).unwrap();
+    assert!(done.removed.iter().any(|item| item.id == ItemId::Layer(old)));
+    assert!(both - check_account(&store) < 400_000, "its file is the other one's too");
+    drop(job);
+}
+
+#[test]
 fn sizes_that_were_measured_hold_in_the_next_process_and_uses_that_a_kill_cut_off_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
