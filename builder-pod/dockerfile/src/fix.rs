@@ -7,7 +7,7 @@ use crate::diagnostic::{Diagnostics, Edit};
 use crate::lint;
 use crate::options::Options;
 use crate::parse::{Parsed, parse};
-use crate::plan::{Images, plan};
+use crate::plan::{Images, ResolvedImage, plan};
 use crate::source::{Source, Span};
 
 /// The file with all that can be mended safely, and how many findings that were; `None` where nothing is to be done.
@@ -44,17 +44,10 @@ fn apply(source: &Source, mut edits: Vec<Edit>) -> String {
 /// What comes of a file: its operations and its config. `None` where it can't be built as it is.
 fn meaning(parsed: &Parsed, options: &Options, images: &Images) -> Option<(Vec<Vec<u8>>, String)> {
     let plan = plan(parsed, options).ok()?;
-    let mut known = images.clone();
-    loop {
-        let needed = plan.images_needed(&known);
-        if needed.is_empty() {
-            break;
-        }
-        for request in needed {
-            let config = lapstrake_oci::ImageConfig::of_platform(&request.key.platform);
-            known.insert(request.key, crate::plan::ResolvedImage { digest: None, config });
-        }
-    }
+    let known = plan.images_assumed(images.clone(), |request| ResolvedImage {
+        digest: None,
+        config: lapstrake_oci::ImageConfig::of_platform(&request.key.platform),
+    });
     let lowered = plan.lower(&known).ok()?;
     Some((lowered.definition.def, serde_json::to_string(&lowered.config).ok()?))
 }

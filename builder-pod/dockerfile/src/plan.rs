@@ -183,6 +183,25 @@ impl Plan {
         image::needed(self, known)
     }
 
+    /// What is `known` with an answer of `assume` for each image that is still needed: for who looks at a file where no
+    /// registry is asked.
+    pub fn images_assumed(
+        &self,
+        mut known: Images,
+        mut assume: impl FnMut(&ImageRequest) -> ResolvedImage,
+    ) -> Images {
+        loop {
+            let needed = self.images_needed(&known);
+            if needed.is_empty() {
+                return known;
+            }
+            for request in needed {
+                let image = assume(&request);
+                known.insert(request.key, image);
+            }
+        }
+    }
+
     /// Lowers to LLB. `images` holds all that [`Plan::images_needed`] named.
     pub fn lower(&self, images: &Images) -> Result<Lowered, Diagnostics> {
         lower::lower(self, images)

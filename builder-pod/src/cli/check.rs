@@ -354,18 +354,11 @@ fn survey(root: &Path) -> (u64, Option<BTreeSet<String>>) {
 
 /// Images of which nothing is known but that they have a layer.
 fn assumed(plan: &Plan) -> Images {
-    let mut images = Images::new();
-    loop {
-        let needed = plan.images_needed(&images);
-        if needed.is_empty() {
-            return images;
-        }
-        for request in needed {
-            let mut config = ImageConfig::of_platform(&request.key.platform);
-            config.rootfs.diff_ids = vec![Digest::of(b"")];
-            images.insert(request.key, ResolvedImage { digest: None, config });
-        }
-    }
+    plan.images_assumed(Images::new(), |request| {
+        let mut config = ImageConfig::of_platform(&request.key.platform);
+        config.rootfs.diff_ids = vec![Digest::of(b"")];
+        ResolvedImage { digest: None, config }
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //	go run ./record .../tests/cases/*/Dockerfile > .../tests/buildkit.txt
 //	go run ./record .../tests/broken/*/Dockerfile > .../tests/broken.txt
 //	go run ./record -short .../tests/projects/*/Dockerfile > .../tests/projects.txt
+//	go run ./record -convert .../tests/cases/{mounts,copy-flags,heredocs,add-git,add-http,stages}/Dockerfile > .../tests/convert.txt
 //
 // With -short, all vertices of a file are one line, and their names are one digest.
 //
@@ -25,6 +26,7 @@ import (
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
 	"github.com/moby/buildkit/frontend/dockerui"
+	"github.com/moby/buildkit/frontend/subrequests/convertllb"
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -62,9 +64,10 @@ func (resolver) ResolveImageConfig(ctx context.Context, ref string, opt sourcere
 
 func main() {
 	short := flag.Bool("short", false, "vertices as digests in one line")
+	convert := flag.Bool("convert", false, "the answer to frontend.convertllb in one line")
 	flag.Parse()
 	for _, path := range flag.Args() {
-		if err := one(path, *short); err != nil {
+		if err := one(path, *short, *convert); err != nil {
 			fmt.Printf("%s: ERROR %v\n", filepath.Base(filepath.Dir(path)), err)
 		}
 	}
@@ -78,7 +81,7 @@ func unnumbered(name string) string {
 	return name
 }
 
-func one(path string, short bool) error {
+func one(path string, short, convert bool) error {
 	name := filepath.Base(filepath.Dir(path))
 	dt, err := os.ReadFile(path)
 	if err != nil {
@@ -116,6 +119,9 @@ func one(path string, short bool) error {
 		TargetPlatform: &p,
 		MetaResolver:   resolver{},
 		LLBCaps:        &caps,
+	}
+	if convert {
+		return showConverted(name, dt, opt)
 	}
 	res, err := dockerfile2llb.Dockerfile2LLB(context.TODO(), dt, opt)
 	if err != nil {
@@ -167,4 +173,66 @@ func one(path string, short bool) error {
 	}
 	fmt.Printf("%s: config %s\n", name, img)
 	return nil
+}
+
+func showConverted(name string, dt []byte, opt dockerfile2llb.ConvertOpt) error {
+	opt.SourceMap = llb.NewSourceMap(nil, "Dockerfile", "Dockerfile", dt)
+	result, err := dockerfile2llb.DockerfileConvertLLB(context.TODO(), dt, opt)
+	if err != nil {
+		return err
+	}
+	if result, err = steady(result); err != nil {
+		return err
+	}
+	answer, err := json.Marshal(result)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s: %s\n", name, answer)
+	return nil
+}
+
+// steady leaves out what is another one in each run, and names the operations anew.
+func steady(result *convertllb.Result) (*convertllb.Result, error) {
+	out := &convertllb.Result{
+		Def:      map[digest.Digest]*pb.Op{},
+		Metadata: map[digest.Digest]llb.OpMetadata{},
+		Source:   &pb.Source{Infos: result.Source.Infos, Locations: map[string]*pb.Locations{}},
+	}
+	renamed := map[digest.Digest]digest.Digest{}
+	var rename func(old digest.Digest) (digest.Digest, error)
+	rename = func(old digest.Digest) (digest.Digest, error) {
+		if name, ok := renamed[old]; ok {
+			return name, nil
+		}
+		op := result.Def[old]
+		if source := op.GetSource(); source != nil {
+			delete(source.Attrs, "local.unique")
+		}
+		for _, input := range op.Inputs {
+			name, err := rename(digest.Digest(input.Digest))
+			if err != nil {
+				return "", err
+			}
+			input.Digest = string(name)
+		}
+		dt, err := proto.MarshalOptions{Deterministic: true}.Marshal(op)
+		if err != nil {
+			return "", err
+		}
+		name := digest.FromBytes(dt)
+		renamed[old] = name
+		out.Def[name] = op
+		out.Metadata[name] = result.Metadata[old]
+		if locations, ok := result.Source.Locations[string(old)]; ok {
+			out.Source.Locations[string(name)] = locations
+		}
+		return name, nil
+	}
+	for old := range result.Def {
+		if _, err := rename(old); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
