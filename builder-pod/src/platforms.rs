@@ -1,12 +1,11 @@
 //! Several platforms in one build: what is common to them is worked on once.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::future::join_all;
-use lapstrake_llb::{Graph, VertexDigest};
+use lapstrake_llb::Graph;
 use lapstrake_oci::Platform;
-use lapstrake_solver::{CacheKey, Job, Outcome, Solver};
+use lapstrake_solver::{CacheKey, Job, Outcome};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -35,17 +34,6 @@ pub(crate) fn wanted(options: &BuildOptions) -> Vec<Platform> {
     if all.is_empty() { vec![native_platform()] } else { all }
 }
 
-/// Which platform's job shows a vertex that several have in common: the first that had something to say.
-#[derive(Clone, Default)]
-struct Owners(Arc<Mutex<HashMap<VertexDigest, usize>>>);
-
-impl Owners {
-    fn shows(&self, vertex: VertexDigest, job: usize) -> bool {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *owners.entry(vertex).or_insert(job) == job
-    }
-}
-
 /// Solves all graphs at the same time. The first one that fails stops the others.
 pub(crate) async fn solve(
     engine: &Arc<Engine>,
@@ -53,23 +41,20 @@ pub(crate) async fn solve(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, BuildError> {
-    let solver = Solver::start(Arc::clone(engine));
     let stop = cancel.child_token();
-    let owners = Owners::default();
-    let jobs = targets.iter().enumerate().map(|(number, target)| {
-        let (solver, stop, owners) = (&solver, stop.clone(), owners.clone());
+    let jobs = targets.iter().map(|target| {
+        let (solver, stop) = (engine.solver(), stop.clone());
         async move {
             let (sender, mut events) = mpsc::unbounded_channel::<lapstrake_solver::Progress>();
-            let shown = progress.clone();
+            let shown = progress.job();
             let show = tokio::spawn(async move {
                 while let Some(event) = events.recv().await {
-                    if owners.shows(event.vertex.digest, number) {
-                        shown.vertex(&event.vertex, &event.kind);
-                    }
+                    shown.vertex(&event.vertex, &event.kind);
                 }
             });
             let graph = Arc::clone(&target.graph);
-            let outcome = solver.solve(Job { graph, progress: sender, cancel: stop.clone() }).await;
+            let job = Job { graph, world: Arc::clone(engine), progress: sender, cancel: stop.clone() };
+            let outcome = solver.solve(job).await;
             show.await.ok(); // it ends with the channel
             if matches!(outcome, Outcome::Failed(..)) {
                 stop.cancel();

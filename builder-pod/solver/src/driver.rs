@@ -43,9 +43,9 @@ pub trait World: Send + Sync + 'static {
         inputs: Vec<Self::Result>,
         step: &Step,
     ) -> Result<Vec<Self::Result>, Self::Error>;
-    /// Keeps a record. Best effort: a record that could not be kept costs a rerun.
+    /// Keeps a record, for the worlds of all jobs. Best effort: a record that could not be kept costs a rerun.
     fn save(&self, key: CacheKey, record: &Record<Self::Result>);
-    /// How a key came to be; told before anything is looked up under it.
+    /// How a key came to be; told before anything is looked up under it, once for the worlds of all jobs.
     fn derived(&self, _key: CacheKey, _derivation: Derivation) {}
     /// The error of a vertex that was canceled.
     fn canceled(&self) -> Self::Error;
@@ -159,9 +159,11 @@ pub enum ProgressKind {
 }
 
 /// A wish for the target of a graph.
-pub struct Job {
+pub struct Job<W> {
     /// The graph.
     pub graph: Arc<Graph>,
+    /// What its vertices are made with. A vertex that several jobs want is made with one of theirs.
+    pub world: Arc<W>,
     /// Receives what happens to its vertices.
     pub progress: mpsc::UnboundedSender<Event>,
     /// Fires to give the job up.
@@ -174,7 +176,7 @@ pub type Solved<W> = Outcome<<W as World>::Result, <W as World>::Error>;
 type MachineEvent<W> = machine::Event<<W as World>::Result, <W as World>::Error>;
 
 struct Request<W: World> {
-    job: Job,
+    job: Job<W>,
     done: oneshot::Sender<Solved<W>>,
 }
 
@@ -185,15 +187,15 @@ pub struct Solver<W: World> {
 
 impl<W: World> Solver<W> {
     /// Starts a solver; needs a tokio runtime.
-    pub fn start(world: Arc<W>) -> Self {
+    pub fn start() -> Self {
         let (requests, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(Driver::new(world).run(receiver));
+        tokio::spawn(Driver::<W>::new().run(receiver));
         Self { requests }
     }
 
     /// Brings the target of a graph into being. When this returns, with whatever outcome, no work goes on
     /// that only this job wanted.
-    pub async fn solve(&self, job: Job) -> Solved<W> {
+    pub async fn solve(&self, job: Job<W>) -> Solved<W> {
         let (done, outcome) = oneshot::channel();
         if self.requests.send(Request { job, done }).is_err() {
             return Outcome::Canceled;
@@ -203,9 +205,16 @@ impl<W: World> Solver<W> {
 }
 
 struct Running<W: World> {
+    world: Arc<W>,
     progress: mpsc::UnboundedSender<Event>,
     done: oneshot::Sender<Solved<W>>,
     watch: tokio::task::JoinHandle<()>,
+}
+
+/// A run that goes on in the world of one of the jobs that want it.
+struct Lent<W: World> {
+    by: JobId,
+    inputs: Vec<W::Result>,
 }
 
 /// A job whose outcome is known, while work that only it wanted is being stopped.
@@ -222,13 +231,14 @@ impl<W: World> Ending<W> {
 }
 
 struct Driver<W: World> {
-    world: Arc<W>,
     machine: Machine<W::Result, W::Error>,
     jobs: HashMap<JobId, Running<W>>,
     ending: Vec<Ending<W>>,
     next_job: JobId,
     tokens: HashMap<VertexId, CancellationToken>,
     running: HashMap<VertexId, Arc<Vertex>>,
+    /// Whose world a run goes on in, and its inputs, to run it once more in another one's.
+    lent: HashMap<VertexId, Lent<W>>,
     events: mpsc::UnboundedSender<MachineEvent<W>>,
     inbox: mpsc::UnboundedReceiver<MachineEvent<W>>,
     report: mpsc::UnboundedSender<(VertexId, ProgressKind)>,
@@ -237,17 +247,17 @@ struct Driver<W: World> {
 }
 
 impl<W: World> Driver<W> {
-    fn new(world: Arc<W>) -> Self {
+    fn new() -> Self {
         let (events, inbox) = mpsc::unbounded_channel();
         let (report, reports) = mpsc::unbounded_channel();
         Self {
-            world,
             machine: Machine::new(),
             jobs: HashMap::new(),
             ending: Vec::new(),
             next_job: 0,
             tokens: HashMap::new(),
             running: HashMap::new(),
+            lent: HashMap::new(),
             events,
             inbox,
             report,
@@ -275,17 +285,20 @@ impl<W: World> Driver<W> {
     fn add(&mut self, request: Request<W>) {
         let id = self.next_job;
         self.next_job += 1;
-        let Job { graph, progress, cancel } = request.job;
+        let Job { graph, world, progress, cancel } = request.job;
         let events = self.events.clone();
         let watch = tokio::spawn(async move {
             cancel.cancelled().await;
             events.send(machine::Event::JobCanceled(id)).ok(); // the solver may be gone: nothing to cancel
         });
-        self.jobs.insert(id, Running { progress, done: request.done, watch });
+        self.jobs.insert(id, Running { world, progress, done: request.done, watch });
         self.step(machine::Event::JobAdded(id, graph));
     }
 
     fn step(&mut self, event: MachineEvent<W>) {
+        if self.borrow_again(&event) {
+            return;
+        }
         self.note_end(&event);
         let mut todo = vec![event];
         while let Some(event) = todo.pop() {
@@ -295,6 +308,38 @@ impl<W: World> Driver<W> {
                 }
             }
         }
+    }
+
+    /// Jobs that want a vertex, with their worlds; the first is the one that it is made with.
+    fn lenders(&self, id: VertexId) -> impl Iterator<Item = (JobId, &Arc<W>)> {
+        self.machine.jobs_of(id).filter_map(|job| Some((job, &self.jobs.get(&job)?.world)))
+    }
+
+    /// Runs a vertex once more that failed in the world of a job which has ended meanwhile: what that world
+    /// lent (a client's files, secrets) went away with it, and says nothing of the others that want the vertex.
+    fn borrow_again(&mut self, event: &MachineEvent<W>) -> bool {
+        let machine::Event::Ran(id, result) = event else { return false };
+        let Some(lent) = self.lent.remove(id) else { return false };
+        let failed = result.is_err() && !self.jobs.contains_key(&lent.by);
+        let canceled = self.tokens.get(id).is_some_and(CancellationToken::is_cancelled);
+        match self.running.get(id).cloned() {
+            Some(vertex) if failed && !canceled && self.lenders(*id).next().is_some() => {
+                self.start(*id, vertex, lent.inputs);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Runs a vertex in the world of one of the jobs that want it.
+    fn start(&mut self, id: VertexId, vertex: Arc<Vertex>, inputs: Vec<W::Result>) {
+        let lender = self.lenders(id).map(|(by, _)| by).next();
+        if let Some(by) = lender {
+            self.lent.insert(id, Lent { by, inputs: inputs.clone() });
+        }
+        // A run cleans up after itself: it is told of the cancellation and awaited.
+        let work = |world: Arc<W>, step: Step| async move { world.run(&vertex, inputs, &step).await };
+        self.spawn(id, work, move |result| machine::Event::Ran(id, result));
     }
 
     /// Progress of a run that ended; told before the machine may end its job.
@@ -347,7 +392,10 @@ impl<W: World> Driver<W> {
                 };
                 self.spawn(id, work, move |result| E::Described(id, result));
             }
-            Action::LookUp(id, key) => return Some(E::LookedUp(id, self.world.look_up(key))),
+            Action::LookUp(id, key) => {
+                let found = self.lenders(id).find_map(|(_, world)| world.look_up(key));
+                return Some(E::LookedUp(id, found));
+            }
             Action::Hash(id, vertex, input, of) => {
                 let work = move |world: Arc<W>, step: Step| async move {
                     guard(&*world, &step, world.hash(&vertex, input, &of, &step)).await
@@ -357,12 +405,18 @@ impl<W: World> Driver<W> {
             Action::Run(id, vertex, inputs) => {
                 self.running.insert(id, Arc::clone(&vertex));
                 self.tell(id, ProgressKind::Started);
-                // A run cleans up after itself: it is told of the cancellation and awaited.
-                let work = |world: Arc<W>, step: Step| async move { world.run(&vertex, inputs, &step).await };
-                self.spawn(id, work, move |result| E::Ran(id, result));
+                self.start(id, vertex, inputs);
             }
-            Action::Save(key, record) => self.world.save(key, &record),
-            Action::Derived(key, derivation) => self.world.derived(key, derivation),
+            Action::Save(key, record) => {
+                if let Some(running) = self.jobs.values().next() {
+                    running.world.save(key, &record);
+                }
+            }
+            Action::Derived(key, derivation) => {
+                if let Some(running) = self.jobs.values().next() {
+                    running.world.derived(key, derivation);
+                }
+            }
             Action::Cached(id, vertex) => {
                 self.running.insert(id, vertex);
                 self.tell(id, ProgressKind::Cached);
@@ -404,7 +458,12 @@ impl<W: World> Driver<W> {
         }
         let step =
             Step { id, cancel: token.clone(), report: self.report.clone(), room: Arc::clone(&self.room) };
-        let (world, events) = (Arc::clone(&self.world), self.events.clone());
+        // A job that has just ended in the machine is still here: its `JobEnded` comes behind this action.
+        let any = || self.jobs.values().map(|running| &running.world).next();
+        let Some(world) = self.lenders(id).map(|(_, world)| world).next().or_else(any) else {
+            return tracing::error!("a vertex that no job wants is to be worked on");
+        };
+        let (world, events) = (Arc::clone(world), self.events.clone());
         tokio::spawn(async move {
             let done = AssertUnwindSafe(work(Arc::clone(&world), step)).catch_unwind().await;
             let result = done.unwrap_or_else(|panic| Err(world.panicked(message_of(&*panic))));

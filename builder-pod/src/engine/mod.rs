@@ -17,14 +17,14 @@ mod remote;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use lapstrake_handoff::Reason;
 use lapstrake_llb::{Vertex, pb};
 use lapstrake_oci::{Digest, Platform};
 use lapstrake_run::Executor;
-use lapstrake_solver::{CacheKey, Derivation, OpKey, Record, Step, World};
+use lapstrake_solver::{CacheKey, Derivation, OpKey, Record, Solver, Step, World};
 use lapstrake_source::Local;
 use lapstrake_store::{Active, CommitOptions, SnapshotId, Store, Table};
 use serde::{Deserialize, Serialize};
@@ -65,24 +65,26 @@ pub(crate) enum Res {
     Lazy(Arc<Lazy>),
 }
 
-/// All that vertices are made with. One per process; jobs share it.
+/// All that the vertices of one build are made with. What is the machine's is shared with the builds beside it.
 pub(crate) struct Engine {
     store: Store,
-    executor: Executor,
-    emulators: Emulators,
+    executor: Arc<Executor>,
+    emulators: Arc<Emulators>,
     images: Images,
     remote: Remote,
-    turns: lazy::Turns,
+    turns: Arc<lazy::Turns>,
     contexts: Mutex<HashMap<String, Arc<Local>>>,
     /// An empty directory: what a copy from `scratch` reads.
     nothing: PathBuf,
     /// Steps that run at the same time.
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
     /// The platform of this machine.
     platform: Platform,
     /// What steps are given beside their files.
     inputs: Mutex<Arc<StepInputs>>,
     outside: outside::Outside,
+    /// Builds that want the same share its making.
+    solver: Arc<OnceLock<Solver<Engine>>>,
 }
 
 /// Steps that run at the same time, where nothing else is said: one more than would keep the processors
@@ -97,23 +99,48 @@ impl Engine {
         let nothing = store.side_dir("nothing")?;
         Ok(Self {
             store,
-            executor,
-            emulators: Emulators::new(None),
+            executor: Arc::new(executor),
+            emulators: Arc::new(Emulators::new(None)),
             images,
             remote: Remote::default(),
-            turns: lazy::Turns::default(),
+            turns: Arc::default(),
             contexts: Mutex::default(),
             nothing,
-            slots: Semaphore::new(slots_default()),
+            slots: Arc::new(Semaphore::new(slots_default())),
             platform: native_platform(),
             inputs: Mutex::default(),
             outside: outside::Outside::default(),
+            solver: Arc::default(),
         })
+    }
+
+    /// The engine of a build beside this one, which looks names of images up anew with this client.
+    pub(crate) fn beside(&self, client: lapstrake_registry::Client) -> Self {
+        Self {
+            store: self.store.clone(),
+            executor: Arc::clone(&self.executor),
+            emulators: Arc::clone(&self.emulators),
+            images: Images::new(client, self.store.clone()),
+            remote: self.remote.beside(),
+            turns: Arc::clone(&self.turns),
+            contexts: Mutex::default(),
+            nothing: self.nothing.clone(),
+            slots: Arc::clone(&self.slots),
+            platform: self.platform.clone(),
+            inputs: Mutex::default(),
+            outside: self.outside.beside(),
+            solver: Arc::clone(&self.solver),
+        }
+    }
+
+    /// The solver of all builds that were begun beside each other; needs a tokio runtime.
+    pub(crate) fn solver(&self) -> &Solver<Engine> {
+        self.solver.get_or_init(Solver::start)
     }
 
     /// Looks for emulators in this directory first.
     pub(crate) fn with_emulators(mut self, dir: Option<&std::path::Path>) -> Self {
-        self.emulators = Emulators::new(dir);
+        self.emulators = Arc::new(Emulators::new(dir));
         self
     }
 

@@ -85,8 +85,10 @@ pub(super) struct Outside {
     /// Raised with each change of how things are reached: what was let in before may not be now.
     generation: AtomicU64,
     /// Directories that are being filled: two operations may stand for the same files.
-    turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Arc<Turns>,
 }
+
+type Turns = Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>;
 
 fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
     source.attrs.get(name).map(String::as_str).filter(|value| !value.is_empty())
@@ -138,6 +140,11 @@ impl Outside {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.inputs.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(inputs);
         self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The same for a build beside this one, which asks for everything itself.
+    pub(super) fn beside(&self) -> Self {
+        Self { turns: Arc::clone(&self.turns), ..Self::default() }
     }
 
     fn inputs(&self) -> Arc<StepInputs> {

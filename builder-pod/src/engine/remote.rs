@@ -92,7 +92,6 @@ type Nodes = Vec<BTreeSet<NodeId>>;
 
 #[derive(Default)]
 struct State {
-    derivations: HashMap<CacheKey, Arc<Derivation>>,
     nodes: HashMap<(CacheKey, u32), Arc<Nodes>>,
     hits: HashMap<CacheKey, Vec<Res>>,
     /// Names of caches whose results could not be had, and those of them that nobody was told of yet.
@@ -105,9 +104,42 @@ struct State {
 pub(crate) struct Remote {
     caches: Mutex<Vec<Arc<Cache>>>,
     state: Mutex<State>,
+    derivations: Arc<Mutex<Derivations>>,
+}
+
+/// Derivations of one age at most: records of the store have theirs with them.
+const DERIVATIONS_MAX: usize = 1 << 16;
+
+/// How keys came to be, the latest at least.
+#[derive(Default)]
+struct Derivations {
+    young: HashMap<CacheKey, Arc<Derivation>>,
+    old: HashMap<CacheKey, Arc<Derivation>>,
+}
+
+impl Derivations {
+    fn insert(&mut self, key: CacheKey, derivation: Derivation) {
+        if self.young.len() >= DERIVATIONS_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, Arc::new(derivation));
+    }
+
+    fn get(&self, key: CacheKey) -> Option<Arc<Derivation>> {
+        self.young.get(&key).or_else(|| self.old.get(&key)).cloned()
+    }
 }
 
 impl Remote {
+    /// None of these caches, for a build beside this one.
+    pub(super) fn beside(&self) -> Self {
+        Self { derivations: Arc::clone(&self.derivations), ..Self::default() }
+    }
+
+    fn derivations(&self) -> MutexGuard<'_, Derivations> {
+        self.derivations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Adds a cache; those that were added before are asked first.
     pub(crate) fn add(&self, records: Records, place: Place) {
         if self.state().lost.contains(&place.to_string()) {
@@ -150,12 +182,12 @@ impl Remote {
     }
 
     pub(super) fn derived(&self, key: CacheKey, derivation: Derivation) {
-        self.state().derivations.insert(key, Arc::new(derivation));
+        self.derivations().insert(key, derivation);
     }
 
     /// How a key came to be, if that was in this process.
     pub(super) fn derivation(&self, key: CacheKey) -> Option<Arc<Derivation>> {
-        self.state().derivations.get(&key).cloned()
+        self.derivations().get(key)
     }
 
     /// Results that a cache gave for a key.

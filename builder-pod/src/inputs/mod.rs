@@ -125,8 +125,10 @@ impl Inputs {
 pub(crate) struct StepInputs {
     inputs: Inputs,
     masks: Masks,
-    sockets: AtomicU64,
 }
+
+/// Sockets that were made; builds share the directory that they are in.
+static SOCKETS: AtomicU64 = AtomicU64::new(0);
 
 impl StepInputs {
     pub(crate) fn new(inputs: Inputs) -> Self {
@@ -134,7 +136,7 @@ impl StepInputs {
         for address in [&inputs.proxy.http, &inputs.proxy.https].into_iter().flatten() {
             masks.learn_password(address);
         }
-        Self { inputs, masks, sockets: AtomicU64::new(0) }
+        Self { inputs, masks }
     }
 
     /// What no output may show.
@@ -168,7 +170,7 @@ impl StepInputs {
 
     /// A name for a socket that no other step has.
     pub(crate) fn socket_name(&self) -> String {
-        self.sockets.fetch_add(1, Ordering::Relaxed).to_string()
+        SOCKETS.fetch_add(1, Ordering::Relaxed).to_string()
     }
 
     /// Directories of files that describe devices; later ones win.

@@ -35,7 +35,11 @@ pub(crate) enum Format {
 }
 
 /// Shows events.
-trait Renderer: Send {
+pub(crate) trait Renderer: Send {
+    /// Shows what happened to a vertex; false where its events should come as those of a step.
+    fn vertex(&mut self, _: &Vertex, _: &ProgressKind) -> bool {
+        false
+    }
     /// Shows one event of a step.
     fn event(&mut self, id: StepId, event: &StepEvent);
     /// Shows a line that belongs to no step.
@@ -61,6 +65,11 @@ struct State {
     vertices: HashMap<VertexDigest, Open>,
     counts: Counts,
     seen: HashSet<VertexDigest>,
+    /// Which job shows a vertex that several have in common: the first that had something to say.
+    owners: HashMap<VertexDigest, u64>,
+    /// Jobs that go on, and the number of the next.
+    jobs: HashSet<u64>,
+    next_job: u64,
 }
 
 struct Open {
@@ -97,12 +106,20 @@ impl Progress {
             Format::Json => Box::new(json::Json::new()),
             Format::Quiet => Box::new(Nothing),
         };
+        Self::with(renderer)
+    }
+
+    /// Progress that is shown in this way.
+    pub(crate) fn with(renderer: Box<dyn Renderer>) -> Self {
         let state = State {
             renderer,
             next: 1,
             vertices: HashMap::new(),
             counts: Counts::default(),
             seen: HashSet::new(),
+            owners: HashMap::new(),
+            jobs: HashSet::new(),
+            next_job: 0,
         };
         Self(Arc::new(Mutex::new(state)))
     }
@@ -125,9 +142,13 @@ impl Progress {
         self.state().renderer.text(text);
     }
 
-    /// Takes in what happened to a vertex.
-    pub(crate) fn vertex(&self, vertex: &Vertex, kind: &ProgressKind) {
-        self.state().vertex(vertex, kind);
+    /// One of the jobs of a build, which may have vertices in common.
+    pub(crate) fn job(&self) -> JobProgress {
+        let mut state = self.state();
+        let job = state.next_job;
+        state.next_job += 1;
+        state.jobs.insert(job);
+        JobProgress { progress: self.clone(), job }
     }
 
     /// A build succeeded: steps that were never looked at lie below one whose result was there.
@@ -151,6 +172,34 @@ impl Progress {
     }
 }
 
+/// The progress of one job of a build.
+pub(crate) struct JobProgress {
+    progress: Progress,
+    job: u64,
+}
+
+impl JobProgress {
+    /// Takes in what happened to a vertex, unless another job shows it.
+    pub(crate) fn vertex(&self, vertex: &Vertex, kind: &ProgressKind) {
+        let mut state = self.progress.state();
+        let owner = *state.owners.entry(vertex.digest).or_insert(self.job);
+        if owner != self.job {
+            let again = matches!(kind, ProgressKind::Cached) && state.seen.contains(&vertex.digest);
+            if state.jobs.contains(&owner) || again {
+                return;
+            }
+            state.owners.insert(vertex.digest, self.job);
+        }
+        state.vertex(vertex, kind);
+    }
+}
+
+impl Drop for JobProgress {
+    fn drop(&mut self) {
+        self.progress.state().jobs.remove(&self.job);
+    }
+}
+
 /// Sources are not steps of the Dockerfile.
 fn is_step(vertex: &Vertex) -> bool {
     !matches!(vertex.op, pb::op::Op::Source(_))
@@ -170,6 +219,11 @@ impl State {
                 self.counts.steps += 1;
                 self.counts.cached += u32::from(matches!(kind, ProgressKind::Cached));
             }
+        }
+        if self.renderer.vertex(vertex, kind) {
+            return;
+        }
+        if matches!(kind, ProgressKind::Started | ProgressKind::Cached) {
             self.vertices.entry(digest).or_insert_with(|| {
                 let id = self.next;
                 self.next += 1;
