@@ -46,6 +46,11 @@ impl Annotations {
         self.0.push(Annotation { place, platform, key, value });
     }
 
+    /// Adds one: of a platform's document, or of all.
+    pub(crate) fn put(&mut self, place: Place, platform: Option<Platform>, key: &str, value: &str) {
+        self.set(place, platform, key, value);
+    }
+
     /// Adds one where that place has none of this key for all platforms.
     pub(crate) fn default_to(&mut self, place: Place, key: &str, value: &str) {
         if !self.0.iter().any(|a| a.place == place && a.platform.is_none() && a.key == key) {
@@ -100,6 +105,16 @@ impl Annotations {
             a.place == place && a.platform.as_ref().is_none_or(|p| p.to_string() == platform.to_string())
         };
         self.0.iter().filter(fits).map(|a| (a.key.clone(), a.value.clone())).collect()
+    }
+
+    /// Whether some are of an index or of its descriptor.
+    pub(crate) fn has_index_or_its_descriptor(&self) -> bool {
+        self.0.iter().any(|a| matches!(a.place, Place::Index | Place::IndexDescriptor))
+    }
+
+    /// Whether some are of what Docker's media types have no annotations for.
+    pub(crate) fn needs_oci(&self) -> bool {
+        self.0.iter().any(|a| a.place != Place::Manifest)
     }
 
     /// Those that make no sense without an index.

@@ -51,7 +51,8 @@ pub(crate) async fn join(
     }
     let first = platforms.first().map(|of| of.platform.clone());
     let config = index.1.digest;
-    let image = Exported { manifest: index.1, config, size_bytes: 0, platforms };
+    let image =
+        Exported { manifest: index.1, config, size_bytes: 0, platforms, response: Default::default() };
     Ok(Built {
         image: Some(image),
         platform: first,

@@ -11,6 +11,7 @@ mod annotations;
 mod asked;
 mod build;
 mod cli;
+mod client;
 mod context;
 mod engine;
 mod error;
@@ -28,6 +29,7 @@ mod platforms;
 mod progress;
 mod reach;
 mod room;
+mod serve;
 mod time;
 mod wiring;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::annotations::Annotations;
+use crate::client::Client;
 use crate::named::Named;
 use lapstrake_oci::{Platform, Reference};
 
@@ -123,20 +124,46 @@ pub(crate) enum Output {
         dest: Destination,
     },
     /// The file system as a directory.
-    Local(PathBuf),
+    Local(Directory, Files),
     /// The file system as one tar file.
-    Tar(Destination),
+    Tar(Destination, Files),
     /// An image in the state directory only.
     Image(Image),
 }
 
-/// A file, or standard output.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file, or what takes its bytes.
+#[derive(Debug, Clone)]
 pub(crate) enum Destination {
     /// A path.
     Path(PathBuf),
     /// Standard output.
     Stdout,
+    /// A client.
+    Client(Client),
+}
+
+/// A directory, here or at a client.
+#[derive(Debug, Clone)]
+pub(crate) enum Directory {
+    /// A path.
+    Path(PathBuf),
+    /// A client.
+    Client(Client),
+}
+
+/// How a file system goes out as files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// Each platform's files are below a directory of its name; unset: where there are several platforms.
+    pub(crate) platform_split: Option<bool>,
+    /// A part of the file system in place of the whole.
+    pub(crate) source: Option<String>,
+    /// What the destination has beside them is removed there.
+    pub(crate) delete: bool,
+    /// The time that everything gets, seconds since 1970.
+    pub(crate) mtime: Option<i64>,
+    /// What stands before the names of attestations.
+    pub(crate) attestation_prefix: String,
 }
 
 /// How an image is made and named.
@@ -146,14 +173,24 @@ pub(crate) struct Image {
     pub(crate) names: Vec<Reference>,
     /// Names with placeholders, until the source is known.
     pub(crate) templates: Vec<String>,
+    /// What a client called it, where a client asked: told to it as it is.
+    pub(crate) asked_name: Option<String>,
+    /// A further name is this one with the digest.
+    pub(crate) dangling_prefix: Option<String>,
     /// Pushed under its digest, without tags.
     pub(crate) by_digest: bool,
     /// How layers are compressed.
     pub(crate) compression: lapstrake_handoff::Compression,
     /// Level of that compression.
     pub(crate) level: Option<i32>,
+    /// Layers that are there in another compression are packed anew, a base image's too.
+    pub(crate) force_compression: bool,
     /// Docker's media types in place of OCI's.
     pub(crate) docker_media_types: bool,
+    /// Files keep their times where `SOURCE_DATE_EPOCH` is given: config and history alone have it.
+    pub(crate) keep_times: bool,
+    /// Its registries are reached by plain http, or https whose certificate nobody checks.
+    pub(crate) insecure: bool,
 }
 
 impl Image {
@@ -173,7 +210,7 @@ impl Output {
         match self {
             Self::Push(image) | Self::Image(image) => Some(image),
             Self::Oci { image, .. } | Self::Docker { image, .. } => Some(image),
-            Self::Local(_) | Self::Tar(_) => None,
+            Self::Local(..) | Self::Tar(..) => None,
         }
     }
 
@@ -182,7 +219,7 @@ impl Output {
         match self {
             Self::Push(image) | Self::Image(image) => Some(image),
             Self::Oci { image, .. } | Self::Docker { image, .. } => Some(image),
-            Self::Local(_) | Self::Tar(_) => None,
+            Self::Local(..) | Self::Tar(..) => None,
         }
     }
 }

@@ -5,17 +5,17 @@ use std::path::PathBuf;
 
 use lapstrake_handoff::Compression;
 
-use crate::options::{Destination, Image, Output};
+use crate::options::{Destination, Directory, Files, Image, Output};
 
 /// Reads `type=oci,dest=image.tar`, or a bare path, which is a directory (`-` a tar on standard output).
 ///
 /// `named` has the names of `--tag`.
 pub(super) fn parse(text: &str, named: &Image) -> Result<Output, String> {
     if text == "-" {
-        return Ok(Output::Tar(Destination::Stdout));
+        return Ok(Output::Tar(Destination::Stdout, Files::default()));
     }
     if !text.contains('=') {
-        return Ok(Output::Local(PathBuf::from(text)));
+        return Ok(Output::Local(Directory::Path(text.into()), Files::default()));
     }
     let mut fields = fields("--output", text)?;
     let kind = fields.remove("type").unwrap_or_else(|| "local".to_owned());
@@ -25,19 +25,25 @@ pub(super) fn parse(text: &str, named: &Image) -> Result<Output, String> {
         Some(path) => Destination::Path(PathBuf::from(path)),
     };
     let output = match kind.as_str() {
-        "local" => Output::Local(dest.ok_or("--output type=local needs dest=DIRECTORY")?.into()),
-        "tar" => Output::Tar(file(dest)),
+        "local" => {
+            let dest = dest.ok_or("--output type=local needs dest=DIRECTORY")?;
+            Output::Local(Directory::Path(dest.into()), Files::default())
+        }
+        "tar" => Output::Tar(file(dest), Files::default()),
         "oci" => {
             let tar = boolean(&mut fields, "tar")?.unwrap_or(true);
             let image = image(&mut fields, named)?;
             match (tar, file(dest)) {
-                (false, Destination::Stdout) => {
+                (false, Destination::Stdout | Destination::Client(_)) => {
                     return Err("--output type=oci,tar=false needs dest=DIRECTORY".to_owned());
                 }
                 (tar, dest) => Output::Oci { image, dest, tar },
             }
         }
-        "docker" => Output::Docker { image: image(&mut fields, named)?, dest: file(dest) },
+        "docker" => {
+            let image = Image { docker_media_types: true, ..image(&mut fields, named)? };
+            Output::Docker { image, dest: file(dest) }
+        }
         "image" | "registry" => {
             let push = boolean(&mut fields, "push")?.unwrap_or(kind == "registry");
             let image = image(&mut fields, named)?;
@@ -130,8 +136,10 @@ mod tests {
     fn outputs_read_as_buildx_reads_them() {
         let tags = Image { names: vec!["registry.example/a:1".parse().expect("valid")], ..Image::default() };
         let none = Image::default();
-        assert!(matches!(parse("out", &none), Ok(Output::Local(p)) if p.as_os_str() == "out"));
-        assert!(matches!(parse("-", &none), Ok(Output::Tar(Destination::Stdout))));
+        assert!(
+            matches!(parse("out", &none), Ok(Output::Local(Directory::Path(p), _)) if p.as_os_str() == "out")
+        );
+        assert!(matches!(parse("-", &none), Ok(Output::Tar(Destination::Stdout, _))));
         assert!(matches!(parse("type=oci,dest=a.tar", &none), Ok(Output::Oci { tar: true, .. })));
         assert!(matches!(parse("type=image,push=true", &tags), Ok(Output::Push(i)) if i.names.len() == 1));
         assert!(

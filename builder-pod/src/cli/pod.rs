@@ -183,12 +183,11 @@ fn options(request: &Request) -> Result<BuildOptions, BuildError> {
     let platforms = request.platforms.iter().map(|text| text.parse().map_err(|e| invalid(format!("{e}"))));
     let platforms = platforms.collect::<Result<Vec<_>, _>>()?;
     let mut image = Image {
-        names: Vec::new(),
-        templates: Vec::new(),
         by_digest: request.output.push_by_digest,
         compression: request.output.compression,
         level: request.output.compression_level,
         docker_media_types: request.output.docker_media_types,
+        ..Image::default()
     };
     for name in &request.output.names {
         image.add_name(name).map_err(invalid)?;

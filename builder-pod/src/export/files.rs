@@ -1,8 +1,9 @@
 //! Outputs that are files: image layouts, archives, root file systems.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,13 +11,15 @@ use lapstrake_handoff::Reason;
 use lapstrake_image::export::{self, BlobSource};
 use lapstrake_oci::Digest;
 use lapstrake_store::Store;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use super::Packed;
 use crate::build::{Solved, abortable};
+use crate::client::{Client, OutputFile, Tree};
 use crate::engine::{Engine, Watch};
 use crate::error::{BuildError, chain, is_no_space};
-use crate::options::{Destination, Output};
+use crate::options::{Destination, Directory, Files, Image, Output};
 use crate::progress::Progress;
 
 /// Blobs out of the store.
@@ -51,39 +54,76 @@ impl<W: Write> Write for Cancelable<W> {
     }
 }
 
-/// A file that appears whole or not at all, or standard output.
+/// A file that appears whole or not at all, standard output, or a client's file.
 struct Target {
-    out: Box<dyn Write + Send>,
+    out: Out,
     rename: Option<(PathBuf, PathBuf)>,
 }
 
+enum Out {
+    Here(Box<dyn Write + Send>),
+    There(BufWriter<Cancelable<Box<dyn OutputFile>>>),
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.out {
+            Out::Here(out) => out.write(bytes),
+            Out::There(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.out {
+            Out::Here(out) => out.flush(),
+            Out::There(out) => out.flush(),
+        }
+    }
+}
+
 impl Target {
-    fn open(dest: &Destination, cancel: &CancellationToken) -> Result<Self, BuildError> {
-        let Destination::Path(path) = dest else {
-            return Ok(Self {
-                out: Box::new(BufWriter::new(Cancelable(io::stdout(), cancel.clone()))),
-                rename: None,
-            });
-        };
-        let mut partial = path.clone().into_os_string();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let file = File::create(&partial).map_err(|e| cannot_write(&partial, &e))?;
-        let file = Cancelable(file, cancel.clone());
-        Ok(Self {
-            out: Box::new(BufWriter::with_capacity(1 << 20, file)),
-            rename: Some((partial, path.clone())),
-        })
+    /// Opens it; `None` where a client has what would be written.
+    async fn open(
+        dest: &Destination,
+        about: &BTreeMap<String, String>,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Self>, BuildError> {
+        let here = |out| Out::Here(Box::new(out));
+        Ok(Some(match dest {
+            Destination::Client(client) => {
+                let Some(file) = client.receiver.file(client.exporter, about).await? else { return Ok(None) };
+                let out = BufWriter::with_capacity(1 << 20, Cancelable(file, cancel.clone()));
+                Self { out: Out::There(out), rename: None }
+            }
+            Destination::Stdout => {
+                Self { out: here(BufWriter::new(Cancelable(io::stdout(), cancel.clone()))), rename: None }
+            }
+            Destination::Path(path) => {
+                let mut partial = path.clone().into_os_string();
+                partial.push(".partial");
+                let partial = PathBuf::from(partial);
+                let file = File::create(&partial).map_err(|e| cannot_write(&partial, &e))?;
+                let out = BufWriter::with_capacity(1 << 20, Cancelable(file, cancel.clone()));
+                let out = Out::Here(Box::new(out));
+                Self { out, rename: Some((partial, path.clone())) }
+            }
+        }))
     }
 
     fn finish(mut self, written: Result<(), BuildError>) -> Result<(), BuildError> {
-        let flushed = written.and_then(|()| {
-            self.out.flush().map_err(|e| {
-                let reason = if is_no_space(&e) { Reason::DiskFull } else { Reason::Internal };
-                BuildError::new(reason, format!("writing the output: {e}"))
-            })
-        });
-        drop(self.out);
+        let failed = |e: &io::Error| {
+            let reason = if is_no_space(e) { Reason::DiskFull } else { Reason::Internal };
+            BuildError::new(reason, format!("writing the output: {e}"))
+        };
+        let flushed = written.and_then(|()| self.flush().map_err(|e| failed(&e)));
+        match self.out {
+            Out::Here(out) => drop(out),
+            Out::There(out) => {
+                flushed?;
+                let Cancelable(file, _) = out.into_inner().map_err(|e| failed(e.error()))?;
+                return file.finish().map_err(|e| failed(&e));
+            }
+        }
         match (flushed, self.rename) {
             (Ok(()), Some((partial, path))) => {
                 std::fs::rename(&partial, &path).map_err(|e| cannot_write(&path, &e))
@@ -115,6 +155,7 @@ pub(super) async fn image(
     engine: &Arc<Engine>,
     packed: &Arc<Packed>,
     output: &Output,
+    epoch: Option<i64>,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
@@ -126,26 +167,60 @@ pub(super) async fn image(
     for layer in &packed.layers {
         layer.fetch(engine, cancel).await?;
     }
-    let (blobs, packed, output) = (Blobs(engine.store().clone()), Arc::clone(packed), output.clone());
-    let stop = cancel.clone();
-    let work = move || match &output {
-        Output::Oci { image, dest: Destination::Path(path), tar: false } => {
-            export::oci_layout_dir(path, &packed.documents, &image.names, &blobs).map_err(failed)
+    let about = super::response::of(packed, output, epoch);
+    let work = async {
+        let (image, dest) = match output {
+            Output::Oci { image, dest: Destination::Client(client), tar: false } => {
+                return to_store(engine, packed, image, client, cancel).await;
+            }
+            Output::Oci { image, dest, .. } | Output::Docker { image, dest } => (image.clone(), dest),
+            _ => return Err(BuildError::internal("not an image output")),
+        };
+        let (blobs, packed) = (Blobs(engine.store().clone()), Arc::clone(packed));
+        if let Output::Oci { dest: Destination::Path(path), tar: false, .. } = output {
+            let path = path.clone();
+            let write = move || export::oci_layout_dir(&path, &packed.documents, &image.names, &blobs);
+            let written = tokio::task::spawn_blocking(write).await.map_err(BuildError::internal)?;
+            return written.map_err(failed);
         }
-        Output::Oci { image, dest, .. } => {
-            let mut target = Target::open(dest, &stop)?;
-            let written = export::oci_layout_tar(&mut target.out, &packed.documents, &image.names, &blobs);
+        let Some(mut target) = Target::open(dest, &about, cancel).await? else { return Ok(()) };
+        let docker = matches!(output, Output::Docker { .. });
+        let write = move || {
+            let written = match docker {
+                true => export::docker_archive(&mut target, &packed.documents, &image.names, &blobs),
+                false => export::oci_layout_tar(&mut target, &packed.documents, &image.names, &blobs),
+            };
             target.finish(written.map_err(failed))
-        }
-        Output::Docker { image, dest } => {
-            let mut target = Target::open(dest, &stop)?;
-            let written = export::docker_archive(&mut target.out, &packed.documents, &image.names, &blobs);
-            target.finish(written.map_err(failed))
-        }
-        _ => Err(BuildError::internal("not an image output")),
+        };
+        tokio::task::spawn_blocking(write).await.map_err(BuildError::internal)?
     };
-    let work = async { tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)? };
     step.close(abortable(cancel, work).await)
+}
+
+/// Writes an image into the content store that a client has for its exports: what is named before what names it.
+async fn to_store(
+    engine: &Arc<Engine>,
+    packed: &Arc<Packed>,
+    image: &Image,
+    client: &Client,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    const STORE: &str = "export";
+    tracing::debug!("writing an image of {} names to a client's store", image.names.len());
+    for blob in &packed.blobs {
+        let layer = packed.layers.iter().find(|layer| layer.descriptor.digest == blob.digest);
+        let source = match layer {
+            Some(layer) => super::push::source(engine, layer, cancel),
+            None => super::push::stored(engine.store(), blob.digest),
+        };
+        client.receiver.blob(STORE, blob, &source).await?;
+    }
+    let of_platforms = packed.documents.joined.iter().map(|image| &image.manifest.1);
+    for document in of_platforms.chain([&packed.documents.manifest.1]) {
+        let source = super::push::stored(engine.store(), document.digest);
+        client.receiver.blob(STORE, document, &source).await?;
+    }
+    Ok(())
 }
 
 /// Writes the file system itself.
@@ -158,44 +233,86 @@ pub(super) async fn rootfs(
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let name = match output {
-        Output::Local(_) => "exporting to client directory",
+        Output::Local(..) => "exporting to client directory",
         _ => "exporting to client tarball",
+    };
+    let files = match output {
+        Output::Local(_, files) | Output::Tar(_, files) => files.clone(),
+        _ => return Err(BuildError::internal("not a file system output")),
     };
     let step = progress.step(name);
     let several = solved.len() > 1 || index;
+    let split = match output {
+        Output::Local(..) => files.platform_split.unwrap_or(several),
+        // As BuildKit: of several, a tar has a directory of each.
+        _ => several,
+    };
     // Several stand beside each other, as buildx names them.
     let name = |solved: &Solved| match solved.platform.to_string().replace('/', "_") {
-        name if several => name,
+        name if split => name,
         _ => String::new(),
     };
-    let mut roots = Vec::with_capacity(solved.len());
-    for solved in solved {
-        let snapshot = match &solved.lazy {
-            Some(lazy) => engine.realise(lazy, &Watch::silent(cancel)).await?,
-            None => solved.snapshot,
-        };
-        roots.push((name(solved), engine.mount(snapshot)?));
-    }
-    let (output, stop) = (output.clone(), cancel.clone());
-    let work = async move {
-        let work = move || match &output {
-            Output::Local(dest) => {
+    let work = async {
+        let (mut roots, mut held) = (Vec::with_capacity(solved.len()), Vec::new());
+        for solved in solved {
+            let snapshot = match &solved.lazy {
+                Some(lazy) => engine.realise(lazy, &Watch::silent(cancel)).await?,
+                None => solved.snapshot,
+            };
+            let root = engine.mount(snapshot)?;
+            let part = files.source.as_deref().map(|path| part(&root, path)).transpose()?;
+            roots.push((name(solved), part.unwrap_or(root.try_clone().map_err(BuildError::internal)?)));
+            held.push(root);
+        }
+        write(output, &files, roots, held, cancel).await
+    };
+    step.close(abortable(cancel, work).await)
+}
+
+/// A directory of a root file system; links in it lead nowhere else.
+fn part(root: &OwnedFd, path: &str) -> Result<OwnedFd, BuildError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let path_in = if path.trim_start_matches('/').is_empty() { "." } else { path.trim_start_matches('/') };
+    rustix::fs::openat2(root, path_in, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+        .map_err(|e| BuildError::new(Reason::RequestInvalid, format!("src={path}: {}", io::Error::from(e))))
+}
+
+async fn write(
+    output: &Output,
+    files: &Files,
+    roots: Vec<(String, OwnedFd)>,
+    held: Vec<OwnedFd>,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    match output {
+        Output::Local(Directory::Client(client), _) => {
+            let tree = Tree { roots, mtime: files.mtime, delete: files.delete, held };
+            client.receiver.tree(client.exporter, tree).await
+        }
+        Output::Local(Directory::Path(dest), _) => {
+            let dest = dest.clone();
+            let work = move || {
                 for (name, root) in &roots {
                     let dest = dest.join(name);
                     std::fs::create_dir_all(&dest).map_err(|e| cannot_write(&dest, &e))?;
                     export::rootfs_dir(root.as_fd(), &dest).map_err(failed)?;
                 }
+                drop(held);
                 Ok(())
-            }
-            Output::Tar(dest) => {
-                let mut target = Target::open(dest, &stop)?;
+            };
+            tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+        }
+        Output::Tar(dest, files) => {
+            let Some(mut target) = Target::open(dest, &BTreeMap::new(), cancel).await? else { return Ok(()) };
+            let mtime = files.mtime;
+            let work = move || {
                 let roots: Vec<_> = roots.iter().map(|(name, root)| (name.clone(), root.as_fd())).collect();
-                let written = export::rootfs_tar_of(&roots, &mut target.out);
+                let written = export::rootfs_tar_of(&roots, mtime, &mut target);
+                drop(held);
                 target.finish(written.map_err(failed))
-            }
-            _ => Err(BuildError::internal("not a file system output")),
-        };
-        tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
-    };
-    step.close(abortable(cancel, work).await)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+        }
+        _ => Err(BuildError::internal("not a file system output")),
+    }
 }

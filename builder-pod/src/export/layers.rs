@@ -6,6 +6,7 @@ use std::time::Instant;
 use futures::future::Either;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_handoff::CacheExport;
+use lapstrake_image::apply::decompress;
 use lapstrake_image::compress::{Compressor, Kind};
 use lapstrake_image::diff::{DiffOptions, write_changes, write_diff};
 use lapstrake_image::media;
@@ -110,6 +111,7 @@ pub(super) async fn make(
     cancel: &CancellationToken,
 ) -> Result<Vec<Layer>, BuildError> {
     let began = Instant::now();
+    let epoch = epoch.filter(|_| !image.keep_times);
     if let Some(layers) = still_elsewhere(solved, image, docker, epoch) {
         step.part("exporting layers", began.elapsed());
         return Ok(layers);
@@ -124,10 +126,18 @@ pub(super) async fn make(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (kind, level, userxattr) = (super::kind(image.compression), image.level, engine.userxattr());
     let wanted = Wanted { kind, level, userxattr, docker, epoch, threads };
+    let forced = image.force_compression;
     let bases = solved
         .base
         .iter()
-        .flat_map(|image| (0..base).map(move |at| from_base(engine, image, at, docker, cancel)));
+        .flat_map(|image| (0..base).map(move |at| from_base(engine, image, at, docker, cancel)))
+        .map(|layer| async move {
+            let layer = layer.await?;
+            match forced {
+                true => packed_anew(engine.store().clone(), layer, wanted).await,
+                false => Ok(layer),
+            }
+        });
     let jobs = snapshots.iter().skip(base).map(|snapshot| {
         let (store, snapshot) = (engine.store().clone(), snapshot.clone());
         async move {
@@ -157,7 +167,10 @@ fn still_elsewhere(solved: &Solved, image: &Image, docker: bool, epoch: Option<i
     for (at, layer) in lazy.layers.iter().enumerate() {
         let mut made = Layer::of_lazy(layer);
         match base.get(at) {
-            // A base image's layers stay as they came.
+            // A base image's layers stay as they came, unless that is not enough.
+            Some(_) if image.force_compression && media::kind_of(&layer.blob.media_type) != Some(kind) => {
+                return None;
+            }
             Some(blob) if blob.digest == layer.blob.digest => {}
             Some(_) => return None,
             None if media::kind_of(&layer.blob.media_type) == Some(kind) => {}
@@ -236,6 +249,31 @@ async fn from_base(
     }
     let descriptor = Descriptor::new(media::convert(&blob.media_type, docker), blob.digest, blob.size);
     Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None, place: None })
+}
+
+/// The same layer in the compression that is wanted: the tar stays what it is. Its blob must be in the store.
+async fn packed_anew(store: Store, layer: Layer, wanted: Wanted) -> Result<Layer, BuildError> {
+    if media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind) {
+        return Ok(layer);
+    }
+    let work = move || {
+        let packed = store.open_blob(&layer.descriptor.digest)?;
+        let mut tar = decompress(packed).map_err(|e| BuildError::internal(chain(&e)))?;
+        let mut to = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
+        std::io::copy(&mut tar, &mut to).map_err(|e| match is_no_space(&e) {
+            true => BuildError::new(lapstrake_handoff::Reason::DiskFull, chain(&e)),
+            false => BuildError::internal(chain(&e)),
+        })?;
+        let made = to.finish().map_err(|e| BuildError::internal(chain(&e)))?;
+        if made.diff_id != layer.diff_id {
+            let (found, said) = (made.diff_id, layer.diff_id);
+            return Err(BuildError::internal(format!("a layer holds {found}, its image says {said}")));
+        }
+        let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
+        let media_type = media::layer_media_type(wanted.kind, wanted.docker);
+        Ok(Layer { descriptor: Descriptor::new(media_type, digest, size), ..layer })
+    };
+    tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
 }
 
 /// Whether a blob is in the store, by its size: one that a power cut damaged is as a rule too short.

@@ -4,7 +4,9 @@ mod cache;
 mod files;
 mod layers;
 pub(crate) mod push;
+mod response;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +36,8 @@ pub(crate) struct Exported {
     pub(crate) size_bytes: u64,
     /// Its platforms, in the order asked for.
     pub(crate) platforms: Vec<OfPlatform>,
+    /// What BuildKit's clients are told of it.
+    pub(crate) response: BTreeMap<String, String>,
 }
 
 /// One platform's image.
@@ -90,12 +94,13 @@ impl Packed {
         Ok(Self { documents, blobs, layers, platforms })
     }
 
-    fn exported(&self) -> Exported {
+    fn exported(&self, output: &Output, epoch: Option<i64>) -> Exported {
         Exported {
             manifest: self.documents.manifest.1.clone(),
             config: self.documents.config.1.digest,
             size_bytes: self.blobs.iter().map(|blob| blob.size).sum(),
             platforms: self.platforms.clone(),
+            response: response::of(self, output, epoch),
         }
     }
 }
@@ -120,7 +125,7 @@ pub(crate) async fn export(
         let image = match output {
             Output::Push(image) | Output::Image(image) => image,
             Output::Oci { image, .. } | Output::Docker { image, .. } => image,
-            Output::Local(_) | Output::Tar(_) => {
+            Output::Local(..) | Output::Tar(..) => {
                 files::rootfs(engine, solved, options.index, output, progress, cancel).await?;
                 timings.export_ms += millis(began);
                 continue;
@@ -137,11 +142,11 @@ pub(crate) async fn export(
             }
             Output::Image(_) => {}
             _ => {
-                files::image(engine, &packed, output, progress, cancel).await?;
+                files::image(engine, &packed, output, options.source_date_epoch, progress, cancel).await?;
                 timings.export_ms += millis(began);
             }
         }
-        exported = Some(packed.exported());
+        exported = Some(packed.exported(output, options.source_date_epoch));
     }
     Ok((exported, timings))
 }
@@ -154,7 +159,7 @@ async fn pack(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Packed, BuildError> {
-    let docker = image.docker_media_types || is_docker_archive(options, image);
+    let docker = image.docker_media_types;
     let step = progress.step("exporting to image");
     let packed = async {
         let (mut images, mut layers) = (Vec::new(), Vec::new());
@@ -231,10 +236,6 @@ fn check(solved: &[Solved], options: &BuildOptions) -> Result<(), BuildError> {
         _ => return Ok(()),
     };
     Err(BuildError::new(Reason::RequestInvalid, problem))
-}
-
-fn is_docker_archive(options: &BuildOptions, image: &Image) -> bool {
-    options.outputs.iter().any(|o| matches!(o, Output::Docker { image: i, .. } if std::ptr::eq(i, image)))
 }
 
 /// Layers compress as the user asks.

@@ -32,21 +32,23 @@ pub(super) async fn push(
     let client = engine.images().client().with_cancel(cancel.clone());
     let mut done: Vec<String> = Vec::new();
     for name in &image.names {
+        let insecure = image.insecure.then(|| client.with_insecure(name.registry()));
+        let client = insecure.as_ref().unwrap_or(&client);
         let repository = name.name();
         if !done.contains(&repository) {
             let step = progress.step(&format!("pushing layers to {repository}"));
-            step.close(blobs(engine, &client, packed, name, bases, cancel).await)?;
+            step.close(blobs(engine, client, packed, name, bases, cancel).await)?;
             done.push(repository);
         }
         for image in &packed.documents.joined {
             let target = pinned(name, image.manifest.1.digest);
             let step = progress.step(&format!("pushing manifest for {target}"));
-            step.close(manifest(&client, &image.manifest, &target).await)?;
+            step.close(manifest(client, &image.manifest, &target).await)?;
         }
         let digest = packed.documents.manifest.1.digest;
         let target = if image.by_digest { pinned(name, digest) } else { name.clone() };
         let step = progress.step(&format!("pushing manifest for {target}"));
-        step.close(manifest(&client, &packed.documents.manifest, &target).await)?;
+        step.close(manifest(client, &packed.documents.manifest, &target).await)?;
     }
     Ok(())
 }

@@ -72,6 +72,33 @@ fn tools() -> &'static (PathBuf, PathBuf) {
     })
 }
 
+/// The path of `buildx`, as released: a client of its own, without a docker command. It keeps what it knows in the
+/// folder that `BUILDX_CONFIG` names; `DOCKER_CONFIG` must name one too.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn buildx() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    const MODULE: &str = "github.com/docker/buildx";
+    PROGRAM.get_or_init(|| {
+        let peers = cache().join("bench-peers");
+        fs::create_dir_all(&peers).expect("the folder for what is kept can be made");
+        let version = go("bench/peers", &["list", "-m", "-f", "{{.Version}}", MODULE]);
+        let flags = format!("-ldflags=-X {MODULE}/version.Version={version}");
+        let command = format!("{MODULE}/cmd/buildx");
+        go("bench/peers", &["build", "-o", &peers.to_string_lossy(), &flags, &command]);
+        peers.join("buildx")
+    })
+}
+
+/// The path of `buildctl`, as released.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn buildctl() -> PathBuf {
+    tools().0.join("buildctl")
+}
+
 /// A running buildkitd with a state of its own; it ends when dropped.
 #[derive(Debug)]
 pub struct Peer {
@@ -119,6 +146,11 @@ impl Peer {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(peer)
+    }
+
+    /// Where it serves: `unix://…`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// What it logged so far.

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 
 use super::walk::{Found, Visitor, walk};
-use crate::tar::{Entry, Kind, TarWriter};
+use crate::tar::{Entry, Kind, TarWriter, Time};
 use crate::{Error, Result, fsio};
 
 /// Writes everything below `root` as a plain tar file: sorted, with numeric owners, no whiteouts. Blocking.
@@ -15,21 +15,24 @@ use crate::{Error, Result, fsio};
 /// # Errors
 /// Of the file system and of the output.
 pub fn rootfs_tar(root: BorrowedFd<'_>, out: impl Write) -> Result<()> {
-    rootfs_tar_of(&[(String::new(), root)], out)
+    rootfs_tar_of(&[(String::new(), root)], None, out)
 }
 
-/// The same of several file systems, each below a directory of its name (none where that is empty).
+/// The same of several file systems, each below a directory of its name (none where that is empty). Everything has the
+/// time `mtime`, seconds since 1970, where that is given.
 ///
 /// # Errors
 /// Of the file systems and of the output.
-pub fn rootfs_tar_of(roots: &[(String, BorrowedFd<'_>)], out: impl Write) -> Result<()> {
-    let mut writer = Writer { tar: TarWriter::new(out), buffer: vec![0; BUFFER_BYTES], below: Vec::new() };
+pub fn rootfs_tar_of(roots: &[(String, BorrowedFd<'_>)], mtime: Option<i64>, out: impl Write) -> Result<()> {
+    let tar = TarWriter::new(out);
+    let mut writer = Writer { tar, buffer: vec![0; BUFFER_BYTES], below: Vec::new(), mtime };
     for (name, root) in roots {
         writer.below.clear();
         if !name.is_empty() {
             writer.below = format!("{name}/").into_bytes();
             let mut entry = Entry::new(writer.below.clone(), Kind::Dir);
             entry.mode = 0o755;
+            writer.date(&mut entry);
             writer.tar.start(&entry).map_err(Error::output)?;
         }
         walk(*root, &mut writer)?;
@@ -45,11 +48,13 @@ struct Writer<W> {
     buffer: Vec<u8>,
     /// What stands before every path.
     below: Vec<u8>,
+    mtime: Option<i64>,
 }
 
 impl<W: Write> Visitor for Writer<W> {
     fn enter(&mut self, found: &Found<'_>) -> Result<()> {
         let mut entry = describe(found)?;
+        self.date(&mut entry);
         entry.path.splice(0..0, self.below.iter().copied());
         if let Some(earlier) = found.earlier {
             entry.kind = Kind::Hardlink;
@@ -66,6 +71,12 @@ impl<W: Write> Visitor for Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
+    fn date(&self, entry: &mut Entry) {
+        if let Some(seconds) = self.mtime {
+            entry.mtime = Time { seconds, nanoseconds: 0 };
+        }
+    }
+
     /// Writes a file's data; holes are not read.
     fn contents(&mut self, found: &Found<'_>, file: &OwnedFd, size: u64) -> Result<()> {
         let fail = |e| Error::io("read", found.path, e);
