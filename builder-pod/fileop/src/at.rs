@@ -36,7 +36,7 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// `lstat`; `None` when there is no such name. The empty name is the directory itself.
-pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>, Errno> {
+pub fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>, Errno> {
     let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
     match rustix::fs::statat(dir, name, flags) {
         Ok(stat) => Ok(Some(stat)),
@@ -45,21 +45,23 @@ pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>, Err
     }
 }
 
-pub(crate) fn kind(stat: &Stat) -> FileType {
+/// What kind of file it is.
+pub fn kind(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
-pub(crate) fn is_dir(stat: &Stat) -> bool {
+/// Whether it is a directory.
+pub fn is_dir(stat: &Stat) -> bool {
     kind(stat) == FileType::Directory
 }
 
 /// Opens the directory `name`; the empty name is `dir` itself.
-pub(crate) fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+pub fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, if name.is_empty() { b"." } else { name }, DIRECTORY, Mode::empty())
 }
 
 /// Opens a path that is known to hold no symlink; fails with `ELOOP` when it does.
-pub(crate) fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+pub fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     if path.len() > PATH_BYTES_MAX {
         let at = path[..PATH_BYTES_MAX].iter().rposition(|&b| b == b'/').ok_or(Errno::NAMETOOLONG)?;
         let dir = beneath(root, &path[..at], DIRECTORY)?;
@@ -78,12 +80,12 @@ pub(crate) fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Resul
 }
 
 /// Opens the directory at a path that is known to hold no symlink.
-pub(crate) fn beneath_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub fn beneath_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     beneath(root, path, DIRECTORY)
 }
 
 /// The names in a directory, sorted.
-pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+pub fn list(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -96,7 +98,8 @@ pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(names)
 }
 
-pub(crate) fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
+/// What the symlink `name` says.
+pub fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
     rustix::fs::readlinkat(dir, name, Vec::new()).map(CString::into_bytes)
 }
 
@@ -132,7 +135,8 @@ fn timespec(ns: i128) -> Timespec {
     }
 }
 
-pub(crate) fn modified_ns(stat: &Stat) -> i128 {
+/// Time of the last write, in nanoseconds since 1970.
+pub fn modified_ns(stat: &Stat) -> i128 {
     i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec)
 }
 
@@ -151,12 +155,12 @@ fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 }
 
 /// Extended attributes: name and value.
-pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The extended attributes that belong to the content of a tree, sorted by name.
 ///
 /// Left out are those that a security module, the kernel's overlay or a network file system keeps for itself.
-pub(crate) fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Errno> {
+pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Errno> {
     let path = proc_path(dir, name);
     let names = match read_growing(|buf| rustix::fs::llistxattr(path.as_slice(), buf)) {
         Ok(names) => names,
@@ -175,7 +179,8 @@ pub(crate) fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Errno> 
     Ok(found)
 }
 
-fn xattr_is_content(key: &[u8]) -> bool {
+/// Whether [`xattrs`] lists an attribute of this name.
+pub fn xattr_is_content(key: &[u8]) -> bool {
     if key == b"security.capability" {
         return true;
     }
@@ -199,11 +204,7 @@ fn read_growing(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<
 }
 
 /// Sets extended attributes as far as the file system and our rights go.
-pub(crate) fn set_xattrs(
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    xattrs: &[(Vec<u8>, Vec<u8>)],
-) -> Result<(), Errno> {
+pub fn set_xattrs(dir: BorrowedFd<'_>, name: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Errno> {
     if xattrs.is_empty() {
         return Ok(());
     }
@@ -220,7 +221,7 @@ pub(crate) fn set_xattrs(
 }
 
 /// Removes `name` and all below it; a missing name is fine.
-pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+pub fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}

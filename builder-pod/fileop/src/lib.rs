@@ -10,7 +10,7 @@
 
 mod action;
 pub mod archive;
-mod at;
+pub mod at;
 mod checksum;
 mod copy;
 mod data;

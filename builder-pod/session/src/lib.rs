@@ -20,7 +20,6 @@ mod sessions;
 mod sink;
 mod tunnel;
 mod upload;
-mod wire;
 
 pub use agent::AgentConnection;
 pub use auth::{Credentials, Token, TokenRequest};

@@ -1,0 +1,148 @@
+//! Threads that write small files, whose contents are all there.
+//!
+//! Holds: what waits for them is bounded; the first error stops the transfer.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::disk::{self, Creator, Meta};
+use crate::error::Error;
+
+/// Threads of one transfer at most.
+const THREADS_MAX: usize = 4;
+/// Files, and bytes, that are handed over at once.
+const BATCH_FILES: usize = 32;
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches that wait.
+const QUEUE_BATCHES: usize = 4;
+
+/// A file to be written.
+pub(crate) struct Job {
+    pub(crate) dir: Arc<OwnedFd>,
+    pub(crate) name: Vec<u8>,
+    pub(crate) meta: Meta,
+    pub(crate) content: Content,
+    /// Whether something may have the name.
+    pub(crate) replace: bool,
+    /// Whether the directory passes its group or an ACL on.
+    pub(crate) inherits: bool,
+}
+
+/// The bytes of a small file, gathered.
+#[derive(Default)]
+pub(crate) enum Content {
+    #[default]
+    Empty,
+    /// As it came, which most are.
+    One(Bytes),
+    Many(Vec<u8>),
+}
+
+impl Content {
+    pub(crate) fn push(&mut self, chunk: Bytes) {
+        *self = match std::mem::take(self) {
+            Self::Empty => Self::One(chunk),
+            Self::One(first) => Self::Many([first.as_ref(), chunk.as_ref()].concat()),
+            Self::Many(mut all) => {
+                all.extend_from_slice(&chunk);
+                Self::Many(all)
+            }
+        }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::One(bytes) => bytes,
+            Self::Many(bytes) => bytes,
+        }
+    }
+}
+
+impl Job {
+    fn run(&self, creator: Creator) -> Result<(), Errno> {
+        let file = creator.create(self.dir.as_fd(), &self.name, &self.meta, self.replace)?;
+        disk::write_all(file.as_fd(), self.content.as_bytes())?;
+        creator.finish(file.as_fd(), &self.meta, self.inherits)
+    }
+}
+
+/// Where jobs are handed over. The threads end when it is dropped.
+pub(crate) struct Pool {
+    batches: SyncSender<Vec<Job>>,
+    batch: Vec<Job>,
+    bytes: usize,
+    failure: Arc<Mutex<Option<Error>>>,
+}
+
+impl Pool {
+    /// Starts the threads in `scope`.
+    pub(crate) fn start<'scope>(scope: &'scope std::thread::Scope<'scope, '_>, creator: Creator) -> Self {
+        let (batches, receiver) = sync_channel(QUEUE_BATCHES);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let failure = Arc::new(Mutex::new(None));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        for _ in 0..threads {
+            let (receiver, failure) = (Arc::clone(&receiver), Arc::clone(&failure));
+            scope.spawn(move || work(&receiver, &failure, creator));
+        }
+        Self { batches, batch: Vec::new(), bytes: 0, failure }
+    }
+
+    /// Hands a file over; waits while too many wait already.
+    pub(crate) fn push(&mut self, job: Job) -> Result<(), Error> {
+        self.bytes += job.content.as_bytes().len();
+        self.batch.push(job);
+        if self.batch.len() >= BATCH_FILES || self.bytes >= BATCH_BYTES {
+            return self.flush();
+        }
+        Ok(())
+    }
+
+    /// Hands over what was gathered.
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        if let Some(error) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        if !batch.is_empty() && self.batches.send(batch).is_err() {
+            return Err(Error::Io { action: "write", path: "file".to_owned(), errno: Errno::CANCELED });
+        }
+        Ok(())
+    }
+
+    /// What [`Pool::wait`] needs once the threads were told that no more comes.
+    pub(crate) fn close(mut self) -> Result<Closed, Error> {
+        self.flush()?;
+        Ok(Closed(Arc::clone(&self.failure)))
+    }
+}
+
+/// A pool that gets no more. Its threads have ended when their scope has.
+pub(crate) struct Closed(Arc<Mutex<Option<Error>>>);
+
+impl Closed {
+    /// Whether all was written. To be asked after the scope.
+    pub(crate) fn result(self) -> Result<(), Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+}
+
+fn work(receiver: &Mutex<Receiver<Vec<Job>>>, failure: &Mutex<Option<Error>>, creator: Creator) {
+    loop {
+        let batch = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(batch) = batch else { return };
+        for job in batch {
+            if let Err(errno) = job.run(creator) {
+                let path = String::from_utf8_lossy(&job.name).into_owned();
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(Error::Io { action: "write", path, errno });
+            }
+        }
+    }
+}
