@@ -91,6 +91,20 @@ pub fn buildx() -> &'static Path {
     })
 }
 
+/// The path of `llb`, which writes definitions of builds: `bench/peers/llb`.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn llb() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = cache().join("bench-peers/llb");
+        fs::create_dir_all(cache().join("bench-peers")).expect("the folder for what is kept can be made");
+        go("bench/peers", &["build", "-o", &program.to_string_lossy(), "./llb"]);
+        program
+    })
+}
+
 /// The path of `buildctl`, as released.
 ///
 /// # Panics
@@ -117,22 +131,45 @@ impl Peer {
     /// Where the programs can't be built, or it does not begin to serve.
     pub fn start(state: &Path, more: &str) -> io::Result<Self> {
         let (peers, runc) = tools();
+        let binary = format!("binary = \"{}\"\nnetworkMode = \"host\"\n", runc.display());
+        // It refuses to start when no runc is on its PATH, whatever its configuration says.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = runc.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+        let mut command = Command::new(peers.join("buildkitd"));
+        command.env("PATH", std::env::join_paths(folders).map_err(io::Error::other)?);
+        Self::serve(command, state, &binary, more)
+    }
+
+    /// Starts our daemon in its place, with the same configuration.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_ours(state: &Path, builder: &Path, more: &str) -> io::Result<Self> {
+        let mut command = Command::new(builder);
+        command.arg("serve");
+        Self::serve(command, state, "", more)
+    }
+
+    fn serve(mut command: Command, state: &Path, worker: &str, more: &str) -> io::Result<Self> {
         let dir = state.display();
         // The socket's path must be short.
         let address = format!("unix://{dir}/s");
         let config = format!(
             "root = \"{dir}/root\"\n[grpc]\naddress = [\"{address}\"]\n[otel]\nsocketPath = \"{dir}/o\"\n\
-             [worker.containerd]\nenabled = false\n[worker.oci]\nbinary = \"{runc}\"\nnetworkMode = \"host\"\n\
-             snapshotter = \"overlayfs\"\n{more}",
-            runc = runc.display(),
+             [worker.containerd]\nenabled = false\n[worker.oci]\n{worker}snapshotter = \"overlayfs\"\n",
+        );
+        // Keys of the whole file must come before its tables.
+        let (keys, tables) = more.split_at(
+            more.find('[')
+                .filter(|at| *at == 0)
+                .unwrap_or_else(|| more.find("\n[").map_or(more.len(), |at| at + 1)),
         );
         let file = state.join("buildkitd.toml");
-        fs::write(&file, config)?;
-        // It refuses to start when no runc is on its PATH, whatever its configuration says.
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = runc.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
-        let daemon = Command::new(peers.join("buildkitd"))
-            .env("PATH", std::env::join_paths(folders).map_err(io::Error::other)?)
+        fs::write(&file, format!("{keys}{config}{tables}"))?;
+        let daemon = command
             .arg("--config")
             .arg(&file)
             .stdout(Stdio::null())
@@ -141,7 +178,7 @@ impl Peer {
         let mut peer = Self { daemon, address, state: state.to_owned() };
         while !peer.control().args(["debug", "workers"]).output()?.status.success() {
             if let Some(status) = peer.daemon.try_wait()? {
-                panic!("buildkitd ended with {status}:\n{}", peer.log());
+                panic!("the daemon ended with {status}:\n{}", peer.log());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
