@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("builder-pod/image", &["oci", "sys", "store"]),
     ("builder-pod/fileop", &["sys", "oci"]),
     ("builder-pod/ssh", &[]),
+    ("builder-pod/daemon", &["registry", "sys"]),
     ("builder-pod/source", &["oci", "registry", "sys", "fileop"]),
     ("fuzz", &["dockerfile", "fileop", "llb", "oci"]),
     ("xtask", &["crds", "handoff", "dockerfile"]),

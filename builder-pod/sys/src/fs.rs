@@ -17,6 +17,16 @@ pub fn open_root(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).about("open", path)
 }
 
+/// A copy of the descriptor `number` that this program was started with; none where that is not open. From now on
+/// neither is passed on to programs that this one starts.
+pub fn inherited(number: i32) -> Option<OwnedFd> {
+    // SAFETY: the number is only used for the calls below, which refuse one that is not open (or -1, checked here);
+    // whoever owns the descriptor keeps it.
+    let descriptor = (number >= 0).then(|| unsafe { std::os::fd::BorrowedFd::borrow_raw(number) })?;
+    rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC).ok()?;
+    rustix::io::fcntl_dupfd_cloexec(descriptor, 0).ok()
+}
+
 /// Opens `path` as if `root` were `/`: symlinks and `..` never lead out of it.
 ///
 /// `mode` is of use with `O_CREAT` only. Mounts below the root are entered.
