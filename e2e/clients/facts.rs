@@ -47,6 +47,11 @@ impl Facts {
         self.all.is_empty()
     }
 
+    /// Shows all, a line each.
+    pub(crate) fn print(&self) {
+        self.all.iter().for_each(|(name, value)| println!("  {name}: {value}"));
+    }
+
     pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.all.insert(name.into(), value.into());
     }

@@ -42,6 +42,11 @@ pub(crate) fn index(facts: &mut Facts, name: &str, text: &[u8], blob: Blob<'_>) 
     let value: Value = serde_json::from_slice(text)?;
     facts.json(&format!("{name}/index"), &value);
     for (at, entry) in value["manifests"].as_array().into_iter().flatten().enumerate() {
+        // The index of a cache names layers too.
+        let media_type = entry["mediaType"].as_str().unwrap_or_default();
+        if !media_type.contains("manifest") && !media_type.contains("index") {
+            continue;
+        }
         let digest: Digest = entry["digest"].as_str().unwrap_or_default().parse()?;
         let bytes = blob(&digest).ok_or_else(|| format!("{name} lacks {digest}"))?;
         document(facts, &format!("{name}/{at}"), &bytes, blob)?;

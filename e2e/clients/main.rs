@@ -4,7 +4,8 @@
 //! is a few files and a script that calls `buildctl` or `buildx`; it is run once for each daemon, in a folder and a
 //! repository of its own. All that it leaves in `$OUT`, what it pushed, whether it failed, and the line of the error are
 //! compared (`facts.rs`). Each daemon has one state for all cases, as in daily use. Needs root, Go, Git and the package
-//! registries; `--theirs` runs the cases with buildkitd alone, which tests the cases.
+//! registries; `--theirs` runs the cases with buildkitd alone, which tests the cases; `--facts`
+//! prints then what is compared.
 #![allow(clippy::print_stdout, reason = "a test program prints how its tests went")]
 
 mod case;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         println!("\nrunning 0 tests\n\ntest result: ok. 0 passed; 0 failed");
         return ExitCode::SUCCESS;
     }
-    match Suite::new(has("--theirs")).and_then(|suite| suite.run(&cases, all)) {
+    match Suite::new(has("--theirs"), has("--facts")).and_then(|suite| suite.run(&cases, all)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -71,13 +72,14 @@ struct Suite {
     ours: Option<World>,
     theirs: World,
     start: u64,
+    shows: bool,
     _servers: Servers,
     _dir: lapstrake_testkit::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Suite {
-    fn new(theirs_alone: bool) -> Result<Self> {
+    fn new(theirs_alone: bool, shows: bool) -> Result<Self> {
         let user = Command::new("id").arg("-u").output()?.stdout;
         if user.trim_ascii() != b"0" {
             return Err("this suite needs root: steps are namespaces and overlays".into());
@@ -111,7 +113,7 @@ impl Suite {
         let ours = if theirs_alone { None } else { Some(world("o")?) };
         let theirs = world("t")?;
         let start = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-        Ok(Self { registry, ours, theirs, start, _servers: servers, _dir: dir, _runtime: runtime })
+        Ok(Self { registry, ours, theirs, start, shows, _servers: servers, _dir: dir, _runtime: runtime })
     }
 
     /// Runs and compares all; whether all are the same.
@@ -196,7 +198,12 @@ impl Suite {
             seen.push(facts);
             times.push(done.took);
         }
-        let [ours, theirs] = &seen[..] else { return Ok(times) };
+        let [ours, theirs] = &seen[..] else {
+            if self.shows {
+                seen.iter().for_each(Facts::print);
+            }
+            return Ok(times);
+        };
         let mut found = ours.differences(theirs);
         found.retain(|line| !case.known.iter().any(|(known, _)| line.starts_with(known.as_str())));
         match found.len() {

@@ -126,10 +126,10 @@ var builds = map[string]func() llb.State{
 	"exec-network-none": func() llb.State { return sh("ls /sys/class/net > /out/a", llb.Network(pb.NetMode_NONE)) },
 	"exec-network-host": func() llb.State { return sh("echo ok > /out/a", llb.Network(pb.NetMode_HOST)) },
 	"exec-insecure": func() llb.State {
-		return sh("mount -t tmpfs t /mnt && echo ok > /out/a", llb.Security(pb.SecurityMode_INSECURE))
+		return sh("mkdir /m && mount -t tmpfs t /m && umount /m && echo ok > /out/a", llb.Security(pb.SecurityMode_INSECURE))
 	},
-	"exec-sandboxed":   func() llb.State { return sh("mount -t tmpfs t /mnt 2>/dev/null || echo refused > /out/a") },
-	"exec-root-result": func() llb.State { return step("rm -rf /bin/[ /etc; echo x > /new").Root() },
+	"exec-sandboxed":   func() llb.State { return sh("mkdir /m; mount -t tmpfs t /m 2>/dev/null || echo refused > /out/a") },
+	"exec-root-result": func() llb.State { return step("rm -rf /bin/[ /etc/passwd /var; echo x > /new").Root() },
 	"exec-readonly-root": func() llb.State {
 		return sh("touch /x 2>/dev/null || echo refused > /out/a", llb.ReadonlyRootFS())
 	},
@@ -182,7 +182,7 @@ var builds = map[string]func() llb.State{
 	// Merge and diff.
 	"merge": func() llb.State { return llb.Merge([]llb.State{file("/a", "1"), file("/b", "2"), file("/a", "3")}) },
 	"merge-steps": func() llb.State {
-		return llb.Merge([]llb.State{busybox(), step("echo 1 > /one").Root(), step("rm -r /etc; echo 2 > /two").Root()})
+		return llb.Merge([]llb.State{busybox(), step("echo 1 > /one").Root(), step("rm -r /etc/passwd; echo 2 > /two").Root()})
 	},
 	"diff": func() llb.State {
 		lower := file("/a", "1")

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 pub(crate) mod caches;
 pub(crate) mod exporters;
+pub(crate) mod receiver;
 mod values;
 
 /// Attributes as requests have them.

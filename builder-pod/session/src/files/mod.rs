@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::metadata::MetadataOnly;
 use self::receive::{Task, WINDOW};
+pub use self::send::Outgoing;
 use self::stream::Packets;
 use self::wire::Packet;
 use crate::error::Error;
@@ -211,6 +212,24 @@ impl Session {
     pub async fn send_tree(
         self: &Arc<Self>,
         from: &Path,
+        exporter: usize,
+        headers: &[(String, String)],
+        progress: &mut (dyn FnMut(SyncProgress) + Send),
+        cancel: &CancellationToken,
+    ) -> Result<Sent, Error> {
+        let from = from.to_owned();
+        let from = tokio::task::spawn_blocking(move || Outgoing::of(&from));
+        let from = joined(from.await)?;
+        self.send_trees(from, exporter, headers, progress, cancel).await
+    }
+
+    /// Sends several directories as one.
+    ///
+    /// # Errors
+    /// As [`Self::send_tree`].
+    pub async fn send_trees(
+        self: &Arc<Self>,
+        from: Outgoing,
         exporter: usize,
         headers: &[(String, String)],
         progress: &mut (dyn FnMut(SyncProgress) + Send),

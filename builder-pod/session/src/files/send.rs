@@ -26,12 +26,28 @@ pub(super) const PACKETS_WAITING: usize = 32;
 /// Bytes of one packet, as other senders have them.
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// Paths of files that can be asked for, by their place in the listing.
-type Files = Arc<Mutex<HashMap<u32, Vec<u8>>>>;
+/// Files that can be asked for, by their place in the listing: the number of their root, and their path in it.
+type Files = Arc<Mutex<HashMap<u32, (usize, Vec<u8>)>>>;
 
-/// Sends `from`, until the receiver says that it has what it wants.
+/// Directories that are sent as one.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Each below a directory of its name, sorted by that; what has none is the destination itself, and then the only one.
+    pub roots: Vec<(String, OwnedFd)>,
+    /// The time that everything is said to have, seconds since 1970, in place of its own.
+    pub modified: Option<i64>,
+}
+
+impl Outgoing {
+    /// One directory as it is.
+    pub(super) fn of(from: &Path) -> Result<Self, Error> {
+        Ok(Self { roots: vec![(String::new(), open(from)?)], modified: None })
+    }
+}
+
+/// Sends directories, until the receiver says that it has what it wants.
 pub(super) async fn send(
-    from: &Path,
+    from: Outgoing,
     packets: mpsc::Sender<Packet>,
     incoming: &mut Packets,
     progress: &mut (dyn FnMut(SyncProgress) + Send),
@@ -41,15 +57,20 @@ pub(super) async fn send(
     let (watched, mut watching) = watch::channel(SyncProgress::default());
     // Each file is asked for at most once, so there are no more than there are files.
     let (wanted, asked) = mpsc::unbounded_channel();
-    let from = from.to_owned();
-    let root = tokio::task::spawn_blocking(move || open(&from));
-    let root = Arc::new(joined(root.await)?);
-    let walk =
-        Walk { packets: packets.clone(), files: Arc::clone(&files), next_id: 0, links: HashMap::new() };
-    let walked = Arc::clone(&root);
+    let roots = Arc::new(from.roots);
+    let walk = Walk {
+        packets: packets.clone(),
+        files: Arc::clone(&files),
+        next_id: 0,
+        links: HashMap::new(),
+        root: 0,
+        below: Vec::new(),
+        modified: from.modified,
+    };
+    let walked = Arc::clone(&roots);
     let walking = tokio::task::spawn_blocking(move || walk.run(&walked));
     let sender = packets.clone();
-    let sending = tokio::task::spawn_blocking(move || send_files(&root, asked, &sender, &watched));
+    let sending = tokio::task::spawn_blocking(move || send_files(&roots, asked, &sender, &watched));
     let listening = listen(incoming, &files, wanted);
     let work = async {
         let (walking, sending) = (async { joined(walking.await) }, async { joined(sending.await) });
@@ -85,7 +106,7 @@ fn io(action: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
 async fn listen(
     incoming: &mut Packets,
     files: &Files,
-    wanted: mpsc::UnboundedSender<(u32, Vec<u8>)>,
+    wanted: mpsc::UnboundedSender<(u32, (usize, Vec<u8>))>,
 ) -> Result<(), Error> {
     while let Some(packet) = incoming.next().await {
         let packet = packet?;
@@ -105,6 +126,13 @@ async fn listen(
     Err(closed())
 }
 
+/// A directory that no file system has: `drwxr-xr-x`.
+const DIRECTORY_MODE: u32 = 0o040_755;
+
+fn nanoseconds(seconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000)
+}
+
 /// Lists a directory in the order that receivers expect.
 struct Walk {
     packets: mpsc::Sender<Packet>,
@@ -112,15 +140,41 @@ struct Walk {
     next_id: u32,
     /// The first path of each file with several.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// The number of the root that is listed, and what stands before paths in it.
+    root: usize,
+    below: Vec<u8>,
+    modified: Option<i64>,
 }
 
 impl Walk {
-    fn run(mut self, root: &OwnedFd) -> Result<(), Error> {
-        self.below(root.as_fd(), b"", 0)?;
+    fn run(mut self, roots: &[(String, OwnedFd)]) -> Result<(), Error> {
+        for (number, (name, root)) in roots.iter().enumerate() {
+            (self.root, self.below) = (number, Vec::new());
+            // What is a hard link in one of them is a file of its own in another.
+            self.links.clear();
+            if !name.is_empty() {
+                self.below = format!("{name}/").into_bytes();
+                let stat = Stat {
+                    path: name.clone().into_bytes(),
+                    mode: mode::to_go(DIRECTORY_MODE),
+                    mod_time: self.modified.map_or(0, nanoseconds),
+                    ..Stat::default()
+                };
+                self.say(stat)?;
+            }
+            self.directory(root.as_fd(), b"", 0)?;
+        }
         self.packets.blocking_send(Packet::of(kind::STAT)).map_err(|_| closed())
     }
 
-    fn below(&mut self, dir: BorrowedFd<'_>, path: &[u8], depth: usize) -> Result<(), Error> {
+    /// Tells of an entry.
+    fn say(&mut self, stat: Stat) -> Result<(), Error> {
+        self.next_id = self.next_id.wrapping_add(1);
+        let packet = Packet { stat: Some(stat), ..Packet::of(kind::STAT) };
+        self.packets.blocking_send(packet).map_err(|_| closed())
+    }
+
+    fn directory(&mut self, dir: BorrowedFd<'_>, path: &[u8], depth: usize) -> Result<(), Error> {
         if depth > DEPTH_MAX {
             return Err(io("list", path)(Errno::NAMETOOLONG));
         }
@@ -130,14 +184,12 @@ impl Walk {
             let stat = self.describe(dir, &name, &here, &found)?;
             if mode::Kind::of(stat.mode) == mode::Kind::File {
                 let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-                files.insert(self.next_id, here.clone());
+                files.insert(self.next_id, (self.root, here.clone()));
             }
-            self.next_id = self.next_id.wrapping_add(1);
-            let packet = Packet { stat: Some(stat), ..Packet::of(kind::STAT) };
-            self.packets.blocking_send(packet).map_err(|_| closed())?;
+            self.say(stat)?;
             if at::is_dir(&found) {
                 let fd = at::open_dir(dir, &name).map_err(io("open", &here))?;
-                self.below(fd.as_fd(), &here, depth + 1)?;
+                self.directory(fd.as_fd(), &here, depth + 1)?;
             }
         }
         Ok(())
@@ -152,11 +204,14 @@ impl Walk {
     ) -> Result<Stat, Error> {
         let file_type = at::kind(found);
         let mut stat = Stat {
-            path: path.to_vec(),
+            path: [&self.below, path].concat(),
             mode: mode::to_go(found.st_mode),
             uid: found.st_uid,
             gid: found.st_gid,
-            mod_time: i64::try_from(at::modified_ns(found)).unwrap_or(0),
+            mod_time: match self.modified {
+                Some(seconds) => nanoseconds(seconds),
+                None => i64::try_from(at::modified_ns(found)).unwrap_or(0),
+            },
             ..Stat::default()
         };
         match file_type {
@@ -175,7 +230,7 @@ impl Walk {
                     let first =
                         self.links.entry((found.st_dev, found.st_ino)).or_insert_with(|| path.to_vec());
                     if first != path {
-                        stat.linkname.clone_from(first);
+                        stat.linkname = [&self.below, first.as_slice()].concat();
                         stat.size = 0;
                     }
                 }
@@ -189,14 +244,15 @@ impl Walk {
 
 /// Sends contents in the order in which they are asked for.
 fn send_files(
-    root: &OwnedFd,
-    mut asked: mpsc::UnboundedReceiver<(u32, Vec<u8>)>,
+    roots: &[(String, OwnedFd)],
+    mut asked: mpsc::UnboundedReceiver<(u32, (usize, Vec<u8>))>,
     packets: &mpsc::Sender<Packet>,
     progress: &watch::Sender<SyncProgress>,
 ) -> Result<Sent, Error> {
     let mut sent = Sent::default();
     let mut buffer = vec![0; CHUNK_BYTES];
-    while let Some((id, path)) = asked.blocking_recv() {
+    while let Some((id, (number, path))) = asked.blocking_recv() {
+        let Some((_, root)) = roots.get(number) else { return Err(closed()) };
         let file = match at::beneath(root.as_fd(), &path, OFlags::RDONLY) {
             // A socket, which is listed as an empty file.
             Err(Errno::NXIO) => None,
