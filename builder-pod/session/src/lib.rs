@@ -30,3 +30,10 @@ pub use session::{Session, method};
 pub use sessions::{Outbound, Sessions};
 pub use sink::FileSink;
 pub use tokio_util::sync::CancellationToken;
+
+#[cfg(test)]
+mod calls_tests;
+#[cfg(test)]
+mod sessions_tests;
+#[cfg(test)]
+mod testing;
