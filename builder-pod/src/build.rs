@@ -169,7 +169,7 @@ async fn run(
     let source_ms = millis(began);
 
     let began = Instant::now();
-    import::caches(engine, &options.cache_from, progress, cancel).await?;
+    import::caches(engine, &options.cache_from, options.client.as_ref(), progress, cancel).await?;
     let platforms = platforms::wanted(options);
     let multi = platforms.len() > 1 || options.index;
     let contexts = abortable(cancel, crate::named::offer(engine, &options.named, &options.reach)).await?;
@@ -217,7 +217,7 @@ async fn run(
     let (image, mut timings) = export::export(engine, &solved, options, progress, cancel).await?;
     timings.source_ms = source_ms;
     timings.solve_ms = solve_ms;
-    export::cache(engine, &solved, options, progress, cancel).await?;
+    drop(export::cache(engine, &solved, options, progress, cancel).await?);
     let Counts { steps, cached } = progress.counts();
     let names = options.outputs.iter().filter_map(|output| output.image()).flat_map(|image| &image.names);
     Ok(Built {

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lapstrake_oci::Descriptor;
+use lapstrake_oci::{Descriptor, Digest};
+use lapstrake_registry::BlobReader;
 
 use crate::error::BuildError;
 
@@ -41,6 +42,23 @@ pub(crate) trait Receiver: Debug + Send + Sync {
         blob: &Descriptor,
         source: &lapstrake_registry::BlobSource,
     ) -> Result<(), BuildError>;
+
+    /// Opens a blob of a content store of the client. Nobody has checked its bytes.
+    ///
+    /// # Errors
+    /// Where the client is gone, or has no such store.
+    async fn content(&self, store: &str, digest: Digest) -> Result<BlobReader, BuildError>;
+
+    /// The size of such a blob in bytes; `None` where there is none of this digest.
+    ///
+    /// # Errors
+    /// As of [`Self::content`].
+    async fn content_bytes(&self, store: &str, digest: Digest) -> Result<Option<u64>, BuildError>;
+}
+
+/// The content store that a client has for a directory with a cache.
+pub(crate) fn cache_store(dir: &str) -> String {
+    format!("local:{dir}")
 }
 
 /// A file on its way to a client. Writes block. Dropped without [`OutputFile::finish`], the client is told that the file

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::future::join_all;
 use lapstrake_cache::limits::DOCUMENT_BYTES_MAX;
@@ -9,9 +10,11 @@ use lapstrake_cache::manifest::{self, Kind};
 use lapstrake_cache::{Records, inline};
 use lapstrake_handoff::{CacheImport, Reason};
 use lapstrake_oci::{Descriptor, Digest, Document, Index, Manifest, Reference};
+use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::abortable;
+use crate::client::{Receiver, cache_store};
 use crate::engine::{Engine, Place};
 use crate::error::{Asked, BuildError};
 use crate::progress::Progress;
@@ -23,12 +26,13 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(crate) async fn caches(
     engine: &Engine,
     from: &[CacheImport],
+    client: Option<&Arc<dyn Receiver>>,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let reads = from.iter().map(|cache| async {
         let step = progress.step(&format!("importing cache manifest from {}", shown(cache)));
-        let read = abortable(cancel, read(engine, cache)).await;
+        let read = abortable(cancel, read(engine, cache, client)).await;
         step.close(read)
     });
     for (cache, read) in from.iter().zip(join_all(reads).await) {
@@ -54,9 +58,13 @@ fn damaged(error: impl std::fmt::Display) -> BuildError {
     BuildError::new(Reason::ImageNotFound, error.to_string())
 }
 
-async fn read(engine: &Engine, cache: &CacheImport) -> Result<Vec<(Records, Place)>, BuildError> {
-    match cache {
-        CacheImport::Registry { reference, insecure } => {
+async fn read(
+    engine: &Engine,
+    cache: &CacheImport,
+    client: Option<&Arc<dyn Receiver>>,
+) -> Result<Vec<(Records, Place)>, BuildError> {
+    match (cache, client) {
+        (CacheImport::Registry { reference, insecure }, _) => {
             let name: Reference = reference.parse().map_err(|e| damaged(format!("its name: {e}")))?;
             let client = engine.images().client();
             let client = if *insecure { client.with_insecure(name.registry()) } else { client.clone() };
@@ -64,7 +72,13 @@ async fn read(engine: &Engine, cache: &CacheImport) -> Result<Vec<(Records, Plac
             let document = document(&place, None).await?;
             found(&place, document).await
         }
-        CacheImport::Local { src, tag, digest } => {
+        (CacheImport::Local { src, digest, .. }, Some(client)) => {
+            let place = Place::Client { receiver: Arc::clone(client), store: cache_store(src) };
+            let digest = digest.as_deref().unwrap_or_default().parse().map_err(damaged)?;
+            let document = document(&place, Some(digest)).await?;
+            found(&place, document).await
+        }
+        (CacheImport::Local { src, tag, digest }, None) => {
             let place = Place::Directory(PathBuf::from(src));
             let digest = match digest {
                 Some(digest) => digest.parse().map_err(damaged)?,
@@ -103,7 +117,7 @@ async fn document(place: &Place, digest: Option<Digest>) -> Result<Document, Bui
             let fetched = client.manifest(&name).await.map_err(|e| BuildError::registry(&e, Asked::Pull))?;
             Document::parse(&fetched.bytes, &fetched.media_type).map_err(damaged)
         }
-        Place::Directory(_) => {
+        Place::Directory(_) | Place::Client { .. } => {
             let digest = digest.ok_or_else(|| BuildError::internal("a layout is read by digest"))?;
             Document::parse(&blob(place, &Descriptor::new("", digest, 0)).await?, "").map_err(damaged)
         }
@@ -129,6 +143,20 @@ async fn blob(place: &Place, descriptor: &Descriptor) -> Result<Vec<u8>, BuildEr
             let pulled = client.pull_blob_with(name, descriptor, take, &silent).await;
             pulled.map_err(|e| BuildError::registry(&e, Asked::Pull))?;
             Ok(bytes)
+        }
+        Place::Client { receiver, store } => {
+            let missing = || damaged(format!("{store} has no {}", descriptor.digest));
+            let size = receiver.content_bytes(store, descriptor.digest).await?.ok_or_else(missing)?;
+            if size > DOCUMENT_BYTES_MAX {
+                return Err(too_large(size));
+            }
+            let mut bytes = Vec::new();
+            let from = receiver.content(store, descriptor.digest).await?;
+            from.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).await.map_err(damaged)?;
+            match Digest::of(&bytes) == descriptor.digest {
+                true => Ok(bytes),
+                false => Err(damaged(format!("{} is not what its name says", descriptor.digest))),
+            }
         }
         Place::Directory(dir) => {
             let path = dir.join("blobs/sha256").join(descriptor.digest.hex());

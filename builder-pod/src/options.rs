@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::annotations::Annotations;
-use crate::client::Client;
+use crate::client::{Client, Receiver};
 use crate::named::Named;
 use lapstrake_oci::{Platform, Reference};
 
@@ -52,6 +52,8 @@ pub(crate) struct BuildOptions {
     pub(crate) warnings: Vec<String>,
     /// Caches of other builds, the first that knows a step wins.
     pub(crate) cache_from: Vec<lapstrake_handoff::CacheImport>,
+    /// Whose directories those caches are that have a path, in place of this machine's.
+    pub(crate) client: Option<std::sync::Arc<dyn Receiver>>,
     /// Caches that are written when the build succeeded.
     pub(crate) cache_to: Vec<lapstrake_handoff::CacheExport>,
     /// Where results go; none: the build is run for its cache.
@@ -248,6 +250,7 @@ impl BuildOptions {
             reach: crate::reach::Reach::default(),
             warnings: Vec::new(),
             cache_from: Vec::new(),
+            client: None,
             cache_to: Vec::new(),
             outputs: Vec::new(),
         }

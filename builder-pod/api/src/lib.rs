@@ -4,6 +4,8 @@
 //! Holds: field numbers and names are BuildKit's and containerd's own; nothing is renumbered or renamed.
 //! Never: knows what is done with a message.
 
+pub mod content;
+
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
 pub use bollard_buildkit_proto::google::rpc;
 pub use bollard_buildkit_proto::health;

@@ -55,7 +55,11 @@ impl BlobSource {
         })
     }
 
-    pub(crate) async fn open(&self, offset: u64) -> io::Result<BlobReader> {
+    /// Opens it at an offset in bytes.
+    ///
+    /// # Errors
+    /// Whatever keeps the blob from being read.
+    pub async fn open(&self, offset: u64) -> io::Result<BlobReader> {
         (self.0)(offset).await
     }
 }

@@ -145,7 +145,8 @@ impl Upload for Client {
         &self,
         request: Request<Streaming<upload::BytesMessage>>,
     ) -> Result<Response<Self::PullStream>, Status> {
-        let header = |name: &str| request.metadata().get(name).expect("header").to_str().expect("text").to_owned();
+        let header =
+            |name: &str| request.metadata().get(name).expect("header").to_str().expect("text").to_owned();
         if (header("urlhost"), header("urlpath")) != ("buildkit-session".to_owned(), "/context".to_owned()) {
             return Err(Status::not_found("no such upload"));
         }
@@ -221,7 +222,10 @@ async fn a_secret_is_its_bytes_or_none_up_to_the_limit() {
     let error = session.secret("large").await.expect_err("too large").to_string();
     assert_eq!(error, "secret large has 512001 bytes; at most 512000 are taken");
     let error = session.secret("broken").await.expect_err("broken");
-    assert_eq!((error.code(), error.to_string().as_str()), (Code::Internal, "get secret: the keyring is locked"));
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        (Code::Internal, "get secret: the keyring is locked")
+    );
 }
 
 #[tokio::test]
@@ -313,7 +317,10 @@ async fn a_client_that_wants_no_archive_says_why() {
             break error;
         }
     };
-    assert_eq!((error.code(), error.to_string().as_str()), (Code::AlreadyExists, "send file: target already exists"));
+    assert_eq!(
+        (error.code(), error.to_string().as_str()),
+        (Code::AlreadyExists, "send file: target already exists")
+    );
     let sink = client.session.send_file(1, &[]).await.expect("sink");
     assert_eq!(sink.finish().await.expect_err("refused").code(), Code::AlreadyExists);
 }

@@ -10,6 +10,7 @@
 
 mod agent;
 mod auth;
+mod content;
 mod error;
 mod files;
 mod header;

@@ -73,9 +73,9 @@ pub(crate) fn attach(sessions: &Sessions, id: &str, routes: Routes, methods: &[&
             }
         }
     };
-    let serve = tonic::transport::Server::builder()
-        .add_routes(routes)
-        .serve_with_incoming(futures::stream::iter([Ok::<_, std::io::Error>(far)]).chain(futures::stream::pending()));
+    let serve = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming(
+        futures::stream::iter([Ok::<_, std::io::Error>(far)]).chain(futures::stream::pending()),
+    );
     let until = gone.clone();
     tokio::spawn(async move {
         let all = async { tokio::join!(to_daemon, from_daemon, serve) };

@@ -12,6 +12,7 @@ use lapstrake_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Platfor
 use lapstrake_registry::Client;
 use lapstrake_solver::Step;
 use lapstrake_store::{LayerFacts, SnapshotId, Store, chain_id};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -280,6 +281,19 @@ impl Images {
                     })
                 };
                 writer = tokio::task::spawn_blocking(copy).await.map_err(BuildError::internal)??;
+            }
+            Place::Client { receiver, store } => {
+                let mut from = receiver.content(store, digest).await?;
+                let mut piece = vec![0; 256 << 10];
+                loop {
+                    let failed = |e: std::io::Error| {
+                        BuildError::new(Reason::ImageNotFound, format!("cache {store}: {e}"))
+                    };
+                    let read = cancel.run_until_cancelled(from.read(&mut piece)).await;
+                    let read = read.ok_or_else(BuildError::canceled)?.map_err(failed)?;
+                    let Some(bytes) = piece.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+                    writer.write_all(bytes).map_err(failed)?;
+                }
             }
         }
         let commit = move || writer.commit_with(Some(digest), lapstrake_store::Durability::Batched);

@@ -11,6 +11,7 @@ use lapstrake_solver::{CacheKey, Derivation};
 use lapstrake_store::{SnapshotId, chain_id};
 
 use super::Res;
+use crate::client::Receiver;
 
 /// Where the blobs of a cache are.
 #[derive(Debug, Clone)]
@@ -24,6 +25,13 @@ pub(crate) enum Place {
     },
     /// In an OCI layout.
     Directory(PathBuf),
+    /// In a content store of a client.
+    Client {
+        /// The client.
+        receiver: Arc<dyn Receiver>,
+        /// Its name for the store.
+        store: String,
+    },
 }
 
 impl std::fmt::Display for Place {
@@ -31,6 +39,7 @@ impl std::fmt::Display for Place {
         match self {
             Self::Registry { name, .. } => name.fmt(f),
             Self::Directory(path) => path.display().fmt(f),
+            Self::Client { store, .. } => f.write_str(store),
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{files, layers, push};
 use crate::build::{Solved, abortable};
+use crate::client::cache_store;
 use crate::engine::{CREATED, Engine, Res};
 use crate::error::{Asked, BuildError};
 use crate::options::{BuildOptions, Output};
@@ -26,14 +27,18 @@ use crate::progress::{Progress, Step};
 /// Blobs that are made or sent at the same time.
 const PARALLEL: usize = 4;
 
-/// Writes all caches that a build was asked for but those within images.
+/// What a client is told of a cache: its manifest, by which it finds it again.
+const MANIFEST: &str = "cache.manifest";
+
+/// Writes all caches that a build was asked for but those within images; what BuildKit's clients are told of them.
 pub(crate) async fn cache(
     engine: &Arc<Engine>,
     solved: &[Solved],
     options: &BuildOptions,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<(), BuildError> {
+) -> Result<BTreeMap<String, String>, BuildError> {
+    let mut answers = BTreeMap::new();
     for export in &options.cache_to {
         let name = match &export.to {
             CacheTarget::Inline => continue,
@@ -48,10 +53,15 @@ pub(crate) async fn cache(
                 step.failed(&error.to_string());
                 progress.text(&format!("warning: the cache was not written: {error}"));
             }
-            done => step.close(done)?,
+            done => {
+                if let Some(manifest) = step.close(done)? {
+                    let text = serde_json::to_string(&manifest).map_err(BuildError::internal)?;
+                    answers.insert(MANIFEST.to_owned(), text);
+                }
+            }
         }
     }
-    Ok(())
+    Ok(answers)
 }
 
 /// The records of a build: what leads to its results, with the results themselves.
@@ -162,7 +172,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn run(&self) -> Result<(), BuildError> {
+    /// The manifest of the cache, where there was something to write.
+    async fn run(&self) -> Result<Option<Descriptor>, BuildError> {
         let began = Instant::now();
         let form = Form { image_manifest: self.export.image_manifest, oci: self.export.oci_media_types };
         // A form that does not exist is told before anything is made.
@@ -170,7 +181,7 @@ impl Job<'_> {
         let (draft, made) = self.draft().await?;
         if !draft.has_results() {
             self.step.part("skipping cache export for empty result", began.elapsed());
-            return Ok(());
+            return Ok(None);
         }
         let (config, descriptors) = draft.finish();
         let config = serde_json::to_vec(&config).map_err(BuildError::internal)?;
@@ -190,6 +201,9 @@ impl Job<'_> {
                 })?;
                 self.push(&name, *insecure, &descriptors, &made, &config, &bytes, media_type).await?;
             }
+            CacheTarget::Local { dest, .. } if self.options.client.is_some() => {
+                self.send(&cache_store(dest), &descriptors, &made, &config, &bytes, &manifest).await?;
+            }
             CacheTarget::Local { dest, tag } => {
                 let tag = tag.clone().unwrap_or_else(|| "latest".to_owned());
                 self.write(PathBuf::from(dest), tag, descriptors, &made, config, &bytes, manifest.clone())
@@ -198,7 +212,7 @@ impl Job<'_> {
             CacheTarget::Inline => {}
         }
         self.step.part(&format!("writing cache manifest {}", manifest.digest), began.elapsed());
-        Ok(())
+        Ok(Some(manifest))
     }
 
     /// The records, their layers made, and the layers by digest.
@@ -356,6 +370,32 @@ impl Job<'_> {
         client.push_blob(name, &descriptor, &source, &[], &silent).await.map_err(|e| denied(&e))?;
         self.step.part(&format!("writing config {}", descriptor.digest), began.elapsed());
         client.push_manifest(name, media_type, manifest.to_vec()).await.map_err(|e| denied(&e))?;
+        Ok(())
+    }
+
+    /// Into a content store of the client, which writes the index of its directory itself.
+    async fn send(
+        &self,
+        store: &str,
+        descriptors: &[Descriptor],
+        made: &HashMap<Digest, layers::Layer>,
+        config: &[u8],
+        manifest: &[u8],
+        named: &Descriptor,
+    ) -> Result<(), BuildError> {
+        let Some(receiver) = &self.options.client else { return Ok(()) };
+        for layer in descriptors.iter().filter_map(|d| made.get(&d.digest)) {
+            let began = Instant::now();
+            let source = push::source(self.engine, layer, self.cancel);
+            receiver.blob(store, &layer.descriptor, &source).await?;
+            self.step.part(&format!("writing layer {}", layer.descriptor.digest), began.elapsed());
+        }
+        let config_descriptor = Descriptor::of(lapstrake_cache::doc::CONFIG_MEDIA_TYPE, config);
+        let documents = [(&config_descriptor, config), (named, manifest)];
+        for (descriptor, bytes) in documents {
+            let source = lapstrake_registry::BlobSource::bytes(bytes.to_vec());
+            receiver.blob(store, descriptor, &source).await?;
+        }
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lapstrake_oci::Descriptor;
-use lapstrake_registry::BlobSource;
+use lapstrake_oci::{Descriptor, Digest};
+use lapstrake_registry::{BlobReader, BlobSource};
 use lapstrake_session::{Error, FileSink, MULTI_PLATFORM, Outgoing, Session};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -71,8 +71,23 @@ impl Receiver for SessionReceiver {
         Ok(())
     }
 
-    async fn blob(&self, store: &str, _: &Descriptor, _: &BlobSource) -> Result<(), BuildError> {
-        Err(refused(format!("content store {store} of the client can't be written yet")))
+    async fn blob(&self, store: &str, blob: &Descriptor, source: &BlobSource) -> Result<(), BuildError> {
+        let from = source.open(0).await.map_err(|e| BuildError::internal(e.to_string()))?;
+        let digest = blob.digest.to_string();
+        let written = self.session.write_content(store, &digest, blob.size, from);
+        match self.cancel.run_until_cancelled(written).await {
+            Some(written) => written.map_err(|e| refused(e.to_string())),
+            None => Err(refused("canceled")),
+        }
+    }
+
+    async fn content(&self, store: &str, digest: Digest) -> Result<BlobReader, BuildError> {
+        let from = self.session.read_content(store, &digest.to_string(), 0);
+        from.map(|from| Box::pin(from) as BlobReader).map_err(|e| refused(e.to_string()))
+    }
+
+    async fn content_bytes(&self, store: &str, digest: Digest) -> Result<Option<u64>, BuildError> {
+        self.session.content_bytes(store, &digest.to_string()).await.map_err(|e| refused(e.to_string()))
     }
 }
 
