@@ -47,13 +47,22 @@ pub(crate) trait Receiver: Debug + Send + Sync {
     ///
     /// # Errors
     /// Where the client is gone, or has no such store.
-    async fn content(&self, store: &str, digest: Digest) -> Result<BlobReader, BuildError>;
+    async fn content(&self, store: &str, digest: Digest) -> Result<BlobReader, BuildError> {
+        Err(no_store(store, digest))
+    }
 
     /// The size of such a blob in bytes; `None` where there is none of this digest.
     ///
     /// # Errors
     /// As of [`Self::content`].
-    async fn content_bytes(&self, store: &str, digest: Digest) -> Result<Option<u64>, BuildError>;
+    async fn content_bytes(&self, store: &str, digest: Digest) -> Result<Option<u64>, BuildError> {
+        Err(no_store(store, digest))
+    }
+}
+
+fn no_store(store: &str, digest: Digest) -> BuildError {
+    let text = format!("{digest} is in {store} of the client, which lends no content");
+    BuildError::new(lapstrake_handoff::Reason::RequestInvalid, text)
 }
 
 /// The content store that a client has for a directory with a cache.

@@ -176,10 +176,15 @@ pub(super) async fn image(
             Output::Oci { image, dest, .. } | Output::Docker { image, dest } => (image.clone(), dest),
             _ => return Err(BuildError::internal("not an image output")),
         };
-        let (blobs, packed) = (Blobs(engine.store().clone()), Arc::clone(packed));
+        let blobs = Blobs(engine.store().clone());
+        let mut documents = packed.documents.clone();
+        if let Destination::Client(_) = dest {
+            // As BuildKit: readers that look for the newest image go by it.
+            super::response::date(&mut documents.manifest.1, epoch);
+        }
         if let Output::Oci { dest: Destination::Path(path), tar: false, .. } = output {
             let path = path.clone();
-            let write = move || export::oci_layout_dir(&path, &packed.documents, &image.names, &blobs);
+            let write = move || export::oci_layout_dir(&path, &documents, &image.names, &blobs);
             let written = tokio::task::spawn_blocking(write).await.map_err(BuildError::internal)?;
             return written.map_err(failed);
         }
@@ -187,8 +192,8 @@ pub(super) async fn image(
         let docker = matches!(output, Output::Docker { .. });
         let write = move || {
             let written = match docker {
-                true => export::docker_archive(&mut target, &packed.documents, &image.names, &blobs),
-                false => export::oci_layout_tar(&mut target, &packed.documents, &image.names, &blobs),
+                true => export::docker_archive(&mut target, &documents, &image.names, &blobs),
+                false => export::oci_layout_tar(&mut target, &documents, &image.names, &blobs),
             };
             target.finish(written.map_err(failed))
         };
@@ -264,9 +269,25 @@ pub(super) async fn rootfs(
             roots.push((name(solved), part.unwrap_or(root.try_clone().map_err(BuildError::internal)?)));
             held.push(root);
         }
+        if matches!(output, Output::Local(..)) && !split && roots.len() > 1 {
+            check_clash(&mut roots, solved).await?;
+        }
         write(output, &files, roots, held, cancel).await
     };
     step.close(abortable(cancel, work).await)
+}
+
+/// Refuses file systems that hold a file of one name, where they shall be one.
+async fn check_clash(roots: &mut Vec<(String, OwnedFd)>, solved: &[Solved]) -> Result<(), BuildError> {
+    let taken = std::mem::take(roots);
+    let work = move || (export::clash(taken.iter().map(|(_, root)| root.as_fd())), taken);
+    let (clash, back) = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?;
+    *roots = back;
+    let Some((path, first, second)) = clash.map_err(failed)? else { return Ok(()) };
+    let of = |at: usize| solved.get(at).map(|solved| solved.platform.to_string()).unwrap_or_default();
+    let (path, first, second) = (String::from_utf8_lossy(&path), of(first), of(second));
+    let text = format!("cannot overwrite {path} from {first} with {second} when split option is disabled");
+    Err(BuildError::new(Reason::RequestInvalid, text))
 }
 
 /// A directory of a root file system; links in it lead nowhere else.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lapstrake_oci::Reference;
+use lapstrake_oci::{Descriptor, Reference};
 
 use super::Packed;
 use crate::options::{Image, Output};
@@ -32,14 +32,19 @@ pub(super) fn of(packed: &Packed, output: &Output, epoch: Option<i64>) -> BTreeM
     if let Some(name) = name(image, archive, &descriptor.digest.to_string()) {
         answers.insert(NAME.to_owned(), name);
     }
-    if archive && !descriptor.annotations.contains_key(CREATED) {
-        let created = time::rfc3339(epoch.unwrap_or_else(time::now_seconds));
-        descriptor.annotations.insert(CREATED.to_owned(), created);
+    if archive {
+        date(&mut descriptor, epoch);
     }
     if let Ok(json) = serde_json::to_vec(&descriptor) {
         answers.insert(DESCRIPTOR.to_owned(), STANDARD.encode(json));
     }
     answers
+}
+
+/// Says when an archive was written, where nothing else is said.
+pub(super) fn date(descriptor: &mut Descriptor, epoch: Option<i64>) {
+    let created = || time::rfc3339(epoch.unwrap_or_else(time::now_seconds));
+    descriptor.annotations.entry(CREATED.to_owned()).or_insert_with(created);
 }
 
 /// All names, separated by commas: as they were given, or of an archive as they stand in it.

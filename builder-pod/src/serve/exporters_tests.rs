@@ -28,18 +28,6 @@ impl Receiver for Nobody {
     ) -> Result<(), BuildError> {
         Ok(())
     }
-
-    async fn content(
-        &self,
-        _: &str,
-        _: lapstrake_oci::Digest,
-    ) -> Result<lapstrake_registry::BlobReader, BuildError> {
-        Ok(Box::pin(tokio::io::empty()))
-    }
-
-    async fn content_bytes(&self, _: &str, _: lapstrake_oci::Digest) -> Result<Option<u64>, BuildError> {
-        Ok(None)
-    }
 }
 
 fn attributes(text: &str) -> Attributes {

@@ -14,6 +14,7 @@ pub use blobs::BlobSource;
 pub use layout::{oci_layout_artifact, oci_layout_dir};
 pub use rootfs_dir::rootfs_dir;
 pub use rootfs_tar::{rootfs_tar, rootfs_tar_of};
+pub use walk::clash;
 
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,35 @@ pub(super) trait Visitor {
     }
 }
 
+/// The first path that is a file, or anything but a directory, in two of these file systems, with their numbers. Blocking.
+///
+/// # Errors
+/// Of the file systems.
+pub fn clash<'a>(roots: impl IntoIterator<Item = BorrowedFd<'a>>) -> Result<Option<(Vec<u8>, usize, usize)>> {
+    struct Seen {
+        number: usize,
+        paths: HashMap<Vec<u8>, usize>,
+        clash: Option<(Vec<u8>, usize, usize)>,
+    }
+    impl Visitor for Seen {
+        fn enter(&mut self, found: &Found<'_>) -> Result<()> {
+            if found.kind == FileType::Directory || self.clash.is_some() {
+                return Ok(());
+            }
+            if let Some(first) = self.paths.insert(found.path.to_vec(), self.number) {
+                self.clash = Some((found.path.to_vec(), first, self.number));
+            }
+            Ok(())
+        }
+    }
+    let mut seen = Seen { number: 0, paths: HashMap::new(), clash: None };
+    for (number, root) in roots.into_iter().enumerate() {
+        seen.number = number;
+        walk(root, &mut seen)?;
+    }
+    Ok(seen.clash)
+}
+
 /// Tells `visitor` of everything below `root`, the root itself left out. Sockets and overlay's whiteouts
 /// (which the lowest layer of an image may have) are no part of a file system and left out too.
 pub(super) fn walk(root: BorrowedFd<'_>, visitor: &mut dyn Visitor) -> Result<()> {
