@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::error::BuildError;
-use crate::options::Context;
+use crate::lender::Lender;
+use crate::options::{Context, LentDir};
 use crate::reach::Reach;
 
 /// A download, packed or unpacked, is no longer than this.
@@ -26,7 +27,7 @@ const KEPT_DIRECTORIES: usize = 4;
 /// A context that is there.
 pub(crate) struct Acquired {
     /// Its directory.
-    pub(crate) local: Local,
+    pub(crate) files: Files,
     /// What it was resolved to: a commit, or a digest of the content.
     pub(crate) revision: Option<String>,
     /// The Dockerfile's name where the context is nothing but that file.
@@ -35,6 +36,61 @@ pub(crate) struct Acquired {
     pub(crate) facts: SourceFacts,
     /// When it was made, seconds since 1970: the commit, or the file that was downloaded.
     pub(crate) time: Option<i64>,
+}
+
+impl Acquired {
+    /// Files of which nothing more is known.
+    fn of(files: Files) -> Self {
+        Self { files, revision: None, only_dockerfile: None, facts: SourceFacts::default(), time: None }
+    }
+}
+
+/// The directory of a context.
+pub(crate) enum Files {
+    /// On this machine.
+    Here(Local),
+    /// At the client: what is used of it is brought here when it is used.
+    Lent(LentDir, Lender),
+}
+
+impl Files {
+    /// The directory, where it is on this machine.
+    pub(crate) fn here(&self) -> Option<&Local> {
+        match self {
+            Self::Here(local) => Some(local),
+            Self::Lent(..) => None,
+        }
+    }
+
+    /// A file as it is, ignored or not; `dockerfiles`: of the directory that Dockerfiles are in.
+    pub(crate) async fn read(
+        &self,
+        dockerfiles: bool,
+        path: &str,
+        bytes_max: u64,
+    ) -> Result<Option<Vec<u8>>, BuildError> {
+        match self {
+            Self::Here(local) => Ok(local.read(path, bytes_max)?),
+            Self::Lent(dir, lender) => {
+                let name = dir.dockerfiles.as_ref().filter(|_| dockerfiles).unwrap_or(&dir.name);
+                lender.read(Some(&dir.session), name, path, bytes_max).await
+            }
+        }
+    }
+
+    /// The patterns of the ignore file that goes with a Dockerfile.
+    pub(crate) async fn ignore_patterns(
+        &self,
+        dockerfile: &str,
+        bytes_max: u64,
+    ) -> Result<Vec<String>, BuildError> {
+        let own = self.read(true, &format!("{dockerfile}.dockerignore"), bytes_max).await?;
+        let content = match own {
+            Some(content) => Some(content),
+            None => self.read(false, ".dockerignore", bytes_max).await?,
+        };
+        Ok(content.map(|content| lapstrake_source::ignore_patterns(&content)).unwrap_or_default())
+    }
 }
 
 /// The same with what the build's secrets let in, where the source has no credentials of its own.
@@ -49,6 +105,12 @@ pub(crate) async fn acquire_with_secrets(
         Context::Git { url, .. } => engine.access(url, true).await?,
         Context::Http { url, .. } => engine.access(url, false).await?,
         Context::Directory(_) | Context::Inline(_) => None,
+        Context::Client(dir) => {
+            let none =
+                || BuildError::internal("a directory of a client is built from, and there is no client");
+            let lender = engine.lender().ok_or_else(none)?.clone();
+            return Ok(Acquired::of(Files::Lent(dir.clone(), lender)));
+        }
     };
     acquire(engine.store(), context, &Reach { access, ..reach.clone() }, ask).await
 }
@@ -61,15 +123,9 @@ pub(crate) async fn acquire(
     reach: &Reach,
     ask: bool,
 ) -> Result<Acquired, BuildError> {
-    let nothing = SourceFacts::default;
     match context {
-        Context::Directory(path) => Ok(Acquired {
-            local: Local::open(path)?,
-            revision: None,
-            only_dockerfile: None,
-            facts: nothing(),
-            time: None,
-        }),
+        Context::Directory(path) => Ok(Acquired::of(Files::Here(Local::open(path)?))),
+        Context::Client(_) => Err(BuildError::internal("a directory of a client is not fetched as a whole")),
         Context::Git { url, reference, commit, path, submodules, keep_git_dir } => {
             store.touch_side("git", "");
             let git = reach.git(store, url)?;
@@ -89,7 +145,7 @@ pub(crate) async fn acquire(
             let local = checkout(store, &git, url, &resolved, &options).await?;
             let facts = facts(&git, url, &resolved, reference, ask).await?;
             let (revision, time) = (Some(resolved.commit), facts.time);
-            Ok(Acquired { local, revision, only_dockerfile: None, facts, time })
+            Ok(Acquired { revision, facts, time, ..Acquired::of(Files::Here(local)) })
         }
         Context::Http { url, sha256, path } => {
             http(store, url, sha256.as_deref(), path.as_deref(), reach).await
@@ -105,7 +161,7 @@ pub(crate) async fn acquire(
                 place.finish(&dir)?;
             }
             let (local, revision) = (place.open()?, Some(key.to_string()));
-            Ok(Acquired { local, revision, only_dockerfile: None, facts: nothing(), time: None })
+            Ok(Acquired { revision, ..Acquired::of(Files::Here(local)) })
         }
     }
 }
@@ -249,11 +305,10 @@ async fn http(
         local = local.open_subdir(path)?;
     }
     Ok(Acquired {
-        local,
         revision: Some(found.digest.to_string()),
         only_dockerfile: found.only_dockerfile,
-        facts: SourceFacts::default(),
         time: found.time,
+        ..Acquired::of(Files::Here(local))
     })
 }
 

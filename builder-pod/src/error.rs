@@ -122,6 +122,18 @@ impl BuildError {
         &self.0.failure
     }
 
+    /// The text of the file that the failure is about, and where it is known the last of the lines.
+    pub(crate) fn source_text(&self) -> Option<(&str, Option<u32>)> {
+        match &self.0.shown {
+            Shown::Message => None,
+            Shown::Findings(findings) => Some((findings.source().text(), None)),
+            Shown::Step(excerpt) => {
+                let (text, last) = excerpt.whole();
+                Some((text, Some(last)))
+            }
+        }
+    }
+
     /// What a person at a terminal reads.
     pub(crate) fn render(&self, style: Style) -> String {
         let failure = &self.0.failure;

@@ -20,6 +20,8 @@ pub(crate) struct Excerpt {
     first: u32,
     lines: Vec<Line>,
     cut: bool,
+    /// The whole file, and the step's last line.
+    whole: (String, u32),
     /// The word that the failure is about.
     pointed: Option<Pointed>,
 }
@@ -51,6 +53,11 @@ impl Excerpt {
         Some(Self::from_text(text, at.first_line, at.last_line))
     }
 
+    /// The whole file, and the last line of the step.
+    pub(crate) fn whole(&self) -> (&str, u32) {
+        (&self.whole.0, self.whole.1)
+    }
+
     fn from_text(text: &str, first: u32, last: u32) -> Self {
         let shown_last = last.min(first.saturating_add(STEP_LINES_MAX - 1));
         let cut = shown_last < last;
@@ -72,7 +79,7 @@ impl Excerpt {
         }
         let empty = lines.iter().take_while(|l| !l.marked && l.text.is_empty()).count();
         lines.drain(..empty);
-        Self { first, lines, cut, pointed: None }
+        Self { first, lines, cut, whole: (text.to_owned(), last), pointed: None }
     }
 
     /// Underlines the word that `wanted` stands for in the step's lines: itself, or the same path in another

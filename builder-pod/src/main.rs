@@ -17,10 +17,12 @@ mod engine;
 mod error;
 mod excerpt;
 mod export;
+mod front;
 mod import;
 mod in_cluster;
 mod inputs;
 mod join;
+mod lender;
 mod manifest;
 mod named;
 mod naming;
@@ -54,6 +56,16 @@ fn main() -> ExitCode {
             Ok(sandbox) => {
                 prepare(&cli.log);
                 cli::build::main(args, &sandbox).into()
+            }
+            Err(error) => {
+                writeln!(std::io::stderr(), "error: steps can't run here: {error}").ok(); // nobody listens
+                lapstrake_handoff::Reason::SandboxUnavailable.class().exit_code().into()
+            }
+        },
+        Command::Serve(args) => match sandbox::enter(Mode::Auto) {
+            Ok(sandbox) => {
+                prepare(&cli.log);
+                serve::main(args, &sandbox)
             }
             Err(error) => {
                 writeln!(std::io::stderr(), "error: steps can't run here: {error}").ok(); // nobody listens

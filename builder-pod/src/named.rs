@@ -9,14 +9,18 @@ use std::sync::Arc;
 use lapstrake_dockerfile::NamedContext;
 use lapstrake_handoff::Reason;
 use lapstrake_oci::{Digest, Document, Index, Platform, Reference};
+use lapstrake_source::ignore_patterns;
 use lapstrake_store::{Durability, Store};
 
-use crate::context;
+use crate::context::{self, Files};
 use crate::engine::Engine;
 use crate::error::{BuildError, chain};
 use crate::options::Context;
 use crate::reach::Reach;
 
+/// Lists what a directory's readers do not see of it.
+const IGNORE: &str = ".dockerignore";
+const IGNORE_BYTES_MAX: u64 = 1 << 20;
 /// Documents of a layout are no longer than this.
 const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 
@@ -106,12 +110,26 @@ pub(crate) async fn offer(
                 let reach = reach.for_context(name);
                 let acquired = context::acquire_with_secrets(engine, from, &reach, false).await?;
                 known.times.extend(acquired.time.map(|time| (name.clone(), time)));
-                let rules = acquired.local.ignore_rules("Dockerfile");
-                let (_, rules) = rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;
-                // Beside the main context's name no other one has this prefix.
-                let key = format!("named/{name}");
-                engine.add_context(&key, Arc::new(acquired.local.with_ignore(rules)));
-                NamedContext::Local(key)
+                match acquired.files {
+                    Files::Here(local) => {
+                        let rules = local.ignore_rules("Dockerfile");
+                        let (_, rules) =
+                            rules.map_err(|e| BuildError::new(Reason::DockerfileInvalid, chain(&e)))?;
+                        // Beside the main context's name no other one has this prefix.
+                        let key = format!("named/{name}");
+                        engine.add_context(&key, Arc::new(local.with_ignore(rules)));
+                        NamedContext::Local(key)
+                    }
+                    Files::Lent(dir, lender) => {
+                        let ignored =
+                            lender.read(Some(&dir.session), &dir.name, IGNORE, IGNORE_BYTES_MAX).await?;
+                        NamedContext::Lent {
+                            name: dir.name,
+                            session: lender.id_or(&dir.session).to_owned(),
+                            exclude_patterns: ignored.map(|text| ignore_patterns(&text)).unwrap_or_default(),
+                        }
+                    }
+                }
             }
             Named::Layout { dir, image } => {
                 let (store, dir, image) = (engine.store().clone(), dir.clone(), image.clone());

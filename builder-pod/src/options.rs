@@ -100,8 +100,21 @@ pub(crate) enum Context {
         /// Directory in it.
         path: Option<String>,
     },
+    /// A directory of the client that asks for the build.
+    Client(LentDir),
     /// Files written out.
     Inline(BTreeMap<String, lapstrake_source::InlineFile>),
+}
+
+/// A directory that a client lends over its session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LentDir {
+    /// Its name.
+    pub(crate) name: String,
+    /// The session, where it is not the build's.
+    pub(crate) session: String,
+    /// The directory that the Dockerfile and its ignore file are in.
+    pub(crate) dockerfiles: Option<String>,
 }
 
 /// A result of a build.

@@ -20,3 +20,14 @@ pub use bollard_buildkit_proto::pb;
 
 /// Largest message, either way: what containerd and BuildKit allow.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+pub use bollard_buildkit_proto::google::protobuf::{Any, Timestamp};
+
+/// A time as messages have it. One before 1970 becomes 1970.
+pub fn timestamp(time: std::time::SystemTime) -> Timestamp {
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
+    }
+}

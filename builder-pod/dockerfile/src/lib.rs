@@ -82,7 +82,9 @@ pub use options::{
     Options, ResolveMode, Ulimit,
 };
 pub use parse::{Parsed, parse};
-pub use plan::{EpochSource, ImageKey, ImageRequest, Images, Plan, ResolvedImage, epoch_source, plan};
+pub use plan::{
+    EpochSource, ImageKey, ImageRequest, Images, Plan, ResolvedImage, epoch_source, is_built_in, plan,
+};
 pub use render::Style;
 pub use source::{Position, Source, Span};
 pub use subrequest::Subrequest;

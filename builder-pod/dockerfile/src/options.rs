@@ -201,6 +201,15 @@ pub enum NamedContext {
     Stage(String),
     /// A directory that the engine has under this name.
     Local(String),
+    /// A directory of a client.
+    Lent {
+        /// The client's name for it.
+        name: String,
+        /// The session that it belongs to.
+        session: String,
+        /// Its `.dockerignore`, line by line.
+        exclude_patterns: Vec<String>,
+    },
     /// The empty file system.
     Scratch,
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lapstrake_oci::{Digest, ImageConfig, Platform, Reference};
 
 pub(crate) use args::{GlobalArgs, GlobalDecl, build_arg, global as global_args, unused as unused_args};
-pub(crate) use stages::{Base, From, Stage, StageId, Stages, Step};
+pub(crate) use stages::{Base, From, LocalDir, Stage, StageId, Stages, Step};
 pub(crate) use triggers::{note as trigger_note, resolve as with_triggers};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -244,9 +244,7 @@ fn syntax(parsed: &Parsed, options: &Options) -> Option<Diagnostic> {
             return Some(Diagnostic::error("invalid-syntax", span, format!("syntax directive: {error}")));
         }
     };
-    let ours = image.registry() == "docker.io"
-        && matches!(image.repository(), "docker/dockerfile" | "docker/dockerfile-upstream");
-    if ours && image.tag().is_none_or(is_known_version) {
+    if is_ours(&image) {
         return None;
     }
     Some(
@@ -275,6 +273,17 @@ fn with_special_args(options: &Options) -> Options {
         options.cache_namespace = namespace.to_owned();
     }
     options
+}
+
+/// Whether a frontend image is the one that this library stands for: `docker/dockerfile` of version 1.
+pub fn is_built_in(image: &str) -> bool {
+    image.parse().is_ok_and(|image| is_ours(&image))
+}
+
+fn is_ours(image: &Reference) -> bool {
+    let ours = image.registry() == "docker.io"
+        && matches!(image.repository(), "docker/dockerfile" | "docker/dockerfile-upstream");
+    ours && image.tag().is_none_or(is_known_version)
 }
 
 /// Tags of the versions whose language is ours: `1`, `1.7`, `1.7.1`, `1-labs`, `latest`, `labs`, `master`.

@@ -18,6 +18,17 @@ pub struct IgnoreError {
 /// # Errors
 /// The first malformed pattern, with its line.
 pub fn parse_ignore(content: &[u8]) -> Result<Patterns, IgnoreError> {
+    let (lines, patterns) = lines_and_patterns(content);
+    Patterns::new(&patterns)
+        .map_err(|error| IgnoreError { line: lines.get(error.index).copied().unwrap_or(0), error })
+}
+
+/// The patterns of an ignore file as BuildKit passes them on, exceptions with their `!`.
+pub fn ignore_patterns(content: &[u8]) -> Vec<String> {
+    lines_and_patterns(content).1
+}
+
+fn lines_and_patterns(content: &[u8]) -> (Vec<usize>, Vec<String>) {
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let text = String::from_utf8_lossy(content);
     let mut lines = Vec::new();
@@ -41,8 +52,7 @@ pub fn parse_ignore(content: &[u8]) -> Result<Patterns, IgnoreError> {
         lines.push(at + 1);
         patterns.push(format!("{exception}{path}"));
     }
-    Patterns::new(&patterns)
-        .map_err(|error| IgnoreError { line: lines.get(error.index).copied().unwrap_or(0), error })
+    (lines, patterns)
 }
 
 #[cfg(test)]

@@ -25,6 +25,6 @@ pub use http::{
     Download, Fetched, Http, HttpContext, HttpRequest, http_date_seconds, place_file, unpack_context,
 };
 pub use identity::Identity;
-pub use ignore::{IgnoreError, parse_ignore};
+pub use ignore::{IgnoreError, ignore_patterns, parse_ignore};
 pub use inline::{InlineFile, check_inline, write_inline};
 pub use local::Local;

@@ -1,5 +1,6 @@
 //! A directory of the machine as a build context, read in place.
 
+use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Mutex;
@@ -18,6 +19,8 @@ const IGNORE_BYTES_MAX: u64 = 1 << 20;
 pub struct Local {
     root: OwnedFd,
     visible: Visible,
+    /// What keeps the directory as it is.
+    _lease: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// What of a context a build sees.
@@ -44,7 +47,7 @@ impl Local {
     /// # Errors
     /// When it is not there or not a directory.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { root: open_root(path)?, visible: Visible::default() })
+        Ok(Self { root: open_root(path)?, visible: Visible::default(), _lease: None })
     }
 
     /// Opens a directory below this one, wherever its symlinks lead inside; all of it is seen.
@@ -55,7 +58,14 @@ impl Local {
         Ok(Self {
             root: View::context(self.root.as_fd(), None).open_resolved_dir(path)?,
             visible: Visible::default(),
+            _lease: None,
         })
+    }
+
+    /// Holds `lease` for as long as it lives: what keeps others from changing the directory.
+    pub fn holding(mut self, lease: impl Any + Send + Sync) -> Self {
+        self._lease = Some(Box::new(lease));
+        self
     }
 
     /// Leaves out what `ignore` matches.

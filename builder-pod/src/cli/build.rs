@@ -334,6 +334,12 @@ fn context(text: &str) -> Result<Context, BuildError> {
     if Path::new(text).is_dir() {
         return Ok(Context::Directory(PathBuf::from(text)));
     }
+    let none = || usage(format!("{text} is no directory, Git URL, http address or ImageBuild manifest"));
+    remote_context(text)?.ok_or_else(none)
+}
+
+/// A context that an address names; none where it is no address.
+pub(crate) fn remote_context(text: &str) -> Result<Option<Context>, BuildError> {
     if let Some(git) = git_url(text)? {
         let reference = match (git.checksum, git.reference) {
             (Some(commit), _) => lapstrake_source::GitRef::Commit(commit),
@@ -341,19 +347,19 @@ fn context(text: &str) -> Result<Context, BuildError> {
             (None, None) => lapstrake_source::GitRef::Default,
         };
         let path = Some(git.subdir).filter(|p| !p.is_empty());
-        return Ok(Context::Git {
+        return Ok(Some(Context::Git {
             url: git.remote,
             reference,
             commit: None,
             path,
             submodules: git.submodules.unwrap_or(true),
             keep_git_dir: git.keep_git_dir.unwrap_or(false),
-        });
+        }));
     }
     if text.starts_with("http://") || text.starts_with("https://") {
-        return Ok(Context::Http { url: text.to_owned(), sha256: None, path: None });
+        return Ok(Some(Context::Http { url: text.to_owned(), sha256: None, path: None }));
     }
-    Err(usage(format!("{text} is no directory, Git URL, http address or ImageBuild manifest")))
+    Ok(None)
 }
 
 fn git_url(text: &str) -> Result<Option<lapstrake_source::GitUrl>, BuildError> {

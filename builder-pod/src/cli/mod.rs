@@ -67,6 +67,8 @@ pub(crate) enum Command {
     /// Remove what builds left in the state directory and nobody uses.
     #[command(after_help = EXIT_CODES)]
     Prune(du::PruneArgs),
+    /// Serve BuildKit's gRPC API, in place of buildkitd.
+    Serve(Box<crate::serve::Args>),
     /// Serve one request in a builder pod: what the operator starts.
     #[command(hide = true)]
     Pod(pod::Args),

@@ -58,6 +58,17 @@ impl Images {
         &self.client
     }
 
+    /// What a name was found to mean in this build.
+    pub(crate) fn known(&self, name: &str, platform: &Platform) -> Option<Arc<Resolved>> {
+        let key = (name.parse().ok()?, platform.clone());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key)?.get().cloned()
+    }
+
+    /// The config of an image as its registry has it.
+    pub(crate) fn config_bytes(&self, image: &Resolved) -> Result<Vec<u8>, BuildError> {
+        Ok(self.store.blob_bytes(&image.manifest.config.digest, DOCUMENT_BYTES_MAX)?)
+    }
+
     /// The image of a source operation.
     pub(crate) async fn resolve_text(
         &self,

@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::BuildError;
 use crate::inputs::{Inputs, StepInputs};
+use crate::lender::Lender;
 use crate::reach::Reach;
 
 use emulation::Emulators;
@@ -74,6 +75,8 @@ pub(crate) struct Engine {
     remote: Remote,
     turns: Arc<lazy::Turns>,
     contexts: Mutex<HashMap<String, Arc<Local>>>,
+    /// Who lends local sources that are no contexts of ours.
+    lender: OnceLock<Lender>,
     /// An empty directory: what a copy from `scratch` reads.
     nothing: PathBuf,
     /// Steps that run at the same time.
@@ -105,6 +108,7 @@ impl Engine {
             remote: Remote::default(),
             turns: Arc::default(),
             contexts: Mutex::default(),
+            lender: OnceLock::new(),
             nothing,
             slots: Arc::new(Semaphore::new(slots_default())),
             platform: native_platform(),
@@ -124,6 +128,7 @@ impl Engine {
             remote: self.remote.beside(),
             turns: Arc::clone(&self.turns),
             contexts: Mutex::default(),
+            lender: OnceLock::new(),
             nothing: self.nothing.clone(),
             slots: Arc::clone(&self.slots),
             platform: self.platform.clone(),
@@ -142,6 +147,23 @@ impl Engine {
     pub(crate) fn with_emulators(mut self, dir: Option<&std::path::Path>) -> Self {
         self.emulators = Arc::new(Emulators::new(dir));
         self
+    }
+
+    /// Platforms whose steps run here: this machine's, and those that an emulator is there for.
+    pub(crate) fn platforms(&self) -> Vec<Platform> {
+        vec![self.platform.clone()]
+    }
+
+    /// The snapshot of a result, fetched where it is in a cache of another build.
+    pub(crate) async fn snapshot_of(
+        &self,
+        tree: &crate::build::Tree,
+        cancel: &tokio_util::sync::CancellationToken,
+    ) -> Result<Option<SnapshotId>, BuildError> {
+        match (tree.snapshot, &tree.lazy) {
+            (None, Some(lazy)) => self.realise(lazy, &Watch::silent(cancel)).await,
+            (snapshot, _) => Ok(snapshot),
+        }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -192,10 +214,23 @@ impl Engine {
         self.contexts.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), context);
     }
 
+    /// Says who lends what the vertices ask a client for.
+    pub(crate) fn lent_by(&self, lender: Lender) {
+        self.lender.set(lender).ok(); // a build has one
+    }
+
+    /// The client of the build.
+    pub(crate) fn lender(&self) -> Option<&Lender> {
+        self.lender.get()
+    }
+
+    fn given_context(&self, name: &str) -> Option<Arc<Local>> {
+        self.contexts.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     fn context(&self, name: &str) -> Result<Arc<Local>, BuildError> {
-        let contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
         let unknown = || BuildError::internal(format!("no context named \"{name}\" was given to the build"));
-        contexts.get(name).cloned().ok_or_else(unknown)
+        self.given_context(name).ok_or_else(unknown)
     }
 
     /// Layer directories of a result that is a file system, topmost first.
@@ -250,6 +285,9 @@ impl Engine {
             ));
         }
         if let Some(name) = source.identifier.strip_prefix("local://") {
+            if let (None, Some(lender)) = (self.given_context(name), self.lender.get()) {
+                return Ok(Res::Context(Arc::new(lender.directory(&self.store, source, step).await?)));
+            }
             return Ok(Res::Context(self.context(name)?));
         }
         if outside::is_outside(source) {
@@ -282,7 +320,7 @@ pub(crate) fn native_platform() -> Platform {
 }
 
 /// The platform that an operation asks for; this machine's where it asks for none.
-fn platform_of(vertex: &Vertex, native: &Platform) -> Platform {
+pub(crate) fn platform_of(vertex: &Vertex, native: &Platform) -> Platform {
     match &vertex.platform {
         Some(p) if !p.os.is_empty() => Platform::new(&p.os, &p.architecture, Some(&p.variant)),
         _ => native.clone(),

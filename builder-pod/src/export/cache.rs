@@ -290,7 +290,7 @@ impl Job<'_> {
             }
         });
         let made: BTreeMap<SnapshotId, layers::Layer> =
-            stream::iter(jobs).buffer_unordered(PARALLEL).try_collect().await?;
+            stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect().await?;
         if !cache.is_variant() {
             self.remember(chains, &made)?;
         }
@@ -361,7 +361,7 @@ impl Job<'_> {
                 Ok::<_, BuildError>(())
             }
         });
-        stream::iter(pushes).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
+        stream::iter(pushes.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<Vec<_>>().await?;
         let began = Instant::now();
         let descriptor = Descriptor::of(lapstrake_cache::doc::CONFIG_MEDIA_TYPE, config);
         self.engine.store().put_blob(config)?;

@@ -147,7 +147,8 @@ pub(super) async fn make(
     });
     let jobs = bases.map(Either::Left).chain(jobs.map(Either::Right));
     let layers: Vec<Layer> =
-        abortable(cancel, stream::iter(jobs).buffered(LAYERS_PARALLEL).try_collect()).await?;
+        abortable(cancel, stream::iter(jobs.collect::<Vec<_>>()).buffered(LAYERS_PARALLEL).try_collect())
+            .await?;
     if !wanted.is_variant() {
         remember_chain(engine.store(), &snapshots, &layers, base)?;
     }

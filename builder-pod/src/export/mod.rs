@@ -4,7 +4,7 @@ mod cache;
 mod files;
 mod layers;
 pub(crate) mod push;
-mod response;
+pub(crate) mod response;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -81,7 +81,7 @@ async fn blobs(
             .await
             .map_err(|e| BuildError::registry(&e, Asked::Push))
     });
-    stream::iter(pushes).buffer_unordered(BLOBS_PARALLEL).try_collect::<Vec<_>>().await?;
+    stream::iter(pushes.collect::<Vec<_>>()).buffer_unordered(BLOBS_PARALLEL).try_collect::<Vec<_>>().await?;
     Ok(())
 }
 

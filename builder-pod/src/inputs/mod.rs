@@ -16,6 +16,7 @@ use lapstrake_handoff::{Allow, Certificates, Proxy, Request, StepNetwork};
 use lapstrake_run::StepCertificates;
 
 use crate::error::BuildError;
+use crate::lender::Lender;
 
 pub(crate) use mask::Masks;
 pub(crate) use ssh::Given as GivenAgent;
@@ -44,6 +45,8 @@ pub(crate) struct Inputs {
     pub(crate) devices: BTreeSet<String>,
     /// Directories of files that describe devices; the usual ones where there is none.
     pub(crate) device_dirs: Vec<PathBuf>,
+    /// The client, which has what is not here.
+    pub(crate) lender: Option<Lender>,
 }
 
 /// A secret, or a folder of them.
@@ -146,7 +149,10 @@ impl StepInputs {
 
     /// A secret's value, which from here on is masked; `None` where the build was not given it. Blocking.
     pub(crate) fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {
-        let value = secrets::read(&self.inputs.secrets, id)?;
+        let mut value = secrets::read(&self.inputs.secrets, id)?;
+        if let (None, Some(lender)) = (&value, &self.inputs.lender) {
+            value = tokio::runtime::Handle::current().block_on(lender.secret(id))?;
+        }
         if let Some(value) = &value {
             self.masks.learn(value);
         }

@@ -333,6 +333,11 @@ pub(crate) struct Step {
 }
 
 impl Step {
+    /// Its number.
+    pub(crate) fn id(&self) -> StepId {
+        self.id
+    }
+
     /// Shows that a part of it is done.
     pub(crate) fn part(&self, text: &str, took: Duration) {
         self.progress.state().renderer.event(self.id, &StepEvent::part(text, took, true));

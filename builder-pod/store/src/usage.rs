@@ -145,11 +145,12 @@ struct Side {
 }
 
 /// Groups whose members come and go as a whole. Others' files are theirs to remove.
-const SIDE_KINDS: [(&str, Kind); 4] = [
+const SIDE_KINDS: [(&str, Kind); 5] = [
     ("git", Kind::GitCheckout),
     ("checkouts", Kind::GitCheckout),
     ("http", Kind::Source),
     ("inline", Kind::Source),
+    ("local", Kind::Source),
 ];
 
 impl Store {

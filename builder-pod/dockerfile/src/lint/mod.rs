@@ -20,7 +20,7 @@ pub(crate) use file::check as check_file;
 pub(crate) use ignore::Ignored;
 pub use page::page;
 pub(crate) use practice::check as check_practice;
-pub use report::{Checked, check};
+pub use report::{Checked, ClientWarning, check};
 pub(crate) use rules::nearest;
 pub use rules::{RULES, Rule, rule};
 

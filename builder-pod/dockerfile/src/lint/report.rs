@@ -17,6 +17,21 @@ pub struct Checked {
     all: Diagnostics,
 }
 
+/// A finding of a rule, as clients of BuildKit get it while they build.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientWarning<'a> {
+    /// The rule.
+    pub rule: &'static str,
+    /// What it is about.
+    pub description: &'static str,
+    /// Where more is said about it; may be empty.
+    pub url: &'static str,
+    /// What it found.
+    pub detail: &'a str,
+    /// First and last line.
+    pub lines: (u32, u32),
+}
+
 impl Checked {
     /// Whether a build would fail: there is an error, or the file makes one of what rules find.
     pub fn failed(&self) -> bool {
@@ -41,20 +56,29 @@ impl Checked {
         out
     }
 
+    /// The warnings as clients of BuildKit get them while they build.
+    pub fn client_warnings(&self) -> impl Iterator<Item = ClientWarning<'_>> {
+        let of_rules = self.all.iter().filter_map(|finding| Some((finding, super::rule(finding.code)?)));
+        of_rules.map(|(finding, rule)| ClientWarning {
+            rule: rule.name,
+            description: rule.description,
+            url: rule.url,
+            detail: &finding.message,
+            lines: finding.lines.unwrap_or_else(|| lines(self, finding)),
+        })
+    }
+
     /// What clients of BuildKit show: warnings of rules, and the first error.
     pub fn to_client_json(&self) -> serde_json::Value {
         let source = self.findings.source();
         let range =
             |first: u32, last: u32| serde_json::json!([{"start": {"line": first}, "end": {"line": last}}]);
         let warnings: Vec<_> = self
-            .all
-            .iter()
-            .filter_map(|finding| Some((finding, super::rule(finding.code)?)))
-            .map(|(finding, rule)| {
-                let (first, last) = finding.lines.unwrap_or_else(|| lines(self, finding));
+            .client_warnings()
+            .map(|warning| {
                 serde_json::json!({
-                    "ruleName": rule.name, "description": rule.description, "url": rule.url,
-                    "detail": finding.message, "location": {"ranges": range(first, last)},
+                    "ruleName": warning.rule, "description": warning.description, "url": warning.url,
+                    "detail": warning.detail, "location": {"ranges": range(warning.lines.0, warning.lines.1)},
                 })
             })
             .collect();

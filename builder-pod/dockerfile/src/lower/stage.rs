@@ -18,7 +18,7 @@ use crate::lower::name::Counter;
 use crate::lower::path;
 use crate::lower::state::State;
 use crate::options::ResolveMode;
-use crate::plan::{Base, From, ImageKey, Images, Plan, Stage, StageId, Stages, Step, trigger_note};
+use crate::plan::{Base, From, ImageKey, Images, LocalDir, Plan, Stage, StageId, Stages, Step, trigger_note};
 use crate::source::Span;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -160,15 +160,15 @@ impl<'a> Lowering<'a> {
                 Ok(state)
             }
             Base::Image(reference) => self.base_image(stage, reference, counter),
-            Base::Context(name) => self.base_files(stage, name, counter),
+            Base::Context(dir) => self.base_files(stage, dir, counter),
         }
     }
 
     /// Files that a context names, as the file system of an image that says nothing. They are copied, so that what is
     /// built on them counts by what is in them.
-    fn base_files(&mut self, stage: &Stage, name: &str, counter: &mut Counter) -> Lower<State> {
+    fn base_files(&mut self, stage: &Stage, dir: &LocalDir, counter: &mut Counter) -> Lower<State> {
         let platform = self.plan.platform_of(stage);
-        let files = self.files(&From::Context(name.to_owned(), stage.image.span))?;
+        let files = self.files(&From::Context(dir.clone(), stage.image.span))?;
         let copy = pb::FileActionCopy {
             src: "/".to_owned(),
             dest: "/".to_owned(),
@@ -244,11 +244,16 @@ impl<'a> Lowering<'a> {
     pub(crate) fn files(&mut self, from: &From) -> Lower<Option<DraftOutput>> {
         match from {
             From::Default | From::Scratch => Ok(None),
-            From::Context(name, span) => {
-                let source = pb::SourceOp {
-                    identifier: format!("local://{name}"),
-                    attrs: [("local.sharedkeyhint".to_owned(), name.clone())].into_iter().collect(),
-                };
+            From::Context(dir, span) => {
+                let name = &dir.name;
+                let mut attrs = std::collections::BTreeMap::new();
+                attrs.insert("local.sharedkeyhint".to_owned(), name.clone());
+                attrs.extend(dir.session.iter().map(|id| ("local.session".to_owned(), id.clone())));
+                if !dir.exclude_patterns.is_empty() {
+                    let patterns = crate::go::json_list(&dir.exclude_patterns);
+                    attrs.insert("local.excludepatterns".to_owned(), patterns);
+                }
+                let source = pb::SourceOp { identifier: format!("local://{name}"), attrs };
                 let op = operation(pb::op::Op::Source(source), None);
                 let line = self.plan.source.line_of(span.start);
                 let metadata = named(&format!("[context {name}] load from client"));

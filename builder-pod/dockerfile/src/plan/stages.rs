@@ -55,8 +55,8 @@ pub(crate) enum Base {
     Scratch,
     Stage(StageId),
     Image(Reference),
-    /// A directory of the engine's.
-    Context(String),
+    /// A directory of the engine's, or a client's.
+    Context(LocalDir),
 }
 
 /// An instruction of a stage with what it copies from or mounts, in order.
@@ -69,6 +69,20 @@ pub(crate) struct Step {
     pub(crate) trigger: bool,
 }
 
+/// A directory that is no part of the main context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LocalDir {
+    pub(crate) name: String,
+    pub(crate) session: Option<String>,
+    pub(crate) exclude_patterns: Vec<String>,
+}
+
+impl LocalDir {
+    pub(crate) fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), session: None, exclude_patterns: Vec::new() }
+    }
+}
+
 /// Where files come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum From {
@@ -76,8 +90,8 @@ pub(crate) enum From {
     Default,
     Stage(StageId, Span),
     Image(Reference, Span),
-    /// A directory of the engine's.
-    Context(String, Span),
+    /// A directory of the engine's, or a client's.
+    Context(LocalDir, Span),
     Scratch,
 }
 
@@ -254,7 +268,15 @@ fn context(stages: &Stages, word: &Word, platform: &Platform) -> Found<Option<Fr
             let word = Word { text: reference.to_string(), span: word.span };
             Some(From::Image(self::reference(stages, &word)?, word.span))
         }
-        Some(NamedContext::Local(name)) => Some(From::Context(name.clone(), word.span)),
+        Some(NamedContext::Local(name)) => Some(From::Context(LocalDir::named(name), word.span)),
+        Some(NamedContext::Lent { name, session, exclude_patterns }) => {
+            let dir = LocalDir {
+                session: Some(session.clone()),
+                exclude_patterns: exclude_patterns.clone(),
+                ..LocalDir::named(name)
+            };
+            Some(From::Context(dir, word.span))
+        }
         Some(NamedContext::Stage(stage)) => match stages.by_name.get(&stage.to_lowercase()) {
             Some(stage) => Some(From::Stage(*stage, word.span)),
             None => {

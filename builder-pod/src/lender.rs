@@ -1,0 +1,200 @@
+//! What the client of a build lends to it over its session: directories, secrets, agents.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lapstrake_api::pb;
+use lapstrake_handoff::Reason;
+use lapstrake_oci::Digest;
+use lapstrake_session::{Session, Sessions, SyncRequest};
+use lapstrake_solver::Step;
+use lapstrake_source::Local;
+use lapstrake_store::Store;
+
+use crate::error::{BuildError, chain};
+
+/// A client opens its session while it asks for the build.
+const SESSION_WAIT: Duration = Duration::from_secs(5);
+/// Group of the directories of clients in the state directory.
+const GROUP: &str = "local";
+/// Attributes of local sources, as LLB has them.
+mod attr {
+    pub(super) const SESSION: &str = "local.session";
+    pub(super) const INCLUDE: &str = "local.includepattern";
+    pub(super) const EXCLUDE: &str = "local.excludepatterns";
+    pub(super) const FOLLOW: &str = "local.followpaths";
+    pub(super) const SHARED_KEY_HINT: &str = "local.sharedkeyhint";
+    pub(super) const DIFFER: &str = "local.differ";
+}
+
+/// The client of one build.
+#[derive(Clone)]
+pub(crate) struct Lender {
+    sessions: Sessions,
+    id: String,
+    dirs: Arc<Dirs>,
+}
+
+impl Lender {
+    /// The client whose session this is.
+    pub(crate) fn new(sessions: Sessions, id: &str, dirs: Arc<Dirs>) -> Self {
+        Self { sessions, id: id.to_owned(), dirs }
+    }
+
+    /// Its session, or another one that the build names.
+    pub(crate) async fn session(&self, id: Option<&str>) -> Result<Arc<Session>, BuildError> {
+        let id = self.id_or(id.unwrap_or_default());
+        self.sessions.get(id, SESSION_WAIT).await.map_err(|e| gone(&e))
+    }
+
+    /// The id of a session that the build names, or of its own.
+    pub(crate) fn id_or<'a>(&'a self, id: &'a str) -> &'a str {
+        if id.is_empty() { &self.id } else { id }
+    }
+
+    /// A file of a directory of the client; `None` where there is none.
+    pub(crate) async fn read(
+        &self,
+        session: Option<&str>,
+        dir: &str,
+        path: &str,
+        bytes_max: u64,
+    ) -> Result<Option<Vec<u8>>, BuildError> {
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let session = self.session(session).await?;
+        session.read_file(dir, path, bytes_max).await.map_err(|e| failed(&e))
+    }
+
+    /// A directory of the client as a source operation describes it, brought up to date. It stays as it is
+    /// as long as the answer is held.
+    pub(crate) async fn directory(
+        &self,
+        store: &Store,
+        source: &pb::SourceOp,
+        step: &Step,
+    ) -> Result<Local, BuildError> {
+        let attr = |name: &str| source.attrs.get(name).map(String::as_str).filter(|value| !value.is_empty());
+        let name = source.identifier.strip_prefix("local://").unwrap_or_default();
+        let session = self.session(attr(attr::SESSION)).await?;
+        let request = SyncRequest {
+            dir_name: name.to_owned(),
+            include: list(source, attr::INCLUDE)?,
+            exclude: list(source, attr::EXCLUDE)?,
+            follow_paths: list(source, attr::FOLLOW)?,
+            differ: match attr(attr::DIFFER) {
+                Some("none") => lapstrake_session::Differ::None,
+                _ => lapstrake_session::Differ::Metadata,
+            },
+            ..SyncRequest::default()
+        };
+        let hint = attr(attr::SHARED_KEY_HINT).unwrap_or_default();
+        let key = Digest::of(format!("{name}\0{hint}\0{}", session.shared_key()).as_bytes());
+        let lease = self.dirs.lease(store, &key.hex())?;
+        let label = format!("transferring {name}:");
+        let mut report = |progress: lapstrake_session::SyncProgress| step.status(&label, progress.bytes, 0);
+        let synced = session.sync(request, &lease.path, &mut report, &step.cancel).await;
+        let synced = synced
+            .map_err(|e| if step.cancel.is_cancelled() { BuildError::canceled() } else { failed(&e) })?;
+        step.status(&label, synced.bytes, synced.bytes);
+        Ok(Local::open(&lease.path)?.holding(lease))
+    }
+
+    /// A secret; `None` where the client has none of this id.
+    pub(crate) async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {
+        let session = self.session(None).await?;
+        if !session.serves(lapstrake_session::method::SECRET) {
+            return Ok(None);
+        }
+        session.secret(id).await.map_err(|e| failed(&e))
+    }
+
+    /// Whether the client has an agent of this id.
+    pub(crate) async fn has_agent(&self, id: &str) -> Result<bool, BuildError> {
+        let session = self.session(None).await?;
+        if !session.serves(lapstrake_session::method::FORWARD_AGENT) {
+            return Ok(false);
+        }
+        Ok(session.check_agent(id).await.is_ok())
+    }
+}
+
+impl std::fmt::Debug for Lender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lender").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A list as LLB has it: JSON.
+fn list(source: &pb::SourceOp, name: &str) -> Result<Vec<String>, BuildError> {
+    let Some(text) = source.attrs.get(name).filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };
+    serde_json::from_str(text).map_err(|e| {
+        let message = format!("{}: {name} is no list in JSON: {e}", source.identifier);
+        BuildError::new(Reason::RequestInvalid, message)
+    })
+}
+
+fn gone(error: &lapstrake_session::Error) -> BuildError {
+    BuildError::new(Reason::RequestInvalid, chain(error))
+}
+
+fn failed(error: &lapstrake_session::Error) -> BuildError {
+    let reason = if error.is_no_space() { Reason::DiskFull } else { Reason::SourceUnavailable };
+    BuildError::new(reason, chain(error))
+}
+
+/// Copies of clients' directories: each is brought up to date by the next build that asks for it, and none
+/// changes while a build reads it.
+#[derive(Default)]
+pub(crate) struct Dirs {
+    taken: Mutex<HashMap<String, Vec<bool>>>,
+}
+
+/// A directory that is ours until this is dropped.
+pub(crate) struct Lease {
+    dirs: Arc<Dirs>,
+    key: String,
+    number: usize,
+    path: PathBuf,
+}
+
+impl Dirs {
+    fn taken(&self) -> MutexGuard<'_, HashMap<String, Vec<bool>>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A directory of this key that nobody reads now, an old one before a new one.
+    fn lease(self: &Arc<Self>, store: &Store, key: &str) -> Result<Lease, BuildError> {
+        let number = {
+            let mut taken = self.taken();
+            let all = taken.entry(key.to_owned()).or_default();
+            let number = all.iter().position(|taken| !taken).unwrap_or(all.len());
+            match all.get_mut(number) {
+                Some(taken) => *taken = true,
+                None => all.push(true),
+            }
+            number
+        };
+        let name = format!("{key}-{number}");
+        let mut lease = Lease { dirs: Arc::clone(self), key: key.to_owned(), number, path: PathBuf::new() };
+        store.touch_side(GROUP, &name);
+        lease.path = store.side_dir(GROUP)?.join(&name);
+        std::fs::create_dir_all(&lease.path)
+            .map_err(|e| BuildError::internal(format!("{}: {e}", lease.path.display())))?;
+        Ok(lease)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut taken = self.dirs.taken();
+        let Some(all) = taken.get_mut(&self.key) else { return };
+        if let Some(taken) = all.get_mut(self.number) {
+            *taken = false;
+        }
+        if all.iter().all(|taken| !taken) {
+            taken.remove(&self.key);
+        }
+    }
+}

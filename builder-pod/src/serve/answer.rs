@@ -1,0 +1,247 @@
+//! What a frontend makes of a request: results, not all of them worked out yet, and what is said about them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use lapstrake_api::{frontend, pb};
+use lapstrake_llb::Graph;
+use lapstrake_oci::Platform;
+use tokio::sync::OnceCell;
+
+use super::job::Job;
+use crate::build::Tree;
+use crate::error::BuildError;
+use crate::platforms::{self, Target};
+
+/// Key of an image's config among what is said about a result; of one of several with `/` and its platform's id.
+pub(crate) const CONFIG: &str = "containerimage.config";
+/// Key of the list of platforms.
+pub(crate) const PLATFORMS: &str = "refs.platforms";
+
+/// A result: what makes it, and once it was needed, the file system.
+pub(crate) struct Ref {
+    /// Its name in the build.
+    pub(crate) id: String,
+    /// What makes it.
+    pub(crate) definition: pb::Definition,
+    graph: Arc<Graph>,
+    tree: OnceCell<Tree>,
+}
+
+impl Ref {
+    /// The result of a definition; nothing is worked out.
+    ///
+    /// # Errors
+    /// It is not a graph.
+    pub(crate) fn new(definition: pb::Definition) -> Result<Arc<Self>, BuildError> {
+        let invalid = |e: lapstrake_llb::GraphError| {
+            BuildError::new(lapstrake_handoff::Reason::RequestInvalid, crate::error::chain(&e))
+        };
+        let graph = Arc::new(Graph::decode(&definition).map_err(invalid)?);
+        Ok(Arc::new(Self { id: super::id(), definition, graph, tree: OnceCell::new() }))
+    }
+
+    /// What makes it, decoded.
+    pub(crate) fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// The file system.
+    pub(crate) async fn tree(&self, job: &Job) -> Result<&Tree, BuildError> {
+        self.tree
+            .get_or_try_init(|| async {
+                let platform = crate::engine::native_platform();
+                let target = Target { platform, graph: Arc::clone(&self.graph) };
+                let trees = platforms::solve(&job.engine, &[target], &job.progress, &job.cancel).await?;
+                trees.into_iter().next().ok_or_else(|| BuildError::internal("a graph had no result"))
+            })
+            .await
+    }
+}
+
+/// The results of a request.
+#[derive(Clone)]
+pub(crate) enum Refs {
+    /// One, or the empty file system.
+    One(Option<Arc<Ref>>),
+    /// Several by their keys, platforms as a rule.
+    Many(BTreeMap<String, Option<Arc<Ref>>>),
+}
+
+/// What a frontend made of a request.
+#[derive(Clone)]
+pub(crate) struct Answer {
+    pub(crate) refs: Refs,
+    /// What is said about them: configs of images, answers to questions.
+    pub(crate) metadata: HashMap<String, Vec<u8>>,
+}
+
+/// A result with the platform that it is for and its place in the answer.
+pub(crate) struct Of {
+    /// Its key where there are several.
+    pub(crate) key: Option<String>,
+    /// The platform that it is for.
+    pub(crate) platform: Platform,
+    /// The result; none is the empty file system.
+    pub(crate) result: Option<Arc<Ref>>,
+}
+
+/// The list of platforms as clients write it.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct PlatformList {
+    platforms: Vec<PlatformEntry>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct PlatformEntry {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Platform")]
+    platform: OciPlatform,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct OciPlatform {
+    architecture: String,
+    os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    variant: Option<String>,
+}
+
+/// The list of these platforms, for an answer's metadata.
+pub(crate) fn platform_list(platforms: &[Platform]) -> Vec<u8> {
+    let entry = |platform: &Platform| PlatformEntry {
+        id: platform.to_string(),
+        platform: OciPlatform {
+            architecture: platform.architecture.clone(),
+            os: platform.os.clone(),
+            variant: platform.variant.clone(),
+        },
+    };
+    let list = PlatformList { platforms: platforms.iter().map(entry).collect() };
+    serde_json::to_vec(&list).unwrap_or_default()
+}
+
+impl Answer {
+    /// One result about which nothing is said.
+    pub(crate) fn one(result: Option<Arc<Ref>>) -> Self {
+        Self { refs: Refs::One(result), metadata: HashMap::new() }
+    }
+
+    /// All results in the order of the platforms.
+    ///
+    /// # Errors
+    /// What is said about platforms can't be read, or names a result that is not there.
+    pub(crate) fn all(&self) -> Result<Vec<Of>, BuildError> {
+        let wrong = |why: String| BuildError::new(lapstrake_handoff::Reason::RequestInvalid, why);
+        let list: Option<PlatformList> = match self.metadata.get(PLATFORMS) {
+            Some(text) => {
+                Some(serde_json::from_slice(text).map_err(|e| wrong(format!("the list of platforms: {e}")))?)
+            }
+            None => None,
+        };
+        let platform = |entry: &PlatformEntry| {
+            Platform::new(&entry.platform.os, &entry.platform.architecture, entry.platform.variant.as_deref())
+        };
+        match (&self.refs, list) {
+            (Refs::One(result), list) => {
+                let only = list.as_ref().and_then(|list| list.platforms.first()).map(platform);
+                let of_config = || self.config(None).ok().flatten().map(|config| config.platform());
+                let platform = only.or_else(of_config).unwrap_or_else(crate::engine::native_platform);
+                Ok(vec![Of { key: None, platform, result: result.clone() }])
+            }
+            (Refs::Many(refs), Some(list)) => {
+                let of = |entry: &PlatformEntry| {
+                    let none = || wrong(format!("there is no result for platform {}", entry.id));
+                    let result = refs.get(&entry.id).ok_or_else(none)?.clone();
+                    Ok(Of { key: Some(entry.id.clone()), platform: platform(entry), result })
+                };
+                list.platforms.iter().map(of).collect()
+            }
+            (Refs::Many(refs), None) if refs.is_empty() => {
+                Ok(vec![Of { key: None, platform: crate::engine::native_platform(), result: None }])
+            }
+            (Refs::Many(refs), None) => {
+                let of = |(key, result): (&String, &Option<Arc<Ref>>)| {
+                    let parsed = key.parse::<Platform>();
+                    let platform =
+                        parsed.map_err(|e| wrong(format!("result {key} is for no platform: {e}")))?;
+                    Ok(Of { key: Some(key.clone()), platform, result: result.clone() })
+                };
+                refs.iter().map(of).collect()
+            }
+        }
+    }
+
+    /// The config of an image, if the frontend made one.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub(crate) fn config(&self, key: Option<&str>) -> Result<Option<lapstrake_oci::ImageConfig>, BuildError> {
+        let own = key.and_then(|key| self.metadata.get(&format!("{CONFIG}/{key}")));
+        let Some(text) = own.or_else(|| self.metadata.get(CONFIG)) else { return Ok(None) };
+        let wrong = |e: serde_json::Error| {
+            let message = format!("the image config that the frontend returned can't be read: {e}");
+            BuildError::new(lapstrake_handoff::Reason::RequestInvalid, message)
+        };
+        serde_json::from_slice(text).map(Some).map_err(wrong)
+    }
+
+    /// As a message; its results stay known to the build.
+    pub(crate) fn to_message(&self, job: &Job) -> frontend::Result {
+        let message = |result: &Option<Arc<Ref>>| match result {
+            Some(result) => {
+                job.keep(result);
+                frontend::Ref { id: result.id.clone(), def: Some(result.definition.clone()) }
+            }
+            None => frontend::Ref::default(),
+        };
+        let result = match &self.refs {
+            Refs::One(result) => frontend::result::Result::Ref(message(result)),
+            Refs::Many(refs) => {
+                let refs = refs.iter().map(|(key, result)| (key.clone(), message(result))).collect();
+                frontend::result::Result::Refs(frontend::RefMap { refs })
+            }
+        };
+        frontend::Result {
+            metadata: self.metadata.clone(),
+            attestations: HashMap::new(),
+            result: Some(result),
+        }
+    }
+
+    /// From a message, whose results the build knows by their ids or has to work out.
+    pub(crate) fn from_message(job: &Job, message: frontend::Result) -> Result<Self, tonic::Status> {
+        use frontend::result::Result as R;
+        let by_id = |id: &str| match id {
+            "" => Ok(None),
+            id => job.kept(id).map(Some),
+        };
+        let of = |reference: &frontend::Ref| match (&reference.def, reference.id.as_str()) {
+            (Some(definition), "") if !definition.def.is_empty() => {
+                Ref::new(definition.clone()).map(Some).map_err(|e| super::errors::status(&e))
+            }
+            (_, id) => by_id(id),
+        };
+        let refs =
+            match message.result {
+                None => Refs::One(None),
+                Some(R::RefDeprecated(id)) => Refs::One(by_id(&id)?),
+                Some(R::Ref(reference)) => Refs::One(of(&reference)?),
+                Some(R::RefsDeprecated(map)) => Refs::Many(
+                    map.refs
+                        .iter()
+                        .map(|(key, id)| Ok((key.clone(), by_id(id)?)))
+                        .collect::<Result<_, tonic::Status>>()?,
+                ),
+                Some(R::Refs(map)) => Refs::Many(
+                    map.refs
+                        .iter()
+                        .map(|(key, one)| Ok((key.clone(), of(one)?)))
+                        .collect::<Result<_, tonic::Status>>()?,
+                ),
+            };
+        Ok(Self { refs, metadata: message.metadata })
+    }
+}

@@ -1,0 +1,345 @@
+//! `moby.buildkit.v1.frontend.LLBBridge`: what frontends ask while they work, those on the client's side and those
+//! that run here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use lapstrake_api::apicaps::ApiCap;
+use lapstrake_api::frontend::llb_bridge_server::LlbBridge;
+use lapstrake_api::frontend::{
+    EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
+    NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
+    ReadFileResponse, ReleaseContainerRequest, ReleaseContainerResponse, ResolveImageConfigRequest,
+    ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
+    StatFileResponse, WarnRequest, WarnResponse,
+};
+use lapstrake_api::{control, pb};
+use lapstrake_oci::Platform;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Daemon;
+use super::answer::Answer;
+use super::errors::status;
+use super::job::{BRIDGE_WAIT, Job};
+use super::{build, files};
+
+/// By this a call on the control socket says which build it belongs to.
+const BUILD_ID: &str = "buildkit-controlapi-buildid";
+
+/// What of LLB can be asked for.
+const LLB_CAPS: &[&str] = &[
+    "source.image",
+    "source.image.resolvemode",
+    "source.local",
+    "source.local.unique",
+    "source.local.sessionid",
+    "source.local.includepatterns",
+    "source.local.followpaths",
+    "source.local.excludepatterns",
+    "source.local.sharedkeyhint",
+    "source.local.differ",
+    "source.git",
+    "source.git.keepgitdir",
+    "source.git.fullurl",
+    "source.git.httpauth",
+    "source.git.knownsshhosts",
+    "source.git.mountsshsock",
+    "source.git.subdir",
+    "source.git.checksum",
+    "source.git.skipsubmodules",
+    "source.git.fetchbycommit",
+    "source.http",
+    "source.http.auth",
+    "source.http.checksum",
+    "source.http.perm",
+    "source.buildop.llbfilename",
+    "exec.meta.base",
+    "exec.meta.cgroup.parent",
+    "exec.meta.network",
+    "exec.meta.proxyenv",
+    "exec.meta.security",
+    "exec.meta.security.devices.v1",
+    "exec.meta.setsdefaultpath",
+    "exec.meta.ulimit",
+    "exec.meta.cdi",
+    "exec.meta.removemountstubs.recursive",
+    "exec.mount.bind",
+    "exec.mount.bind.readwrite-nooutput",
+    "exec.mount.cache",
+    "exec.mount.cache.sharing",
+    "exec.mount.selector",
+    "exec.mount.tmpfs",
+    "exec.mount.tmpfs.size",
+    "exec.mount.secret",
+    "exec.mount.ssh",
+    "exec.cgroup",
+    "exec.secretenv",
+    "exec.validexitcode",
+    "file.base",
+    "file.rm.wildcard",
+    "file.copy.includeexcludepatterns",
+    "file.copy.requiredpaths",
+    "file.rm.nofollowsymlink",
+    "file.copy.alwaysreplaceexistingdestpaths",
+    "file.copy.modestring",
+    "file.symlink.create",
+    "constraints",
+    "platform",
+    "meta.ignorecache",
+    "meta.description",
+    "meta.exportcache",
+    "mergeop",
+    "diffop",
+    "exporter.image.annotations",
+    "exporter.sourcedateepoch",
+    "exporter.multiple",
+];
+
+/// What a frontend can ask.
+const FRONTEND_CAPS: &[&str] = &[
+    "solve.base",
+    "solve.inlinereturn",
+    "resolveimage",
+    "resolveimage.resolvemode",
+    "readfile",
+    "return",
+    "returnmap",
+    "readdir",
+    "statfile",
+    "importcaches",
+    "proto.refarray",
+    "reference.output",
+    "frontend.inputs",
+    "gateway.solve.metadata",
+    "frontend.caps",
+    "gateway.solve.evaluate",
+    "gateway.evaluate",
+    "gateway.warnings",
+    "source.metaresolver",
+];
+
+fn caps(ids: &[&str]) -> Vec<ApiCap> {
+    ids.iter().map(|id| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() }).collect()
+}
+
+/// The service on the daemon's socket: calls name their build.
+pub(crate) struct OnControl(pub(crate) Arc<Daemon>);
+
+impl OnControl {
+    async fn of<T>(&self, request: Request<T>) -> Result<(Arc<Job>, T), Status> {
+        let id = request.metadata().get(BUILD_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let id =
+            id.ok_or_else(|| Status::invalid_argument(format!("no {BUILD_ID} in the call's metadata")))?;
+        Ok((self.0.jobs.get(&id, BRIDGE_WAIT).await?, request.into_inner()))
+    }
+}
+
+async fn image_config(
+    job: &Job,
+    request: ResolveImageConfigRequest,
+) -> Result<ResolveImageConfigResponse, Status> {
+    let found = image(job, &request.r#ref, request.platform.as_ref(), &request.log_name).await?;
+    Ok(ResolveImageConfigResponse { digest: found.0, config: found.1, r#ref: request.r#ref })
+}
+
+/// Digest and config of an image.
+async fn image(
+    job: &Job,
+    name: &str,
+    platform: Option<&pb::Platform>,
+    log_name: &str,
+) -> Result<(String, Vec<u8>), Status> {
+    let native = crate::engine::native_platform();
+    let platform = platform.filter(|p| !p.os.is_empty()).map_or(native, |p| {
+        Platform::new(
+            &p.os,
+            &p.architecture,
+            Some(&p.variant).filter(|variant| !variant.is_empty()).map(String::as_str),
+        )
+    });
+    let shown = match log_name {
+        "" => format!("resolve image config for {name}"),
+        shown => shown.to_owned(),
+    };
+    let step = job.progress.step(&shown);
+    let found =
+        step.close(job.engine.images().resolve_text(name, &platform).await).map_err(|e| status(&e))?;
+    let config = job.engine.images().config_bytes(&found).map_err(|e| status(&e))?;
+    Ok((found.digest.to_string(), config))
+}
+
+async fn source_meta(
+    job: &Job,
+    request: ResolveSourceMetaRequest,
+) -> Result<ResolveSourceMetaResponse, Status> {
+    let source = request.source.ok_or_else(|| Status::invalid_argument("no source was given"))?;
+    if let Some(name) = source.identifier.strip_prefix("docker-image://") {
+        let (digest, config) = image(job, name, request.platform.as_ref(), &request.log_name).await?;
+        let no_config = request.image.as_ref().is_some_and(|image| image.no_config);
+        let config = if no_config { Vec::new() } else { config };
+        let image = Some(ResolveSourceImageResponse { digest, config, ..Default::default() });
+        return Ok(ResolveSourceMetaResponse { source: Some(source), image, ..Default::default() });
+    }
+    Err(Status::unimplemented(format!("facts about source {} can't be asked for yet", source.identifier)))
+}
+
+fn warn(job: &Job, request: WarnRequest) -> WarnResponse {
+    job.status.warn(control::VertexWarning {
+        vertex: request.digest,
+        level: request.level,
+        short: request.short,
+        detail: request.detail,
+        url: request.url,
+        info: request.info,
+        ranges: request.ranges,
+    });
+    WarnResponse {}
+}
+
+fn returned(job: &Job, request: ReturnRequest) -> Result<ReturnResponse, Status> {
+    let answer = match (request.error, request.result) {
+        (Some(error), _) => {
+            use prost::Message as _;
+            let code = tonic::Code::from_i32(error.code);
+            let message = error.message.clone();
+            Err(Status::with_details(code, message, error.encode_to_vec().into()))
+        }
+        (None, Some(result)) => Ok(Answer::from_message(job, result)?),
+        (None, None) => Ok(Answer::one(None)),
+    };
+    match job.unpark(answer) {
+        true => Ok(ReturnResponse {}),
+        false => Err(Status::failed_precondition(format!("build {} waits for no result", job.id))),
+    }
+}
+
+type ExecMessages = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
+
+fn no_containers<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("containers of frontends are not supported yet"))
+}
+
+#[tonic::async_trait]
+impl LlbBridge for OnControl {
+    async fn resolve_image_config(
+        &self,
+        request: Request<ResolveImageConfigRequest>,
+    ) -> Result<Response<ResolveImageConfigResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        image_config(&job, request).await.map(Response::new)
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<ResolveSourceMetaRequest>,
+    ) -> Result<Response<ResolveSourceMetaResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        source_meta(&job, request).await.map(Response::new)
+    }
+
+    async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        build::nested(&job, request).await.map(Response::new)
+    }
+
+    async fn read_file(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> Result<Response<ReadFileResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        files::read_file(&job, request).await.map(Response::new)
+    }
+
+    async fn read_dir(&self, request: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        files::read_dir(&job, request).await.map(Response::new)
+    }
+
+    async fn stat_file(
+        &self,
+        request: Request<StatFileRequest>,
+    ) -> Result<Response<StatFileResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        files::stat_file(&job, request).await.map(Response::new)
+    }
+
+    async fn evaluate(
+        &self,
+        request: Request<EvaluateRequest>,
+    ) -> Result<Response<EvaluateResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        let result = job.kept(&request.r#ref)?;
+        result.tree(&job).await.map_err(|e| status(&e))?;
+        Ok(Response::new(EvaluateResponse {}))
+    }
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
+        self.of(request).await?;
+        Ok(Response::new(PongResponse {
+            frontend_api_caps: caps(FRONTEND_CAPS),
+            llb_caps: caps(LLB_CAPS),
+            workers: vec![self.0.worker()],
+        }))
+    }
+
+    async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<ReturnResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        returned(&job, request).map(Response::new)
+    }
+
+    async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
+        let (job, _) = self.of(request).await?;
+        Ok(Response::new(InputsResponse { definitions: job.inputs.clone() }))
+    }
+
+    async fn new_container(
+        &self,
+        _: Request<NewContainerRequest>,
+    ) -> Result<Response<NewContainerResponse>, Status> {
+        no_containers()
+    }
+
+    async fn release_container(
+        &self,
+        _: Request<ReleaseContainerRequest>,
+    ) -> Result<Response<ReleaseContainerResponse>, Status> {
+        no_containers()
+    }
+
+    type ExecProcessStream = ExecMessages;
+
+    async fn exec_process(
+        &self,
+        _: Request<Streaming<ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        no_containers()
+    }
+
+    async fn read_file_container(
+        &self,
+        _: Request<ReadFileRequest>,
+    ) -> Result<Response<ReadFileResponse>, Status> {
+        no_containers()
+    }
+
+    async fn read_dir_container(
+        &self,
+        _: Request<ReadDirRequest>,
+    ) -> Result<Response<ReadDirResponse>, Status> {
+        no_containers()
+    }
+
+    async fn stat_file_container(
+        &self,
+        _: Request<StatFileRequest>,
+    ) -> Result<Response<StatFileResponse>, Status> {
+        no_containers()
+    }
+
+    async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {
+        let (job, request) = self.of(request).await?;
+        Ok(Response::new(warn(&job, request)))
+    }
+}

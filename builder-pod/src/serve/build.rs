@@ -1,0 +1,251 @@
+//! From a client's request to its outputs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use lapstrake_api::control::SolveRequest;
+use lapstrake_api::{frontend, pb};
+use lapstrake_handoff::{CacheImport, Reason};
+use tonic::Status;
+
+use super::answer::{Answer, Of, Ref, Refs};
+use super::errors::status;
+use super::exporters::Exporter;
+use super::job::Job;
+use super::no_receiver::NoReceiver;
+use super::receiver::SessionReceiver;
+use super::{Attributes, caches, dockerfile, exporters};
+use crate::build::Solved;
+use crate::client::Receiver;
+use crate::engine::Resolved;
+use crate::error::BuildError;
+use crate::export;
+use crate::options::{BuildOptions, Context};
+use crate::platforms::{self, Target};
+
+/// Key of the time that a result says that it is from, seconds since 1970.
+pub(crate) const EPOCH: &str = "source.date.epoch";
+/// The frontend that is built in.
+const DOCKERFILE: &str = "dockerfile.v0";
+/// The frontend that runs images.
+const GATEWAY: &str = "gateway.v0";
+
+/// What a frontend is asked.
+pub(crate) struct Asked {
+    pub(crate) definition: Option<pb::Definition>,
+    pub(crate) frontend: String,
+    pub(crate) opts: HashMap<String, String>,
+}
+
+fn sorted(attributes: &HashMap<String, String>) -> Attributes {
+    attributes.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// What a request's frontend, or its definition, makes.
+pub(crate) async fn answer(job: &Arc<Job>, asked: Asked) -> Result<Answer, BuildError> {
+    match asked.frontend.as_str() {
+        "" => {
+            let definition = asked.definition.filter(|definition| !definition.def.is_empty());
+            Ok(Answer::one(definition.map(Ref::new).transpose()?))
+        }
+        DOCKERFILE => dockerfile::solve(job, &asked.opts).await,
+        GATEWAY => {
+            let source = asked.opts.get("source").map(String::as_str).unwrap_or_default();
+            match dockerfile::is_built_in(source) {
+                true => dockerfile::solve(job, &asked.opts).await,
+                false => {
+                    let message = format!("frontend image {source} can't be run yet");
+                    Err(BuildError::new(Reason::NotSupported, message))
+                }
+            }
+        }
+        other => Err(BuildError::new(Reason::RequestInvalid, format!("frontend {other:?} not found"))),
+    }
+}
+
+/// Caches to read, of a request or of a frontend's attributes. One that can't be read is told of.
+pub(crate) fn imports(job: &Job, opts: &HashMap<String, String>) -> Result<Vec<CacheImport>, BuildError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Entry {
+        r#type: String,
+        #[serde(default)]
+        attrs: Attributes,
+    }
+    let mut asked = job.imports.clone();
+    if let Some(text) = opts.get("cache-imports").filter(|text| !text.is_empty()) {
+        let entries: Vec<Entry> = serde_json::from_str(text).map_err(|e| {
+            BuildError::new(
+                Reason::RequestInvalid,
+                format!("failed to unmarshal cache-imports ({text}): {e}"),
+            )
+        })?;
+        asked.extend(entries.into_iter().map(|entry| (entry.r#type, entry.attrs)));
+    }
+    if let Some(list) = opts.get("cache-from") {
+        for name in list.split(',').filter(|name| !name.is_empty()) {
+            asked.push(("registry".to_owned(), BTreeMap::from([("ref".to_owned(), name.to_owned())])));
+        }
+    }
+    let mut all = Vec::new();
+    for import in caches::imports(asked) {
+        match import.cache {
+            Ok(cache) => all.push(cache),
+            Err(error) => {
+                let step = job.progress.step(&format!("importing cache manifest from {}", import.shown));
+                step.failed(&error.to_string());
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What a request wants made of its result.
+pub(crate) struct Wanted {
+    pub(crate) exporters: Vec<Exporter>,
+    pub(crate) cache_to: Vec<lapstrake_handoff::CacheExport>,
+}
+
+impl Wanted {
+    /// Reads a request, before anything is built.
+    pub(crate) fn of(request: &SolveRequest) -> Result<Self, BuildError> {
+        let frontend = sorted(&request.frontend_attrs);
+        let mut asked: Vec<_> =
+            request.exporters.iter().map(|one| (one.r#type.clone(), sorted(&one.attrs))).collect();
+        if asked.is_empty() && !request.exporter_deprecated.is_empty() {
+            asked.push((request.exporter_deprecated.clone(), sorted(&request.exporter_attrs_deprecated)));
+        }
+        let exports = request.cache.iter().flat_map(|cache| &cache.exports);
+        Ok(Self {
+            exporters: exporters::read(asked, &frontend)?,
+            cache_to: caches::exports(exports.map(|one| (one.r#type.clone(), sorted(&one.attrs))))?,
+        })
+    }
+}
+
+/// Works out all results, and makes of them what the client wants.
+pub(crate) async fn export(
+    job: &Arc<Job>,
+    answer: &Answer,
+    wanted: &Wanted,
+) -> Result<HashMap<String, String>, BuildError> {
+    let all = answer.all()?;
+    let solved = solve(job, answer, &all).await?;
+    let mut options = BuildOptions::new(Context::Inline(BTreeMap::new()));
+    options.platforms = solved.iter().map(|solved| solved.platform.clone()).collect();
+    options.index = all.len() > 1 || all.iter().any(|of| of.key.is_some());
+    options.cache_to.clone_from(&wanted.cache_to);
+    let text = |key: &str| answer.metadata.get(key).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    let (name, epoch) = (text(export::response::NAME), text(EPOCH).and_then(|text| text.parse().ok()));
+    let receiver = receiver(job).await?;
+    options.client = Some(Arc::clone(&receiver));
+    let mut response = HashMap::new();
+    for exporter in &wanted.exporters {
+        let mut options = options.clone();
+        exporter.apply(&mut options, name, epoch, &receiver)?;
+        let (exported, _) =
+            export::export(&job.engine, &solved, &options, &job.progress, &job.cancel).await?;
+        response.extend(exported.into_iter().flat_map(|exported| exported.response));
+    }
+    response.extend(export::cache(&job.engine, &solved, &options, &job.progress, &job.cancel).await?);
+    Ok(response)
+}
+
+/// The client, to take what is made; who opened no session can be given nothing.
+pub(crate) async fn receiver(job: &Job) -> Result<Arc<dyn Receiver>, BuildError> {
+    Ok(match job.engine.lender() {
+        Some(lender) => Arc::new(SessionReceiver::new(lender.session(None).await?, job.cancel.clone())),
+        None => Arc::new(NoReceiver),
+    })
+}
+
+async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result<Vec<Solved>, BuildError> {
+    let with_graph = |of: &Of| of.result.as_ref().map(|result| (of.platform.clone(), Arc::clone(result)));
+    let open: Vec<_> = all.iter().filter_map(with_graph).collect();
+    let targets: Vec<_> = open
+        .iter()
+        .map(|(platform, result)| Target { platform: platform.clone(), graph: Arc::clone(result.graph()) })
+        .collect();
+    let trees = platforms::solve(&job.engine, &targets, &job.progress, &job.cancel).await?;
+    let mut trees = trees.into_iter();
+    let mut solved = Vec::new();
+    for of in all {
+        let tree = match &of.result {
+            Some(_) => trees.next().unwrap_or_default(),
+            None => crate::build::Tree::default(),
+        };
+        let graph = of.result.as_ref().map(|result| result.graph());
+        let config = match answer.config(of.key.as_deref())? {
+            Some(config) => config,
+            None => plain_config(&of.platform),
+        };
+        let bases = match graph {
+            Some(graph) => bases(job, graph).await?,
+            None => Vec::new(),
+        };
+        solved.push(Solved::new(&job.engine, tree, of.platform.clone(), config, bases)?);
+    }
+    Ok(solved)
+}
+
+/// The config of an image about which nothing is said.
+fn plain_config(platform: &lapstrake_oci::Platform) -> lapstrake_oci::ImageConfig {
+    lapstrake_oci::ImageConfig {
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        variant: platform.variant.clone(),
+        ..lapstrake_oci::ImageConfig::default()
+    }
+}
+
+/// Base images in a graph; all of them were looked up while it was worked out.
+async fn bases(job: &Job, graph: &lapstrake_llb::Graph) -> Result<Vec<Arc<Resolved>>, BuildError> {
+    let mut all = Vec::new();
+    for vertex in graph.vertices() {
+        let pb::op::Op::Source(source) = &vertex.op else { continue };
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else { continue };
+        let platform = crate::engine::platform_of(vertex, &crate::engine::native_platform());
+        // A base that came from a cache was never looked up; its layers are then pushed as others are.
+        if let Some(known) = job.engine.images().known(name, &platform) {
+            all.push(known);
+        }
+    }
+    Ok(all)
+}
+
+/// Answers a frontend that asks for more.
+pub(crate) async fn nested(
+    job: &Arc<Job>,
+    request: frontend::SolveRequest,
+) -> Result<frontend::SolveResponse, Status> {
+    let asked =
+        Asked { definition: request.definition, frontend: request.frontend, opts: request.frontend_opt };
+    let answer = answer(job, asked).await.map_err(|e| status(&e))?;
+    if request.evaluate {
+        evaluate(job, &answer).await.map_err(|e| status(&e))?;
+    }
+    let result = answer.to_message(job);
+    if request.allow_result_return {
+        return Ok(frontend::SolveResponse { r#ref: String::new(), result: Some(result) });
+    }
+    // A client of the first days, which knows one result only.
+    match &answer.refs {
+        Refs::One(result) => Ok(frontend::SolveResponse {
+            r#ref: result.as_ref().map(|result| result.id.clone()).unwrap_or_default(),
+            result: None,
+        }),
+        Refs::Many(_) => {
+            Err(Status::invalid_argument("a solve with several results needs allow_result_return"))
+        }
+    }
+}
+
+/// Works out all results of an answer.
+async fn evaluate(job: &Arc<Job>, answer: &Answer) -> Result<(), BuildError> {
+    let all: Vec<&Arc<Ref>> = match &answer.refs {
+        Refs::One(result) => result.iter().collect(),
+        Refs::Many(refs) => refs.values().flatten().collect(),
+    };
+    futures::future::try_join_all(all.into_iter().map(|result| result.tree(job))).await?;
+    Ok(())
+}

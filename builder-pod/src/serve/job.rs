@@ -1,0 +1,189 @@
+//! Builds that clients asked for: each from its `Control.Solve` to its end.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lapstrake_api::pb;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::answer::{Answer, Ref};
+use super::status::{StatusLog, Wire};
+use crate::engine::Engine;
+use crate::inputs::Inputs;
+use crate::progress::Progress;
+
+/// A client asks for a build's status while it asks for the build: this long its id may be unknown.
+pub(crate) const STATUS_WAIT: Duration = Duration::from_secs(6);
+/// The same for calls of a frontend on the client's side.
+pub(crate) const BRIDGE_WAIT: Duration = Duration::from_secs(3);
+/// How long what happened in a build can be asked for after its end.
+const KEEP: Duration = Duration::from_secs(6);
+
+/// One build.
+pub(crate) struct Job {
+    /// The client's name for it.
+    pub(crate) id: String,
+    /// The session of the client that asked.
+    pub(crate) session: String,
+    /// What its vertices are made with.
+    pub(crate) engine: Arc<Engine>,
+    /// Where everything that happens is told.
+    pub(crate) progress: Progress,
+    /// Everything that happened.
+    pub(crate) status: Arc<StatusLog>,
+    /// Fires when the client leaves, or the daemon ends.
+    pub(crate) cancel: CancellationToken,
+    /// Definitions that came with the build, for a frontend on the client's side.
+    pub(crate) inputs: HashMap<String, pb::Definition>,
+    /// What steps are given.
+    pub(crate) inputs_of_steps: Inputs,
+    /// Caches to read, as the client said it.
+    pub(crate) imports: Vec<(String, super::Attributes)>,
+    refs: Mutex<HashMap<String, Arc<Ref>>>,
+    /// Where a frontend on the client's side returns its result to.
+    parked: Mutex<Option<oneshot::Sender<Result<Answer, Status>>>>,
+}
+
+impl Job {
+    pub(crate) fn new(id: &str, session: &str, engine: Arc<Engine>) -> Self {
+        let status = Arc::new(StatusLog::default());
+        let wire = Wire { build: id.to_owned(), log: Arc::clone(&status) };
+        Self {
+            id: id.to_owned(),
+            session: session.to_owned(),
+            engine,
+            progress: Progress::with(Box::new(wire)),
+            status,
+            cancel: CancellationToken::new(),
+            inputs: HashMap::new(),
+            inputs_of_steps: Inputs::default(),
+            imports: Vec::new(),
+            refs: Mutex::default(),
+            parked: Mutex::default(),
+        }
+    }
+
+    /// Allows its steps what client and daemon allow: `network.host`, `security.insecure`, `device=NAME`.
+    pub(crate) fn lend(&mut self, entitlements: &[String]) {
+        for entitlement in entitlements {
+            match entitlement.split_once('=').unwrap_or((entitlement, "")) {
+                ("network.host", _) => self.inputs_of_steps.allow.push(lapstrake_handoff::Allow::NetworkHost),
+                ("security.insecure", _) => self.inputs_of_steps.insecure = true,
+                ("device", name) => {
+                    self.inputs_of_steps.devices.insert(name.to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn refs(&self) -> MutexGuard<'_, HashMap<String, Arc<Ref>>> {
+        self.refs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a result known by its id.
+    pub(crate) fn keep(&self, result: &Arc<Ref>) {
+        self.refs().insert(result.id.clone(), Arc::clone(result));
+    }
+
+    /// A result that was made in this build.
+    pub(crate) fn kept(&self, id: &str) -> Result<Arc<Ref>, Status> {
+        let unknown = || Status::not_found(format!("no such ref {id} in build {}", self.id));
+        self.refs().get(id).cloned().ok_or_else(unknown)
+    }
+
+    /// Waits for what a frontend on the client's side returns.
+    pub(crate) fn park(&self) -> oneshot::Receiver<Result<Answer, Status>> {
+        let (sender, receiver) = oneshot::channel();
+        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// What the frontend on the client's side made of it; false where nobody waits for one.
+    pub(crate) fn unpark(&self, answer: Result<Answer, Status>) -> bool {
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        parked.is_some_and(|parked| parked.send(answer).is_ok())
+    }
+}
+
+/// Builds by their ids.
+pub(crate) struct Jobs {
+    jobs: Mutex<HashMap<String, Arc<Job>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { jobs: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Jobs {
+    fn jobs(&self) -> MutexGuard<'_, HashMap<String, Arc<Job>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a build known.
+    ///
+    /// # Errors
+    /// One of this id goes on.
+    pub(crate) fn add(&self, job: Arc<Job>) -> Result<(), Status> {
+        {
+            let mut jobs = self.jobs();
+            if jobs.get(&job.id).is_some_and(|other| !other.status.has_ended()) {
+                return Err(Status::already_exists(format!("job ID {} already exists", job.id)));
+            }
+            jobs.insert(job.id.clone(), job);
+        }
+        self.changed.send_modify(|changes| *changes += 1);
+        Ok(())
+    }
+
+    /// The build of this id, which may be about to come.
+    pub(crate) async fn get(&self, id: &str, wait: Duration) -> Result<Arc<Job>, Status> {
+        let mut changed = self.changed.subscribe();
+        let find = async {
+            loop {
+                changed.borrow_and_update();
+                if let Some(job) = self.jobs().get(id).cloned() {
+                    return job;
+                }
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let unknown = |_| Status::not_found(format!("no such job {id}"));
+        tokio::time::timeout(wait, find).await.map_err(unknown)
+    }
+
+    /// A build has ended; for some seconds it can still be asked what happened.
+    pub(crate) fn end(self: &Arc<Self>, job: &Arc<Job>) {
+        job.status.end();
+        job.refs().clear();
+        let (jobs, job) = (Arc::clone(self), Arc::clone(job));
+        tokio::spawn(async move {
+            tokio::time::sleep(KEEP).await;
+            let mut jobs = jobs.jobs();
+            if jobs.get(&job.id).is_some_and(|other| Arc::ptr_eq(other, &job)) {
+                jobs.remove(&job.id);
+            }
+        });
+    }
+
+    /// Builds that go on.
+    pub(crate) fn running(&self) -> Vec<Arc<Job>> {
+        self.jobs().values().filter(|job| !job.status.has_ended()).cloned().collect()
+    }
+
+    /// Returns once no build goes on.
+    pub(crate) async fn idle(&self) {
+        let ends: Vec<_> = self.running().into_iter().map(|job| job.status.clone()).collect();
+        for status in ends {
+            status.ended().await;
+        }
+    }
+}
