@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use lapstrake_oci::{Descriptor, Digest};
+use lapstrake_registry::BlobReader;
 
 use super::values::refused;
-use crate::client::{BlobReader, OutputFile, Receiver, Tree};
+use crate::client::{OutputFile, Receiver, Tree};
 use crate::error::BuildError;
 
 /// Nobody.
