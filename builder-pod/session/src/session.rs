@@ -142,6 +142,8 @@ impl Session {
                 Some((item, Over))
             }
         })
+        // One who looks ahead may ask again after the end.
+        .fuse()
         .boxed()
     }
 }

@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use lapstrake_fileop::at;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::mode;
@@ -81,10 +81,7 @@ impl Creator {
         if inherits || meta.permissions & (self.umask | 0o7000) != 0 {
             rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.permissions))?;
         }
-        if !meta.xattrs.is_empty() {
-            at::set_xattrs(fd, b"", &meta.xattrs)?;
-        }
-        Ok(())
+        set_xattrs(fd, meta)
     }
 
     /// A new file, with nothing in it; what has its name makes room.
@@ -140,7 +137,19 @@ pub(crate) fn change_dir(fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), Errno> {
             rustix::fs::fremovexattr(fd, key.as_slice())?;
         }
     }
-    at::set_xattrs(fd, b"", &meta.xattrs)
+    set_xattrs(fd, meta)
+}
+
+fn set_xattrs(fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), Errno> {
+    for (key, value) in &meta.xattrs {
+        match rustix::fs::fsetxattr(fd, key.as_slice(), value, XattrFlags::empty()) {
+            // A file system without them, or a name space that only the machine's root may write:
+            // the file is of more use without the attribute than not at all.
+            Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn set_dir_times(fd: BorrowedFd<'_>, modified_ns: i64) -> Result<(), Errno> {

@@ -307,3 +307,10 @@ fn tell(packets: mpsc::Sender<Packet>, mut incoming: Packets, reason: &Error) {
     drop(packets);
     tokio::spawn(async move { tokio::time::timeout(GOODBYE, incoming.drain()).await });
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod sync_tests;
