@@ -196,6 +196,8 @@ pub(crate) struct Image {
     pub(crate) by_digest: bool,
     /// How layers are compressed.
     pub(crate) compression: lapstrake_handoff::Compression,
+    /// gzip is eStargz: readers find each file in it.
+    pub(crate) estargz: bool,
     /// Level of that compression.
     pub(crate) level: Option<i32>,
     /// Layers that are there in another compression are packed anew, a base image's too.

@@ -1,7 +1,7 @@
 //! Snapshots to layers and back, image documents, exporters.
 //!
 //! Job: [`apply_layer`] unpacks a layer into an overlay upper directory, [`write_diff`] turns such a
-//! directory into a layer again, [`stack_layer`] does both at once by hard links, [`compress`] packs it, [`assemble`] makes config, manifest and index,
+//! directory into a layer again, [`stack_layer`] does both at once by hard links, [`compress`] packs it ([`estargz`] so that it can be read in parts), [`assemble`] makes config, manifest and index,
 //! [`export`] writes OCI layouts, docker archives and root file systems.
 //! Holds: the same input gives the same bytes, on any machine and with any number of threads; unpacking
 //! never leaves its root, whatever the archive says.
@@ -15,6 +15,7 @@ pub mod assemble;
 pub mod compress;
 pub mod diff;
 mod error;
+pub mod estargz;
 pub mod export;
 mod fsio;
 pub mod limits;

@@ -9,7 +9,7 @@ use lapstrake_handoff::CacheExport;
 use lapstrake_image::apply::decompress;
 use lapstrake_image::compress::{Compressor, Kind};
 use lapstrake_image::diff::{DiffOptions, write_changes, write_diff};
-use lapstrake_image::media;
+use lapstrake_image::{estargz, media};
 use lapstrake_oci::{Descriptor, Digest};
 use lapstrake_registry::Progress;
 use lapstrake_store::{Durability, LayerFacts, SnapshotInfo, Store, Table, chain_id};
@@ -81,6 +81,7 @@ impl Layer {
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     kind: Kind,
+    estargz: bool,
     level: Option<i32>,
     userxattr: bool,
     docker: bool,
@@ -90,7 +91,7 @@ struct Wanted {
 
 impl Wanted {
     fn is_variant(&self) -> bool {
-        self.epoch.is_some() || self.level.is_some()
+        self.epoch.is_some() || self.level.is_some() || self.estargz
     }
 }
 
@@ -125,7 +126,8 @@ pub(super) async fn make(
     let base = solved.base.as_ref().map_or(0, |base| base.manifest.layers.len());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (kind, level, userxattr) = (super::kind(image.compression), image.level, engine.userxattr());
-    let wanted = Wanted { kind, level, userxattr, docker, epoch, threads };
+    let estargz = image.estargz;
+    let wanted = Wanted { kind, estargz, level, userxattr, docker, epoch, threads };
     let forced = image.force_compression;
     let bases = solved
         .base
@@ -159,7 +161,7 @@ pub(super) async fn make(
 /// The layers of a result that is in a cache, without fetching any: as they are wanted they are there already.
 fn still_elsewhere(solved: &Solved, image: &Image, docker: bool, epoch: Option<i64>) -> Option<Vec<Layer>> {
     let lazy = solved.lazy.as_ref()?;
-    if epoch.is_some() || image.level.is_some() {
+    if epoch.is_some() || image.level.is_some() || image.estargz {
         return None;
     }
     let base = solved.base.as_ref().map_or(&[][..], |base| &base.manifest.layers);
@@ -195,6 +197,7 @@ impl CacheLayers {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = Wanted {
             kind: super::kind(export.compression),
+            estargz: false,
             level: export.compression_level,
             userxattr: engine.userxattr(),
             docker: false,
@@ -254,12 +257,16 @@ async fn from_base(
 
 /// The same layer in the compression that is wanted: the tar stays what it is. Its blob must be in the store.
 async fn packed_anew(store: Store, layer: Layer, wanted: Wanted) -> Result<Layer, BuildError> {
-    if media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind) {
+    if media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind) && !wanted.estargz {
         return Ok(layer);
     }
     let work = move || {
         let packed = store.open_blob(&layer.descriptor.digest)?;
         let mut tar = decompress(packed).map_err(|e| BuildError::internal(chain(&e)))?;
+        if wanted.estargz {
+            let (descriptor, diff_id, tar_bytes) = as_estargz(&store, tar, wanted)?;
+            return Ok(Layer { descriptor, diff_id, tar_bytes, ..layer });
+        }
         let mut to = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
         std::io::copy(&mut tar, &mut to).map_err(|e| match is_no_space(&e) {
             true => BuildError::new(lapstrake_handoff::Reason::DiskFull, chain(&e)),
@@ -275,6 +282,24 @@ async fn packed_anew(store: Store, layer: Layer, wanted: Wanted) -> Result<Layer
         Ok(Layer { descriptor: Descriptor::new(media_type, digest, size), ..layer })
     };
     tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+}
+
+/// Packs a tar as eStargz: descriptor, diff id and bytes of the tar that it holds then.
+fn as_estargz(
+    store: &Store,
+    tar: impl std::io::Read,
+    wanted: Wanted,
+) -> Result<(Descriptor, Digest, u64), BuildError> {
+    let failed = |error: lapstrake_image::Error| match error.is_no_space() || is_no_space(&error) {
+        true => BuildError::new(lapstrake_handoff::Reason::DiskFull, chain(&error)),
+        false => BuildError::internal(chain(&error)),
+    };
+    let made = estargz::pack(tar, store.blob_writer()?, wanted.level).map_err(failed)?;
+    let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
+    let mut descriptor = Descriptor::new(media::layer_media_type(Kind::Gzip, wanted.docker), digest, size);
+    descriptor.annotations.insert(estargz::TOC_DIGEST.to_owned(), made.toc.to_string());
+    descriptor.annotations.insert(estargz::UNCOMPRESSED_SIZE.to_owned(), made.tar_bytes.to_string());
+    Ok((descriptor, made.diff_id, made.tar_bytes))
 }
 
 /// Whether a blob is in the store, by its size: one that a power cut damaged is as a rule too short.
@@ -354,24 +379,35 @@ fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, 
         Some(parent) => store.lowers_top_first(parent)?,
         None => Vec::new(),
     };
-    let mut compressor = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
     let options = DiffOptions { userxattr: wanted.userxattr, mtime_max: wanted.epoch };
     let dir = store.snapshot_dir(snapshot.id);
-    let written = match is_bare(store, snapshot.id) {
-        true => write_diff(&dir, &options, &mut compressor),
-        false => write_changes(&dir, &lowers, &options, &mut compressor),
+    let write = |output: &mut dyn std::io::Write| {
+        let written = match is_bare(store, snapshot.id) {
+            true => write_diff(&dir, &options, output),
+            false => write_changes(&dir, &lowers, &options, output),
+        };
+        written.map_err(failed)
     };
-    written.map_err(failed)?;
-    let made = compressor.finish().map_err(failed)?;
-    let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
-    let descriptor = Descriptor::new(media::layer_media_type(wanted.kind, wanted.docker), digest, size);
+    let (descriptor, diff_id, tar_bytes) = if wanted.estargz {
+        let mut tar = tempfile::tempfile().map_err(BuildError::internal)?;
+        write(&mut tar)?;
+        std::io::Seek::rewind(&mut tar).map_err(BuildError::internal)?;
+        as_estargz(store, std::io::BufReader::new(tar), wanted)?
+    } else {
+        let mut compressor = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
+        write(&mut compressor)?;
+        let made = compressor.finish().map_err(failed)?;
+        let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
+        let media_type = media::layer_media_type(wanted.kind, wanted.docker);
+        (Descriptor::new(media_type, digest, size), made.diff_id, made.tar_bytes)
+    };
     if wanted.is_variant() {
-        let variant = Variant { descriptor: descriptor.clone(), diff_id: made.diff_id };
+        let variant = Variant { descriptor: descriptor.clone(), diff_id };
         if let Ok(value) = serde_json::to_vec(&variant) {
             store.put(VARIANTS, &variant_key(snapshot, wanted), &value).ok(); // a cache: it is made again
         }
     }
-    Ok(Layer { descriptor, diff_id: made.diff_id, tar_bytes: made.tar_bytes, created, place: None })
+    Ok(Layer { descriptor, diff_id, tar_bytes, created, place: None })
 }
 
 /// When a snapshot was made.
@@ -380,7 +416,8 @@ fn created(store: &Store, snapshot: &SnapshotInfo) -> Option<String> {
 }
 
 fn variant_key(snapshot: &SnapshotInfo, wanted: Wanted) -> Vec<u8> {
-    format!("{} {:?} {:?} {:?}", snapshot.id, wanted.epoch, wanted.kind, wanted.level).into_bytes()
+    let form = if wanted.estargz { " estargz" } else { "" };
+    format!("{} {:?} {:?} {:?}{form}", snapshot.id, wanted.epoch, wanted.kind, wanted.level).into_bytes()
 }
 
 fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer> {

@@ -274,6 +274,7 @@ impl Exporter {
             templates: Vec::new(),
             by_digest: said.by_digest,
             compression: said.packing.compression,
+            estargz: said.packing.estargz,
             level: said.packing.level,
             force_compression: said.packing.force,
             docker_media_types: said.oci == Some(false),
