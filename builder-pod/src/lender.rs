@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,9 +12,11 @@ use lapstrake_oci::Digest;
 use lapstrake_session::{Session, Sessions, SyncRequest};
 use lapstrake_solver::Step;
 use lapstrake_source::Local;
+use lapstrake_ssh::{Agent, Connect, Connection};
 use lapstrake_store::Store;
 
 use crate::error::{BuildError, chain};
+use crate::inputs::GivenAgent;
 
 /// A client opens its session while it asks for the build.
 const SESSION_WAIT: Duration = Duration::from_secs(5);
@@ -110,13 +113,36 @@ impl Lender {
         session.secret(id).await.map_err(|e| failed(&e))
     }
 
-    /// Whether the client has an agent of this id.
-    pub(crate) async fn has_agent(&self, id: &str) -> Result<bool, BuildError> {
+    /// An agent; `None` where the client has none of this id.
+    pub(crate) async fn agent(&self, id: &str) -> Result<Option<GivenAgent>, BuildError> {
         let session = self.session(None).await?;
-        if !session.serves(lapstrake_session::method::FORWARD_AGENT) {
-            return Ok(false);
+        if !session.serves(lapstrake_session::method::FORWARD_AGENT) || session.check_agent(id).await.is_err()
+        {
+            return Ok(None);
         }
-        Ok(session.check_agent(id).await.is_ok())
+        let remote = RemoteAgent { session, id: id.to_owned() };
+        Ok(Some(GivenAgent { agent: Arc::new(Agent::Remote(Box::new(remote))), known_hosts: None }))
+    }
+}
+
+/// An agent at the client.
+struct RemoteAgent {
+    session: Arc<Session>,
+    id: String,
+}
+
+impl std::fmt::Debug for RemoteAgent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RemoteAgent({})", self.id)
+    }
+}
+
+impl Connect for RemoteAgent {
+    fn connect(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Connection>>> + Send + '_>> {
+        Box::pin(async {
+            let connection = self.session.forward_agent(&self.id).await.map_err(std::io::Error::other)?;
+            Ok(Box::new(connection) as Box<dyn Connection>)
+        })
     }
 }
 

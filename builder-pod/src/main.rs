@@ -62,14 +62,11 @@ fn main() -> ExitCode {
                 lapstrake_handoff::Reason::SandboxUnavailable.class().exit_code().into()
             }
         },
-        Command::Serve(args) => match sandbox::enter(Mode::Auto) {
-            Ok(sandbox) => {
-                prepare(&cli.log);
-                serve::main(args, &sandbox)
-            }
-            Err(error) => {
-                writeln!(std::io::stderr(), "error: steps can't run here: {error}").ok(); // nobody listens
-                lapstrake_handoff::Reason::SandboxUnavailable.class().exit_code().into()
+        Command::Serve { arguments } => match lapstrake_daemon::Flags::parse(arguments.iter().cloned()) {
+            Ok(flags) => serve::start(&flags),
+            Err(usage) => {
+                writeln!(std::io::stderr(), "{usage:?}").ok(); // nobody listens
+                ExitCode::FAILURE
             }
         },
         // These only read: no sandbox, no state.

@@ -68,7 +68,12 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Prune(du::PruneArgs),
     /// Serve BuildKit's gRPC API, in place of buildkitd.
-    Serve(Box<crate::serve::Args>),
+    #[command(disable_help_flag = true)]
+    Serve {
+        /// Flags of buildkitd; see `serve --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// Serve one request in a builder pod: what the operator starts.
     #[command(hide = true)]
     Pod(pod::Args),

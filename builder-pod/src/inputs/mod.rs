@@ -171,7 +171,10 @@ impl StepInputs {
 
     /// An agent; `None` where the build was not given it. Blocking.
     pub(crate) fn agent(&self, id: &str) -> Result<Option<GivenAgent>, BuildError> {
-        ssh::open(&self.inputs.ssh, id)
+        match (ssh::open(&self.inputs.ssh, id)?, &self.inputs.lender) {
+            (None, Some(lender)) => tokio::runtime::Handle::current().block_on(lender.agent(id)),
+            (found, _) => Ok(found),
+        }
     }
 
     /// A name for a socket that no other step has.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use lapstrake_api::{frontend, pb};
 use lapstrake_llb::Graph;
-use lapstrake_oci::Platform;
+use lapstrake_oci::{Digest, Platform};
+use prost::Message as _;
 use tokio::sync::OnceCell;
 
 use super::job::Job;
@@ -37,7 +38,8 @@ impl Ref {
         let invalid = |e: lapstrake_llb::GraphError| {
             BuildError::new(lapstrake_handoff::Reason::RequestInvalid, crate::error::chain(&e))
         };
-        let graph = Arc::new(Graph::decode(&definition).map_err(invalid)?);
+        let graph = Graph::decode(&definition).map_err(invalid)?;
+        let graph = Arc::new(copied(graph, &definition).map_err(invalid)?);
         Ok(Arc::new(Self { id: super::id(), definition, graph, tree: OnceCell::new() }))
     }
 
@@ -57,6 +59,50 @@ impl Ref {
             })
             .await
     }
+}
+
+/// Directories that are read in place (those of clients, downloads, checkouts) are no file systems of their own: as a
+/// result they are copied, which changes nothing of what is in them.
+fn copied(graph: Graph, definition: &pb::Definition) -> Result<Graph, lapstrake_llb::GraphError> {
+    let Some(target) = graph.target() else { return Ok(graph) };
+    let source = graph.vertex(target.vertex).and_then(|vertex| match &vertex.op {
+        pb::op::Op::Source(source) if !source.identifier.starts_with("docker-image://") => {
+            Some(vertex.name())
+        }
+        _ => None,
+    });
+    let Some(name) = source else { return Ok(graph) };
+    let copy = pb::FileActionCopy {
+        src: "/".to_owned(),
+        dest: "/".to_owned(),
+        mode: -1,
+        dir_copy_contents: true,
+        create_dest_path: true,
+        timestamp: -1,
+        ..pb::FileActionCopy::default()
+    };
+    let action = pb::FileAction {
+        input: -1,
+        secondary_input: 0,
+        output: 0,
+        action: Some(pb::file_action::Action::Copy(copy)),
+    };
+    let input = pb::Input { digest: target.vertex.to_string(), index: i64::from(target.index) };
+    let op = pb::Op {
+        inputs: vec![input],
+        op: Some(pb::op::Op::File(pb::FileOp { actions: vec![action] })),
+        ..pb::Op::default()
+    };
+    let op = op.encode_to_vec();
+    let digest = Digest::of(&op).to_string();
+    let pointer =
+        pb::Op { inputs: vec![pb::Input { digest: digest.clone(), index: 0 }], ..pb::Op::default() };
+    let mut definition = definition.clone();
+    definition.def.pop(); // it points to what is now the last but one
+    definition.def.extend([op, pointer.encode_to_vec()]);
+    let named = [("llb.customname".to_owned(), format!("[internal] copy {name}"))];
+    definition.metadata.insert(digest, pb::OpMetadata { description: named.into(), ..Default::default() });
+    Graph::decode(&definition)
 }
 
 /// The results of a request.

@@ -61,11 +61,6 @@ impl Daemon {
         Ok(job)
     }
 
-    fn allows(&self, entitlement: &str) -> bool {
-        let kind = entitlement.split_once('=').map_or(entitlement, |(kind, _)| kind);
-        self.entitlements.iter().any(|allowed| allowed == kind)
-    }
-
     /// Runs a build to its end.
     async fn run(&self, job: &Arc<Job>, request: SolveRequest) -> Result<SolveResponse, Status> {
         let wanted = Wanted::of(&request).map_err(|e| status(&e))?;

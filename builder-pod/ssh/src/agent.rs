@@ -3,9 +3,10 @@
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -21,7 +22,20 @@ pub enum Agent {
     Keys(Vec<Key>),
     /// Another agent, by its socket.
     Forward(PathBuf),
+    /// Another agent, reached in some other way.
+    Remote(Box<dyn Connect>),
 }
+
+/// A way to another agent.
+pub trait Connect: std::fmt::Debug + Send + Sync {
+    /// Opens a connection.
+    fn connect(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Connection>>> + Send + '_>>;
+}
+
+/// A connection to another agent.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// A socket that an agent serves, until this is dropped.
 #[derive(Debug)]
@@ -89,7 +103,13 @@ async fn accept(listener: UnixListener, agent: Arc<Agent>) {
                     // A client that breaks off has its own message.
                     match agent.as_ref() {
                         Agent::Keys(keys) => answer(client, keys).await.ok(),
-                        Agent::Forward(socket) => forward(client, socket).await.ok(),
+                        Agent::Forward(socket) => {
+                            let behind = UnixStream::connect(socket).await.ok();
+                            forward(client, behind.map(|behind| Box::new(behind) as Box<dyn Connection>))
+                                .await
+                                .ok()
+                        }
+                        Agent::Remote(way) => forward(client, way.connect().await.ok()).await.ok(),
                     }
                 });
             }
@@ -100,7 +120,7 @@ async fn accept(listener: UnixListener, agent: Arc<Agent>) {
 }
 
 /// The next message without its length; `None` at the end.
-async fn next(from: &mut UnixStream) -> std::io::Result<Option<Vec<u8>>> {
+async fn next(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length).await {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -131,8 +151,7 @@ async fn answer(mut client: UnixStream, keys: &[Key]) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn forward(mut client: UnixStream, socket: &Path) -> std::io::Result<()> {
-    let mut behind = UnixStream::connect(socket).await.ok();
+async fn forward(mut client: UnixStream, mut behind: Option<Box<dyn Connection>>) -> std::io::Result<()> {
     while let Some(message) = next(&mut client).await? {
         let reply = match (&mut behind, wire::read(&message)) {
             (Some(behind), Request::Identities | Request::Sign { .. }) => {

@@ -1,0 +1,133 @@
+//! From flags to a daemon that serves, and to its end.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use lapstrake_api::MESSAGE_BYTES_MAX;
+use lapstrake_api::control::control_server::ControlServer;
+use lapstrake_api::frontend::llb_bridge_server::LlbBridgeServer;
+use lapstrake_api::health::health_server::HealthServer;
+use lapstrake_daemon::{Config, Flags, Listeners, RootLock, Stop};
+use lapstrake_registry::Client;
+use lapstrake_run::sandbox::{self, Mode, Sandbox};
+use lapstrake_session::Sessions;
+
+use super::{Daemon, bridge, control, health};
+use crate::error::{BuildError, chain};
+use crate::wiring;
+
+/// The file in the state directory that keeps the worker's name.
+const WORKER_ID: &str = "workerid";
+
+fn failed(why: &str) -> ExitCode {
+    writeln!(std::io::stderr(), "buildkitd: {why}").ok(); // nobody listens
+    ExitCode::FAILURE
+}
+
+/// Serves BuildKit's gRPC API until a signal comes. Called before there is any thread.
+pub(crate) fn start(flags: &Flags) -> ExitCode {
+    let config = match Config::load(flags) {
+        Ok(config) => config,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let sandbox = match sandbox::enter(Mode::Auto) {
+        Ok(sandbox) => sandbox,
+        Err(error) => return failed(&format!("steps can't run here: {error}")),
+    };
+    lapstrake_daemon::log::init(&config.log);
+    config.tell();
+    wiring::raise_open_files();
+    // One provider for all of TLS; a second installation is refused, which is fine.
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    match wiring::block_on(serve(config, &sandbox)) {
+        Ok(code) => code,
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+fn outside(error: &lapstrake_daemon::Error) -> BuildError {
+    BuildError::internal(chain(error))
+}
+
+async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError> {
+    let _lock = RootLock::take(&config.root).map_err(|e| outside(&e))?;
+    let stop = Stop::on_signals(config.drain).map_err(BuildError::internal)?;
+    let hosts = config.registries.clone();
+    let client = Client::new(lapstrake_registry::Config { hosts, ..lapstrake_registry::Config::default() });
+    let engine = wiring::engine(&config.root, client.clone(), sandbox)?;
+    let store = engine.store().clone();
+    let daemon = Arc::new(Daemon {
+        engine,
+        client,
+        sessions: Sessions::default(),
+        dirs: Arc::default(),
+        jobs: Arc::default(),
+        worker: worker_id(&config.root)?,
+        config,
+        draining: stop.drain.clone(),
+    });
+    tell_worker(&daemon);
+    let listeners = Listeners::bind(&daemon.config.grpc).await.map_err(|e| outside(&e))?;
+    listeners.announce();
+    let control = ControlServer::from_arc(Arc::new(control::Control(Arc::clone(&daemon))))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let bridge = LlbBridgeServer::new(bridge::OnControl(Arc::clone(&daemon)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let served = tonic::transport::Server::builder()
+        .add_service(control)
+        .add_service(bridge)
+        .add_service(HealthServer::new(health::Serving))
+        .serve_with_incoming(listeners.incoming(&stop.end));
+    tokio::select! {
+        served = served => served.map_err(|e| BuildError::internal(chain(&e)))?,
+        () = ended(&daemon, &stop) => {}
+    }
+    tokio::task::spawn_blocking(move || store.flush()).await.map_err(BuildError::internal)??;
+    Ok(stop.exit_code())
+}
+
+/// Returns once the daemon was told to end, and its builds have ended or were canceled.
+async fn ended(daemon: &Daemon, stop: &Stop) {
+    stop.drain.cancelled().await;
+    tokio::select! {
+        () = daemon.jobs.idle() => {}
+        () = stop.end.cancelled() => {
+            daemon.jobs.running().iter().for_each(|job| job.cancel.cancel());
+            daemon.jobs.idle().await;
+        }
+    }
+    stop.end.cancel();
+}
+
+/// The name of the worker, which stays the same for a state directory.
+fn worker_id(root: &Path) -> Result<String, BuildError> {
+    let path = root.join(WORKER_ID);
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    let kept = kept.trim();
+    if !kept.is_empty() {
+        return Ok(kept.to_owned());
+    }
+    let id = super::id();
+    let failed = |e: std::io::Error| BuildError::internal(format!("{}: {e}", path.display()));
+    std::fs::write(&path, &id).map_err(failed)?;
+    Ok(id)
+}
+
+/// The lines by which `buildkitd` tells of its worker.
+fn tell_worker(daemon: &Daemon) {
+    let worker = daemon.worker();
+    let mut labels: Vec<String> = worker.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    labels.sort();
+    let platforms: Vec<String> = daemon.engine.platforms().iter().map(ToString::to_string).collect();
+    tracing::info!(
+        "found worker {:?}, labels=map[{}], platforms=[{}]",
+        worker.id,
+        labels.join(" "),
+        platforms.join(" ")
+    );
+    tracing::info!("found 1 workers, default={:?}", worker.id);
+}
