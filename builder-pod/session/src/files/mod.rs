@@ -30,6 +30,7 @@ use crate::sink::EXPORTER;
 
 /// Batches of packets that wait for the disk.
 const BATCHES_WAITING: usize = 4;
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// How long the other side has to read why a transfer failed.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -141,7 +142,7 @@ impl Session {
                 tokio::select! {
                     fed = &mut feeding => break fed,
                     () = cancel.cancelled() => break Err(Error::Canceled),
-                    Ok(()) = watching.changed() => progress(*watching.borrow_and_update()),
+                    Some(now) = next_progress(&mut watching) => progress(now),
                 }
             }
         };
@@ -269,6 +270,13 @@ impl SyncRequest {
         headers.push(("dir-name".to_owned(), vec![self.dir_name.clone()]));
         headers
     }
+}
+
+/// How far it is, when that is other than what was told; not too often.
+async fn next_progress(watching: &mut watch::Receiver<SyncProgress>) -> Option<SyncProgress> {
+    tokio::time::sleep(PROGRESS_EVERY).await;
+    watching.changed().await.ok()?;
+    Some(*watching.borrow_and_update())
 }
 
 /// Hands packets on until nobody wants more.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::mode;
 use super::stream::Packets;
 use super::wire::{Packet, Stat, Xattr, kind};
-use super::{Sent, SyncProgress, joined};
+use super::{Sent, SyncProgress, joined, next_progress};
 use crate::error::Error;
 
 /// Packets that wait for the other side.
@@ -81,9 +81,14 @@ pub(super) async fn send(
     tokio::pin!(work);
     loop {
         tokio::select! {
-            result = &mut work => return result,
+            result = &mut work => {
+                if let Ok(Sent { files, bytes }) = result {
+                    progress(SyncProgress { files, bytes });
+                }
+                return result;
+            }
             () = cancel.cancelled() => return Err(Error::Canceled),
-            Ok(()) = watching.changed() => progress(*watching.borrow_and_update()),
+            Some(now) = next_progress(&mut watching) => progress(now),
         }
     }
 }

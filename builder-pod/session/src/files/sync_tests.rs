@@ -7,11 +7,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use proptest::prelude::*;
+use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use super::fake::{Client, Entry, Sender, Tree};
 use super::mode;
-use super::wire::{Stat, Xattr};
+use super::wire::{Packet, Stat, Xattr, kind};
 use super::{Differ, SyncProgress, SyncRequest, Synced};
 use crate::Error;
 use crate::testing::Connected;
@@ -236,6 +237,32 @@ async fn attributes_travel_and_one_that_is_gone_is_a_change() {
     me.becomes(tree);
     assert!(sync(&client, request(), into.path()).await.expect("sync").changed);
     assert_eq!((names("d").as_str(), names("f").as_str()), ("", ""));
+}
+
+#[test]
+fn a_name_need_not_be_utf8() {
+    let into = tempfile::tempdir().expect("dir");
+    let mut odd = file("x", "odd");
+    odd.stat.path = vec![0xff, b'x'];
+    let (requests, mut asked) = tokio::sync::mpsc::channel(8);
+    let (packets, incoming) = tokio::sync::mpsc::channel(8);
+    let task = super::Task {
+        name: "context".to_owned(),
+        differ: Differ::Metadata,
+        metadata_only: None,
+        requests,
+        progress: tokio::sync::watch::Sender::default(),
+    };
+    let content = |data: &'static [u8]| Packet { data: data.into(), ..Packet::of(kind::DATA) };
+    let all = [super::fake::listing(&[odd]), vec![content(b"odd"), content(b"")]].concat();
+    // As bytes on the wire.
+    let all = all.iter().map(|packet| Packet::decode(packet.encode_to_vec().as_slice()).expect("packet"));
+    packets.try_send(all.collect()).expect("send");
+    super::receive::receive(into.path(), task, incoming).expect("receive");
+    let name = std::ffi::OsStr::from_bytes(&[0xff, b'x']);
+    assert_eq!(fs::read_to_string(into.path().join(name)).expect("read"), "odd");
+    assert_eq!(asked.try_recv().expect("request").id, 0);
+    assert_eq!(asked.try_recv().expect("end").kind, kind::FIN);
 }
 
 #[tokio::test]
