@@ -206,6 +206,8 @@ pub(crate) struct Image {
     pub(crate) docker_media_types: bool,
     /// Files keep their times where `SOURCE_DATE_EPOCH` is given: config and history alone have it.
     pub(crate) keep_times: bool,
+    /// Layers whose files were given other times say so, as BuildKit's do.
+    pub(crate) mark_rewritten: bool,
     /// Its registries are reached by plain http, or https whose certificate nobody checks.
     pub(crate) insecure: bool,
 }

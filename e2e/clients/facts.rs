@@ -100,7 +100,7 @@ impl Facts {
                 }
             } else if kind.is_file() && name.ends_with(".txt") && !name.contains('/') {
                 let text = fs::read_to_string(&path)?;
-                self.add(name, plain(&text));
+                self.add(name, if self.exact { text } else { plain(&text) });
             } else {
                 self.file(&name, &path)?;
             }
@@ -168,7 +168,7 @@ impl Facts {
             }
             Value::String(text) => {
                 let text = if self.exact { text.clone() } else { plain(text) };
-                let text = match is_time(&text) && text.get(..19) > Some(self.start_text().as_str()) {
+                let text = match is_time(&text) && text.get(..19) >= Some(self.start_text().as_str()) {
                     true => "now".to_owned(),
                     false => text,
                 };

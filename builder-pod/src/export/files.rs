@@ -294,8 +294,12 @@ async fn check_clash(roots: &mut Vec<(String, OwnedFd)>, solved: &[Solved]) -> R
 fn part(root: &OwnedFd, path: &str) -> Result<OwnedFd, BuildError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let path_in = if path.trim_start_matches('/').is_empty() { "." } else { path.trim_start_matches('/') };
-    rustix::fs::openat2(root, path_in, flags, Mode::empty(), ResolveFlags::IN_ROOT)
-        .map_err(|e| BuildError::new(Reason::RequestInvalid, format!("src={path}: {}", io::Error::from(e))))
+    rustix::fs::openat2(root, path_in, flags, Mode::empty(), ResolveFlags::IN_ROOT).map_err(|e| {
+        // As Go words it, which is what clients look for.
+        let text = io::Error::from(e).to_string().to_lowercase();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        BuildError::new(Reason::RequestInvalid, format!("src={path}: {text}"))
+    })
 }
 
 async fn write(

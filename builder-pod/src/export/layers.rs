@@ -26,6 +26,8 @@ use crate::room;
 /// Layers that are made in a way of their own, clamped to an epoch or packed at a level: they are not what
 /// the store knows the snapshot as.
 const VARIANTS: Table = Table::named("layer-variants");
+/// Annotation of a layer whose files have no later time than this.
+const REWRITTEN: &str = "buildkit/rewritten-timestamp";
 /// Layers that are made at the same time; each is packed on all processors.
 const LAYERS_PARALLEL: usize = 4;
 
@@ -153,6 +155,12 @@ pub(super) async fn make(
             .await?;
     if !wanted.is_variant() {
         remember_chain(engine.store(), &snapshots, &layers, base)?;
+    }
+    let mut layers = layers;
+    if let (Some(epoch), true) = (epoch, image.mark_rewritten) {
+        for layer in layers.iter_mut().skip(base) {
+            layer.descriptor.annotations.insert(REWRITTEN.to_owned(), epoch.to_string());
+        }
     }
     step.part("exporting layers", began.elapsed());
     Ok(layers)

@@ -279,6 +279,7 @@ impl Exporter {
             force_compression: said.packing.force,
             docker_media_types: said.oci == Some(false),
             keep_times: !said.rewrite,
+            mark_rewritten: said.rewrite,
             insecure: said.insecure,
         })
     }

@@ -41,7 +41,8 @@ pub fn docker_archive(
         names.iter().filter_map(|name| Some((familiar(name), name.tag_or_latest()?))).collect();
     let listed = DockerImage {
         config: path_of(&image.config.1),
-        repo_tags: tagged.iter().map(|(name, tag)| format!("{name}:{tag}")).collect(),
+        repo_tags: (!tagged.is_empty())
+            .then(|| tagged.iter().map(|(name, tag)| format!("{name}:{tag}")).collect()),
         layers: blobs.manifest.layers.iter().map(path_of).collect(),
     };
     files.insert("manifest.json", serde_json::to_vec(&[listed])?);
@@ -60,7 +61,8 @@ pub fn docker_archive(
 #[serde(rename_all = "PascalCase")]
 struct DockerImage {
     config: String,
-    repo_tags: Vec<String>,
+    /// `null` where there are none, as Docker writes it.
+    repo_tags: Option<Vec<String>>,
     layers: Vec<String>,
 }
 

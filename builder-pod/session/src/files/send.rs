@@ -167,6 +167,8 @@ impl Walk {
                 };
                 self.say(stat)?;
             }
+            // A root may be open for its path alone, as mounts are.
+            let root = at::open_dir(root.as_fd(), b".").map_err(io("open", b"."))?;
             self.directory(root.as_fd(), b"", 0)?;
         }
         self.packets.blocking_send(Packet::of(kind::STAT)).map_err(|_| closed())
