@@ -23,9 +23,6 @@ pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// Annotation of a layer: bytes of its tar.
 pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 
-/// The file that says that nothing is wanted first.
-const LANDMARK: &str = ".no.prefetch.landmark";
-const LANDMARK_BYTES: &[u8] = &[0xf];
 const TOC: &str = "stargz.index.json";
 /// Data of a file are members of this size.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -111,14 +108,8 @@ pub fn pack<W: Write>(tar: impl Read, out: W, level: Option<i32>) -> Result<Pack
         tar_bytes: 0,
         rows: Vec::new(),
     };
-    let landmark =
-        Entry { mode: 0o644, size: LANDMARK_BYTES.len() as u64, ..Entry::new(LANDMARK, Kind::File) };
-    packer.entry(&landmark, &mut |into| read_some(&mut &LANDMARK_BYTES[..], into))?;
     let mut reader = TarReader::new(tar);
     while let Some(entry) = reader.next_entry()? {
-        if matches!(entry.path.as_slice(), p if p == LANDMARK.as_bytes() || p == TOC.as_bytes()) {
-            continue;
-        }
         packer.entry(&entry, &mut |into| {
             let mut filled = 0;
             while filled < into.len() {
@@ -131,10 +122,6 @@ pub fn pack<W: Write>(tar: impl Read, out: W, level: Option<i32>) -> Result<Pack
         })?;
     }
     packer.finish()
-}
-
-fn read_some(from: &mut &[u8], into: &mut [u8]) -> Result<usize> {
-    from.read(into).map_err(Error::Stream)
 }
 
 struct Packer<W: Write> {
@@ -212,24 +199,15 @@ impl<W: Write> Packer<W> {
         let table = Table { version: 1, entries: std::mem::take(&mut self.rows) };
         let table = serde_json::to_vec(&table)?;
         let toc = Digest::of(&table);
-        // The padding of the last file belongs to its member.
-        let entry = Entry { mode: 0o444, size: table.len() as u64, ..Entry::new(TOC, Kind::File) };
-        let mut tail = TarWriter::new(self.buffer.clone());
-        std::mem::swap(&mut self.tar, &mut tail);
-        let padding = self.padding();
-        self.hasher.update(&padding);
-        self.tar_bytes += padding.len() as u64;
-        if let Some(member) = &mut self.member {
-            member.write_all(&padding).map_err(Error::output)?;
-        }
-        drop(tail);
-        self.buffer.take();
-        self.end_member()?;
-        let at = self.out.bytes;
-        self.tar.start(&entry).map_err(Error::output)?;
-        self.tar.write_data(&table).map_err(Error::output)?;
+        // The tar ends before the table, as in BuildKit's layers: who unpacks it sees none.
         let tar = std::mem::replace(&mut self.tar, TarWriter::new(self.buffer.clone()));
         tar.finish().map_err(Error::output)?;
+        self.pass_on()?;
+        self.end_member()?;
+        let at = self.out.bytes;
+        let entry = Entry { mode: 0o444, size: table.len() as u64, ..Entry::new(TOC, Kind::File) };
+        self.tar.append(&entry, &table).map_err(Error::output)?;
+        self.tar.close().map_err(Error::output)?;
         self.pass_on()?;
         self.end_member()?;
         self.out.write_all(&footer(at)).map_err(Error::output)?;
@@ -242,13 +220,6 @@ impl<W: Write> Packer<W> {
             tar_bytes: self.tar_bytes,
             toc,
         })
-    }
-
-    /// What fills the last block.
-    fn padding(&self) -> Vec<u8> {
-        let rest = self.tar_bytes % crate::tar::BLOCK_BYTES as u64;
-        let missing = if rest == 0 { 0 } else { crate::tar::BLOCK_BYTES as u64 - rest };
-        vec![0; usize::try_from(missing).unwrap_or(0)]
     }
 }
 
@@ -374,7 +345,7 @@ mod tests {
         while let Some(entry) = reader.next_entry().unwrap() {
             names.push(String::from_utf8(entry.path).unwrap());
         }
-        assert_eq!(names, [LANDMARK, "d/", "d/small", "big", "empty", TOC]);
+        assert_eq!(names, ["d/", "d/small", "big", "empty"]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub enum Error {
         reason: String,
     },
     /// A download is not what was asked for.
-    #[error("{url}: checksum is {actual}, not {expected}")]
+    #[error("{url}: digest mismatch: checksum is {actual}, not {expected}")]
     Checksum {
         /// The address, without credentials and query.
         url: String,

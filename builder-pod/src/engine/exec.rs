@@ -141,7 +141,11 @@ impl Engine {
             }
         };
         let written = (!mount.readonly && output.is_some()).then(|| self.store.prepare(id)).transpose()?;
-        let lowers_top_first = self.lowers(id)?;
+        let mut lowers_top_first = self.lowers(id)?;
+        if lowers_top_first.is_empty() && !is_root {
+            // An overlay has something below.
+            lowers_top_first.push(self.nothing.clone());
+        }
         if is_root {
             let (upper, work) = match &written {
                 Some(active) => (Some(active.upper()), Some(active.work())),

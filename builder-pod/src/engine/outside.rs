@@ -311,7 +311,7 @@ impl Outside {
             Some(text) => u32::from_str_radix(text, 8).map_err(|_| wrong("its mode is no octal number"))?,
             None => FILE_MODE,
         };
-        let filename = attr(source, "http.filename").unwrap_or("download");
+        let filename = attr(source, "http.filename").unwrap_or_else(|| name_in(url));
         let remembered = context::digest_of(&["file", url, filename, &mode.to_string()]);
         let known: Option<File> = store
             .get(Table::HTTP, remembered.as_bytes())
@@ -418,6 +418,16 @@ fn dress(path: &Path, mode: u32, modified_seconds: Option<i64>) -> std::io::Resu
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     std::fs::File::open(path)?.set_modified(time)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))
+}
+
+/// What a download is called whose address ends in a name.
+fn name_in(url: &str) -> &str {
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let after_host = path.split_once("://").map_or(path, |(_, rest)| rest);
+    match after_host.trim_end_matches('/').split_once('/').and_then(|(_, path)| path.rsplit('/').next()) {
+        Some(name) if !matches!(name, "" | "." | "..") => name,
+        _ => "download",
+    }
 }
 
 #[cfg(test)]

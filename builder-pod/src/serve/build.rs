@@ -194,6 +194,11 @@ fn plain_config(platform: &lapstrake_oci::Platform) -> lapstrake_oci::ImageConfi
         architecture: platform.architecture.clone(),
         os: platform.os.clone(),
         variant: platform.variant.clone(),
+        config: lapstrake_oci::ContainerConfig {
+            env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
+            working_dir: "/".to_owned(),
+            ..lapstrake_oci::ContainerConfig::default()
+        },
         ..lapstrake_oci::ImageConfig::default()
     }
 }

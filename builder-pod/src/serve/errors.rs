@@ -17,20 +17,35 @@ const TYPES: &str = "github.com/moby/buildkit";
 pub(crate) fn status(error: &BuildError) -> Status {
     let code = match error.failure().reason {
         Reason::Canceled => Code::Cancelled,
-        Reason::RequestInvalid => Code::InvalidArgument,
         Reason::NotSupported => Code::Unimplemented,
-        Reason::PullDenied | Reason::PushDenied | Reason::SourceDenied => Code::PermissionDenied,
-        Reason::ImageNotFound => Code::NotFound,
+        // Any other code would stand before the message in what clients print.
         _ => Code::Unknown,
     };
-    let message = match error.failure().reason {
-        Reason::Canceled => "context canceled".to_owned(),
-        _ => error.to_string(),
-    };
+    let message = words(error);
     let mut details = Vec::new();
     details.extend(source(error));
     let whole = rpc::Status { code: code as i32, message: message.clone(), details };
     Status::with_details(code, message, whole.encode_to_vec().into())
+}
+
+/// What happened in BuildKit's words, where scripts look for them.
+fn words(error: &BuildError) -> String {
+    let failure = error.failure();
+    let command = failure.message.strip_prefix('"').and_then(|m| m.rsplit_once("\" failed with exit code "));
+    match (failure.reason, failure.exit_code, command) {
+        (Reason::Canceled, ..) => "context canceled".to_owned(),
+        (Reason::StepFailed, Some(code), Some((command, _))) => {
+            format!("process {command:?} did not complete successfully: exit code: {code}")
+        }
+        _ => {
+            match failure.message.strip_prefix("the context has no file ").and_then(|m| m.split_once("; ")) {
+                Some((name, _)) => {
+                    format!("failed to read dockerfile: open {name}: no such file or directory")
+                }
+                None => error.to_string(),
+            }
+        }
+    }
 }
 
 /// The file and the lines that an error is about.
@@ -47,6 +62,16 @@ fn source(error: &BuildError) -> Option<Any> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_step_is_told_in_the_words_that_scripts_look_for() {
+        let error =
+            BuildError::new(Reason::StepFailed, "\"/bin/sh -c echo \"a\"; exit 3\" failed with exit code 3");
+        let error = error.with(|failure| failure.exit_code = Some(3));
+        let expected =
+            r#"process "/bin/sh -c echo \"a\"; exit 3" did not complete successfully: exit code: 3"#;
+        assert_eq!(status(&error).message(), expected);
+    }
 
     #[test]
     fn a_canceled_build_is_said_to_be_so_in_the_clients_words() {

@@ -44,7 +44,22 @@ pub(crate) struct Job {
     pub(crate) imports: Vec<(String, super::Attributes)>,
     refs: Mutex<HashMap<String, Arc<Ref>>>,
     /// Where a frontend on the client's side returns its result to.
-    parked: Mutex<Option<oneshot::Sender<Result<Answer, Status>>>>,
+    parked: Mutex<Parked>,
+}
+
+type Returned = Result<Answer, Status>;
+
+/// Both ends of where a frontend returns its result to: it may do so before anybody waits for it.
+struct Parked {
+    sender: Option<oneshot::Sender<Returned>>,
+    receiver: Option<oneshot::Receiver<Returned>>,
+}
+
+impl Default for Parked {
+    fn default() -> Self {
+        let (sender, receiver) = oneshot::channel();
+        Self { sender: Some(sender), receiver: Some(receiver) }
+    }
 }
 
 impl Job {
@@ -97,15 +112,15 @@ impl Job {
 
     /// Waits for what a frontend on the client's side returns.
     pub(crate) fn park(&self) -> oneshot::Receiver<Result<Answer, Status>> {
-        let (sender, receiver) = oneshot::channel();
-        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        receiver
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits twice.
+        parked.receiver.take().unwrap_or_else(|| oneshot::channel().1)
     }
 
     /// What the frontend on the client's side made of it; false where nobody waits for one.
     pub(crate) fn unpark(&self, answer: Result<Answer, Status>) -> bool {
-        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take();
-        parked.is_some_and(|parked| parked.send(answer).is_ok())
+        let sender = self.parked.lock().unwrap_or_else(PoisonError::into_inner).sender.take();
+        sender.is_some_and(|sender| sender.send(answer).is_ok())
     }
 }
 

@@ -88,7 +88,8 @@ impl<W: Write> TarWriter<W> {
         Ok((self.output, self.written))
     }
 
-    fn close(&mut self) -> io::Result<()> {
+    /// Ends the last entry's data.
+    pub(crate) fn close(&mut self) -> io::Result<()> {
         if self.left > 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "file has shrunk while it was read"));
         }
