@@ -65,6 +65,29 @@ impl Executor {
         sink: Sink<'_>,
         cancel: &CancellationToken,
     ) -> Result<StepExit, RunError> {
+        self.run_with(spec, None, sink, cancel).await
+    }
+
+    /// The same for a step whose standard input and output are `socket`: only what it writes to standard error goes to
+    /// the sink.
+    pub async fn run_on(
+        &self,
+        spec: &StepSpec,
+        socket: OwnedFd,
+        sink: Sink<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<StepExit, RunError> {
+        let spec = StepSpec { duplex: true, ..spec.clone() };
+        self.run_with(&spec, Some(socket), sink, cancel).await
+    }
+
+    async fn run_with(
+        &self,
+        spec: &StepSpec,
+        socket: Option<OwnedFd>,
+        sink: Sink<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<StepExit, RunError> {
         if cancel.is_cancelled() {
             return Err(RunError::Canceled);
         }
@@ -73,7 +96,7 @@ impl Executor {
         let kills_before = oom.as_ref().and_then(OomCounter::kills);
         let request = self.launcher.request(spec, false);
         let bytes = request.encode().map_err(io("describing the step"))?;
-        let mut helper = Helper::spawn(&self.launcher)?;
+        let mut helper = Helper::spawn(&self.launcher, socket)?;
         let outcome = helper.drive(&bytes, sink, cancel).await;
         let status = helper.child.wait().await.map_err(io("waiting for the helper"));
         discarded.remove().await;
@@ -137,7 +160,8 @@ struct Helper {
 }
 
 impl Helper {
-    fn spawn(launcher: &Launcher) -> Result<Self, RunError> {
+    /// `socket` takes the place of the step's standard output.
+    fn spawn(launcher: &Launcher, socket: Option<OwnedFd>) -> Result<Self, RunError> {
         let (ours, theirs) = control_pair()?;
         ours.set_nonblocking(true).map_err(io("making the helper's socket"))?;
         let control = UnixStream::from_std(ours).map_err(io("making the helper's socket"))?;
@@ -150,7 +174,7 @@ impl Helper {
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(stdout_writer))
+            .stdout(Stdio::from(socket.unwrap_or(stdout_writer)))
             .stderr(Stdio::from(stderr_writer))
             .spawn()
             .map_err(io("starting the step's helper"))?;

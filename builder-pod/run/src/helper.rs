@@ -33,7 +33,10 @@ fn run() -> i32 {
     };
     let mut control = File::from(control);
     let (mut control, result) = match Request::read(&mut control) {
-        Ok(request) => serve(request, control),
+        Ok(request) => match give_input(&request) {
+            Ok(()) => serve(request, control),
+            Err(error) => (control, Err(kernel(Stage::Helper)(error))),
+        },
         Err(error) => (control, Err(Failure::new(Stage::Helper, error.to_string(), Errno::INVAL))),
     };
     send(&mut control, &result.unwrap_or_else(Failure::into_report));
@@ -50,6 +53,15 @@ fn take_control() -> lapstrake_sys::Result<OwnedFd> {
     let control = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).about("fcntl", "stdin")?;
     process::replace_stdio(open_null()?, 0)?;
     Ok(control)
+}
+
+/// A step that speaks over one socket reads from it what others have no input for.
+fn give_input(request: &Request) -> lapstrake_sys::Result<()> {
+    if !request.spec.duplex {
+        return Ok(());
+    }
+    let socket = rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3).about("fcntl", "stdout")?;
+    process::replace_stdio(socket, 0)
 }
 
 fn open_null() -> lapstrake_sys::Result<OwnedFd> {
@@ -88,7 +100,7 @@ fn see_through(request: &Request, child: &Child, status: OwnedFd, control: &File
     let fail = kernel(Stage::Helper);
     // The output's end is the step's alone to tell.
     let null = open_null().map_err(&fail)?;
-    for stream in [1, 2] {
+    for stream in [0, 1, 2] {
         process::replace_stdio(&null, stream).map_err(&fail)?;
     }
     supervise(child, control).map_err(&fail)?;

@@ -63,6 +63,9 @@ pub struct StepSpec {
     /// system calls, all of `/proc` and `/sys`.
     #[serde(default)]
     pub insecure: bool,
+    /// Its standard output is a socket that is its standard input too; [`crate::Executor::run_on`] sets it.
+    #[serde(default)]
+    pub duplex: bool,
 }
 
 /// A program that runs programs of another architecture.
@@ -93,6 +96,7 @@ impl StepSpec {
             certificates: None,
             emulator: None,
             insecure: false,
+            duplex: false,
         }
     }
 }

@@ -48,6 +48,7 @@ impl Engine {
         let meta =
             exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
         check_supported(exec)?;
+        self.check_allowed(exec)?;
         let mut prepared = Prepared::default();
         for mount in exec.mounts.iter().filter(|mount| !mounts::is_given(mount)) {
             self.prepare_mount(mount, &inputs, &mut prepared, step).await?;
@@ -87,6 +88,19 @@ impl Engine {
         tokio::task::spawn_blocking(move || drop((scratch, refuse))).await.map_err(BuildError::internal)?;
         judged?;
         in_order(outputs)?.into_iter().map(|target| self.finish(target)).collect()
+    }
+
+    /// What a step may have is decided with its Dockerfile; whoever describes operations himself is asked here.
+    fn check_allowed(&self, exec: &pb::ExecOp) -> Result<(), BuildError> {
+        let inputs = self.step_inputs();
+        let refused = |what: &str| Err(BuildError::new(Reason::StepFailed, format!("{what} is not allowed")));
+        if exec.security == pb::SecurityMode::Insecure as i32 && !inputs.allows_insecure() {
+            return refused("security.insecure");
+        }
+        if exec.network == pb::NetMode::Host as i32 && !inputs.allows_host_network() {
+            return refused("network.host");
+        }
+        Ok(())
     }
 
     /// What the step is given for the devices that it asks for.
@@ -210,6 +224,7 @@ fn step_spec(
         certificates: given.certificates.clone(),
         emulator: None,
         insecure: exec.security == pb::SecurityMode::Insecure as i32,
+        duplex: false,
     })
 }
 
@@ -307,6 +322,18 @@ fn shortened(command: &str) -> String {
 }
 
 /// What the way that a step ended means.
+/// Why a step could not be run to its end.
+pub(super) fn not_run(error: &RunError) -> BuildError {
+    let reason = match error {
+        RunError::Canceled => return BuildError::canceled(),
+        _ if is_no_space(error) => Reason::DiskFull,
+        _ if error.is_users() => Reason::StepFailed,
+        RunError::Sandbox { .. } => Reason::SandboxUnavailable,
+        _ => Reason::Internal,
+    };
+    BuildError::new(reason, chain(error))
+}
+
 fn judge(
     exit: Result<StepExit, RunError>,
     meta: &pb::Meta,
@@ -316,16 +343,7 @@ fn judge(
 ) -> Result<(), BuildError> {
     let exit = match exit {
         Ok(exit) => exit,
-        Err(RunError::Canceled) => return Err(BuildError::canceled()),
-        Err(error) => {
-            let reason = match &error {
-                _ if is_no_space(&error) => Reason::DiskFull,
-                _ if error.is_users() => Reason::StepFailed,
-                RunError::Sandbox { .. } => Reason::SandboxUnavailable,
-                _ => Reason::Internal,
-            };
-            return Err(BuildError::new(reason, chain(&error)));
-        }
+        Err(error) => return Err(not_run(&error)),
     };
     let valid = if meta.valid_exit_codes.is_empty() {
         exit.code == 0

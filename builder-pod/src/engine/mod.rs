@@ -13,6 +13,7 @@ mod lazy;
 mod merge;
 mod mounts;
 mod outside;
+mod program;
 mod remote;
 
 use std::collections::HashMap;
@@ -40,6 +41,7 @@ pub(crate) use images::{Images, Resolved};
 pub(crate) use lazy::Watch;
 use lazy::not_realised;
 pub(crate) use merge::{is_bare, origin};
+pub(crate) use program::Program;
 pub(crate) use remote::{Lazy, LazyLayer, Place, Remote};
 
 /// When snapshots were made (RFC 3339), by their id.

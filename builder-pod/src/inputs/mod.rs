@@ -159,6 +159,16 @@ impl StepInputs {
         Ok(value)
     }
 
+    /// Whether steps may be without a sandbox.
+    pub(crate) fn allows_insecure(&self) -> bool {
+        self.inputs.insecure
+    }
+
+    /// Whether steps may ask for the builder's network by name.
+    pub(crate) fn allows_host_network(&self) -> bool {
+        self.inputs.allows_host_network()
+    }
+
     /// Names of the secrets that the build was given. Blocking.
     pub(crate) fn secret_ids(&self) -> Vec<String> {
         self.inputs.secrets.iter().flat_map(secrets::ids).collect()

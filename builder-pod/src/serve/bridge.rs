@@ -1,8 +1,9 @@
 //! `moby.buildkit.v1.frontend.LLBBridge`: what frontends ask while they work, those on the client's side and those
 //! that run here.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::Stream;
 use lapstrake_api::apicaps::ApiCap;
@@ -124,15 +125,65 @@ fn caps(ids: &[&str]) -> Vec<ApiCap> {
     ids.iter().map(|id| ApiCap { id: (*id).to_owned(), enabled: true, ..ApiCap::default() }).collect()
 }
 
-/// The service on the daemon's socket: calls name their build.
-pub(crate) struct OnControl(pub(crate) Arc<Daemon>);
+/// Whose call it is.
+#[derive(Clone)]
+enum Caller {
+    /// A frontend on the client's side: calls on the daemon's socket name their build.
+    Client,
+    /// A frontend that runs here, for one request.
+    Frontend(Arc<Frontend>),
+}
 
-impl OnControl {
+/// A frontend that runs here.
+pub(crate) struct Frontend {
+    /// The build that it works for.
+    pub(crate) job: Arc<Job>,
+    /// Definitions that it was given.
+    pub(crate) inputs: HashMap<String, pb::Definition>,
+    /// What it returned.
+    pub(crate) returned: Mutex<Option<Result<Answer, Status>>>,
+}
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct Bridge {
+    daemon: Arc<Daemon>,
+    caller: Caller,
+}
+
+impl Bridge {
+    /// On the daemon's socket.
+    pub(crate) fn on_control(daemon: Arc<Daemon>) -> Self {
+        Self { daemon, caller: Caller::Client }
+    }
+
+    /// For a frontend that runs here.
+    pub(crate) fn for_frontend(daemon: Arc<Daemon>, frontend: Arc<Frontend>) -> Self {
+        Self { daemon, caller: Caller::Frontend(frontend) }
+    }
+
     async fn of<T>(&self, request: Request<T>) -> Result<(Arc<Job>, T), Status> {
+        if let Caller::Frontend(frontend) = &self.caller {
+            return Ok((Arc::clone(&frontend.job), request.into_inner()));
+        }
         let id = request.metadata().get(BUILD_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         let id =
             id.ok_or_else(|| Status::invalid_argument(format!("no {BUILD_ID} in the call's metadata")))?;
-        Ok((self.0.jobs.get(&id, BRIDGE_WAIT).await?, request.into_inner()))
+        Ok((self.daemon.jobs.get(&id, BRIDGE_WAIT).await?, request.into_inner()))
+    }
+
+    /// Takes what a frontend made of its request.
+    fn take(&self, job: &Job, answer: Result<Answer, Status>) -> Result<ReturnResponse, Status> {
+        match &self.caller {
+            Caller::Frontend(frontend) => {
+                *frontend.returned.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+                Ok(ReturnResponse {})
+            }
+            Caller::Client if job.unpark(answer) => Ok(ReturnResponse {}),
+            Caller::Client => {
+                Err(Status::failed_precondition(format!("build {} waits for no result", job.id)))
+            }
+        }
     }
 }
 
@@ -198,8 +249,8 @@ fn warn(job: &Job, request: WarnRequest) -> WarnResponse {
     WarnResponse {}
 }
 
-fn returned(job: &Job, request: ReturnRequest) -> Result<ReturnResponse, Status> {
-    let answer = match (request.error, request.result) {
+fn returned(job: &Job, request: ReturnRequest) -> Result<Result<Answer, Status>, Status> {
+    Ok(match (request.error, request.result) {
         (Some(error), _) => {
             use prost::Message as _;
             let code = tonic::Code::from_i32(error.code);
@@ -208,11 +259,7 @@ fn returned(job: &Job, request: ReturnRequest) -> Result<ReturnResponse, Status>
         }
         (None, Some(result)) => Ok(Answer::from_message(job, result)?),
         (None, None) => Ok(Answer::one(None)),
-    };
-    match job.unpark(answer) {
-        true => Ok(ReturnResponse {}),
-        false => Err(Status::failed_precondition(format!("build {} waits for no result", job.id))),
-    }
+    })
 }
 
 type ExecMessages = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
@@ -222,7 +269,7 @@ fn no_containers<T>() -> Result<Response<T>, Status> {
 }
 
 #[tonic::async_trait]
-impl LlbBridge for OnControl {
+impl LlbBridge for Bridge {
     async fn resolve_image_config(
         &self,
         request: Request<ResolveImageConfigRequest>,
@@ -241,7 +288,7 @@ impl LlbBridge for OnControl {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let (job, request) = self.of(request).await?;
-        build::nested(&job, request).await.map(Response::new)
+        build::nested(&self.daemon, &job, request).await.map(Response::new)
     }
 
     async fn read_file(
@@ -280,18 +327,23 @@ impl LlbBridge for OnControl {
         Ok(Response::new(PongResponse {
             frontend_api_caps: caps(FRONTEND_CAPS),
             llb_caps: caps(LLB_CAPS),
-            workers: vec![self.0.worker()],
+            workers: vec![self.daemon.worker()],
         }))
     }
 
     async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<ReturnResponse>, Status> {
         let (job, request) = self.of(request).await?;
-        returned(&job, request).map(Response::new)
+        let answer = returned(&job, request)?;
+        self.take(&job, answer).map(Response::new)
     }
 
     async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
         let (job, _) = self.of(request).await?;
-        Ok(Response::new(InputsResponse { definitions: job.inputs.clone() }))
+        let definitions = match &self.caller {
+            Caller::Client => job.inputs.clone(),
+            Caller::Frontend(frontend) => frontend.inputs.clone(),
+        };
+        Ok(Response::new(InputsResponse { definitions }))
     }
 
     async fn new_container(

@@ -9,12 +9,13 @@ use lapstrake_handoff::{CacheImport, Reason};
 use tonic::Status;
 
 use super::answer::{Answer, Of, Ref, Refs};
+use super::dockerfile::Outcome;
 use super::errors::status;
 use super::exporters::Exporter;
 use super::job::Job;
 use super::no_receiver::NoReceiver;
 use super::receiver::SessionReceiver;
-use super::{Attributes, caches, dockerfile, exporters};
+use super::{Attributes, Daemon, caches, dockerfile, exporters, gateway};
 use crate::build::Solved;
 use crate::client::Receiver;
 use crate::engine::Resolved;
@@ -35,6 +36,7 @@ pub(crate) struct Asked {
     pub(crate) definition: Option<pb::Definition>,
     pub(crate) frontend: String,
     pub(crate) opts: HashMap<String, String>,
+    pub(crate) inputs: HashMap<String, pb::Definition>,
 }
 
 fn sorted(attributes: &HashMap<String, String>) -> Attributes {
@@ -42,24 +44,37 @@ fn sorted(attributes: &HashMap<String, String>) -> Attributes {
 }
 
 /// What a request's frontend, or its definition, makes.
-pub(crate) async fn answer(job: &Arc<Job>, asked: Asked) -> Result<Answer, BuildError> {
+pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -> Result<Answer, Status> {
+    let frontends = &daemon.config.frontends;
+    let disabled = |name: &str| Err(Status::unknown(format!("frontend {name} is disabled")));
     match asked.frontend.as_str() {
         "" => {
             let definition = asked.definition.filter(|definition| !definition.def.is_empty());
-            Ok(Answer::one(definition.map(Ref::new).transpose()?))
+            let result = definition.map(Ref::new).transpose().map_err(|e| status(&e))?;
+            Ok(Answer::one(result))
         }
-        DOCKERFILE => dockerfile::solve(job, &asked.opts).await,
-        GATEWAY => {
-            let source = asked.opts.get("source").map(String::as_str).unwrap_or_default();
-            match dockerfile::is_built_in(source) {
-                true => dockerfile::solve(job, &asked.opts).await,
-                false => {
-                    let message = format!("frontend image {source} can't be run yet");
-                    Err(BuildError::new(Reason::NotSupported, message))
+        DOCKERFILE if !frontends.dockerfile => disabled(DOCKERFILE),
+        GATEWAY if !frontends.gateway => disabled(GATEWAY),
+        DOCKERFILE => match dockerfile::solve(job, &asked.opts).await.map_err(|e| status(&e))? {
+            Outcome::Answer(answer) => Ok(answer),
+            Outcome::Other(image) => {
+                if !frontends.gateway {
+                    return disabled(GATEWAY);
                 }
+                gateway::solve(daemon, job, &image, asked).await
+            }
+        },
+        GATEWAY => {
+            let source = asked.opts.get("source").cloned().unwrap_or_default();
+            match dockerfile::is_built_in(&source) && frontends.dockerfile {
+                true => match dockerfile::solve(job, &asked.opts).await.map_err(|e| status(&e))? {
+                    Outcome::Answer(answer) => Ok(answer),
+                    Outcome::Other(image) => gateway::solve(daemon, job, &image, asked).await,
+                },
+                false => gateway::solve(daemon, job, &source, asked).await,
             }
         }
-        other => Err(BuildError::new(Reason::RequestInvalid, format!("frontend {other:?} not found"))),
+        other => Err(Status::unknown(format!("frontend: {other} not found"))),
     }
 }
 
@@ -220,12 +235,17 @@ async fn bases(job: &Job, graph: &lapstrake_llb::Graph) -> Result<Vec<Arc<Resolv
 
 /// Answers a frontend that asks for more.
 pub(crate) async fn nested(
+    daemon: &Arc<Daemon>,
     job: &Arc<Job>,
     request: frontend::SolveRequest,
 ) -> Result<frontend::SolveResponse, Status> {
-    let asked =
-        Asked { definition: request.definition, frontend: request.frontend, opts: request.frontend_opt };
-    let answer = answer(job, asked).await.map_err(|e| status(&e))?;
+    let asked = Asked {
+        definition: request.definition,
+        frontend: request.frontend,
+        opts: request.frontend_opt,
+        inputs: request.frontend_inputs,
+    };
+    let answer = answer(daemon, job, asked).await?;
     if request.evaluate {
         evaluate(job, &answer).await.map_err(|e| status(&e))?;
     }

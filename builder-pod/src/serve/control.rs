@@ -62,7 +62,7 @@ impl Daemon {
     }
 
     /// Runs a build to its end.
-    async fn run(&self, job: &Arc<Job>, request: SolveRequest) -> Result<SolveResponse, Status> {
+    async fn run(self: &Arc<Self>, job: &Arc<Job>, request: SolveRequest) -> Result<SolveResponse, Status> {
         let wanted = Wanted::of(&request).map_err(|e| status(&e))?;
         let is_parked = request.frontend.is_empty()
             && request.definition.as_ref().is_none_or(|definition| definition.def.is_empty());
@@ -77,8 +77,9 @@ impl Daemon {
                 definition: request.definition,
                 frontend: request.frontend,
                 opts: request.frontend_attrs,
+                inputs: request.frontend_inputs,
             };
-            build::answer(job, asked).await.map_err(|e| status(&e))?
+            build::answer(self, job, asked).await?
         };
         let exporter_response = build::export(job, &answer, &wanted).await.map_err(|e| status(&e))?;
         Ok(SolveResponse { exporter_response })

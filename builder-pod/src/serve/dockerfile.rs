@@ -107,14 +107,25 @@ fn named_context(name: &str, value: &str) -> Result<(String, Named), BuildError>
     })
 }
 
+/// What became of a request.
+pub(crate) enum Outcome {
+    /// An answer.
+    Answer(Answer),
+    /// The file names another frontend: this image.
+    Other(String),
+}
+
 /// Answers a request for a Dockerfile's results, or a question about it.
-pub(crate) async fn solve(job: &Arc<Job>, opts: &HashMap<String, String>) -> Result<Answer, BuildError> {
+pub(crate) async fn solve(job: &Arc<Job>, opts: &HashMap<String, String>) -> Result<Outcome, BuildError> {
     let mut options = options(opts, &job.inputs_of_steps)?;
     options.cache_from = super::build::imports(job, opts)?;
     options.client = Some(super::build::receiver(job).await?);
     let loaded = front::load(&job.engine, &options, &job.progress, &job.cancel).await?;
+    if let Some(image) = other_frontend(&loaded, opts) {
+        return Ok(Outcome::Other(image));
+    }
     if let Some(id) = opts.get("requestid").filter(|id| !id.is_empty()) {
-        return question(job, &loaded, id).await;
+        return question(job, &loaded, id).await.map(Outcome::Answer);
     }
     let dockerfile = loaded.dockerfile.clone();
     let fronted = front::lower(&job.engine, loaded, &job.progress, &job.cancel).await?;
@@ -143,7 +154,20 @@ pub(crate) async fn solve(job: &Arc<Job>, opts: &HashMap<String, String>) -> Res
         (false, Some((_, only))) => Refs::One(only),
         (_, last) => Refs::Many(refs.into_iter().chain(last).collect()),
     };
-    Ok(Answer { refs, metadata })
+    Ok(Outcome::Answer(Answer { refs, metadata }))
+}
+
+/// The frontend that a file, or whoever asks, names in place of this one. One that was started for that reason has
+/// the line before it as `cmdline`, and does not look again.
+fn other_frontend(loaded: &Loaded, opts: &HashMap<String, String>) -> Option<String> {
+    if opts.contains_key("cmdline") {
+        return None;
+    }
+    let of_arg = opts.get("build-arg:BUILDKIT_SYNTAX").and_then(|line| line.split(' ').next());
+    let parsed = loaded.parsed();
+    let line = of_arg.filter(|image| !image.is_empty()).or(parsed.syntax())?;
+    let image = line.split_whitespace().next()?;
+    (!is_built_in(image)).then(|| image.to_owned())
 }
 
 async fn question(job: &Arc<Job>, loaded: &Loaded, id: &str) -> Result<Answer, BuildError> {

@@ -9,6 +9,7 @@ mod dockerfile;
 mod errors;
 pub(crate) mod exporters;
 mod files;
+mod gateway;
 mod health;
 mod job;
 mod no_receiver;

@@ -74,7 +74,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let control = ControlServer::from_arc(Arc::new(control::Control(Arc::clone(&daemon))))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let bridge = LlbBridgeServer::new(bridge::OnControl(Arc::clone(&daemon)))
+    let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(Arc::clone(&daemon)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let served = tonic::transport::Server::builder()
