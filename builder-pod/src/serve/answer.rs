@@ -61,6 +61,9 @@ impl Ref {
     }
 }
 
+/// Among what is said of a vertex: it is none that the client knows of, and is not shown.
+pub(crate) const HIDDEN: &str = "lapstrake.hidden";
+
 /// Directories that are read in place (those of clients, downloads, checkouts) are no file systems of their own: as a
 /// result they are copied, which changes nothing of what is in them.
 fn copied(graph: Graph, definition: &pb::Definition) -> Result<Graph, lapstrake_llb::GraphError> {
@@ -100,7 +103,8 @@ fn copied(graph: Graph, definition: &pb::Definition) -> Result<Graph, lapstrake_
     let mut definition = definition.clone();
     definition.def.pop(); // it points to what is now the last but one
     definition.def.extend([op, pointer.encode_to_vec()]);
-    let named = [("llb.customname".to_owned(), format!("[internal] copy {name}"))];
+    let named = [("llb.customname", format!("[internal] copy {name}")), (HIDDEN, String::new())]
+        .map(|(key, text)| (key.to_owned(), text));
     definition.metadata.insert(digest, pb::OpMetadata { description: named.into(), ..Default::default() });
     Graph::decode(&definition)
 }

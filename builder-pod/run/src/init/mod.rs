@@ -292,7 +292,9 @@ fn confine(spec: &StepSpec, keeper: Option<&Keeper>, ready: &Ready) -> Result<()
     let fail = kernel(Stage::Confine);
     let identity = &ready.identity;
     rustix::process::setsid().about("setsid", "step").map_err(&helper)?;
-    process::replace_stdio(&ready.null, 0).map_err(&helper)?;
+    if !spec.duplex {
+        process::replace_stdio(&ready.null, 0).map_err(&helper)?;
+    }
     give_streams(identity)?;
     if let Some(keeper) = keeper {
         keeper.join().map_err(kernel(Stage::Emulation))?;
