@@ -105,7 +105,11 @@ impl Loaded {
         cancel: &CancellationToken,
     ) -> Result<Told, BuildError> {
         let (options, dockerfile) = (&self.options, &self.dockerfile);
-        let known = abortable(cancel, crate::named::offer(engine, &options.named, &options.reach)).await?;
+        let known = abortable(
+            cancel,
+            crate::named::offer(engine, &options.named, &options.reach, options.client.as_ref()),
+        )
+        .await?;
         let (contexts, mut times) = (known.contexts, known.times);
         times.extend(self.acquired.time.map(|time| (CONTEXT.to_owned(), time)));
         let of_stage = epoch_of_stage(engine, options, dockerfile, &contexts, progress);

@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use lapstrake_dockerfile::NamedContext;
 use lapstrake_handoff::Reason;
-use lapstrake_oci::{Digest, Document, Index, Platform, Reference};
+use lapstrake_oci::{Descriptor, Digest, Document, Index, Platform, Reference};
+use lapstrake_registry::Progress;
 use lapstrake_source::ignore_patterns;
 use lapstrake_store::{Durability, Store};
+use tokio_util::sync::CancellationToken;
 
+use crate::client::Receiver;
 use crate::context::{self, Files};
-use crate::engine::Engine;
+use crate::engine::{Engine, Place};
 use crate::error::{BuildError, chain};
 use crate::options::Context;
 use crate::reach::Reach;
@@ -99,6 +102,7 @@ pub(crate) async fn offer(
     engine: &Engine,
     all: &BTreeMap<String, Named>,
     reach: &Reach,
+    client: Option<&Arc<dyn Receiver>>,
 ) -> Result<Known, BuildError> {
     let mut known = Known::default();
     for (name, named) in all {
@@ -131,6 +135,19 @@ pub(crate) async fn offer(
                     }
                 }
             }
+            Named::Layout { dir, image } if client.is_some() => {
+                let digest = image.as_deref().and_then(|image| image.parse().ok());
+                let digest = digest.ok_or_else(|| {
+                    let text = format!("image layout {}: a client's is asked by digest", dir.display());
+                    BuildError::new(Reason::RequestInvalid, text)
+                })?;
+                if let Some(client) = client {
+                    lent(engine, client, dir, digest).await?;
+                }
+                let reference: Reference =
+                    "localhost/oci-layout".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
+                NamedContext::Image(reference.with_digest(digest))
+            }
             Named::Layout { dir, image } => {
                 let (store, dir, image) = (engine.store().clone(), dir.clone(), image.clone());
                 let work = move || import(&store, &dir, image.as_deref());
@@ -143,6 +160,45 @@ pub(crate) async fn offer(
         known.contexts.insert(name.clone(), stands_for);
     }
     Ok(known)
+}
+
+/// Brings an image of a client's layout into the store, as far as the client has it.
+async fn lent(
+    engine: &Engine,
+    client: &Arc<dyn Receiver>,
+    name: &Path,
+    digest: Digest,
+) -> Result<(), BuildError> {
+    // The name may have a tag, which the client has looked up.
+    let id = name.to_string_lossy();
+    let id = id.split(':').next().unwrap_or_default();
+    let place = Place::Client { receiver: Arc::clone(client), store: format!("oci:{id}") };
+    let wrong = |why: String| BuildError::new(Reason::ImageNotFound, format!("image layout {id}: {why}"));
+    let (silent, cancel) = (Progress::none(), CancellationToken::new());
+    let mut open = vec![digest];
+    while let Some(document) = open.pop() {
+        let size = client.content_bytes(&format!("oci:{id}"), document).await?;
+        let Some(size) = size.filter(|size| *size <= DOCUMENT_BYTES_MAX) else {
+            // Of an index not all images need be there.
+            if document == digest {
+                return Err(wrong(format!("{digest} is not in it")));
+            }
+            continue;
+        };
+        let descriptor = Descriptor::new("", document, size);
+        engine.images().fetch_from(&place, &descriptor, &silent, &cancel).await?;
+        let mut bytes = Vec::new();
+        engine.store().open_blob(&document)?.read_to_end(&mut bytes).map_err(|e| wrong(e.to_string()))?;
+        match Document::parse(&bytes, "").map_err(|e| wrong(format!("{document}: {e}")))? {
+            Document::Index(index) => open.extend(index.manifests.iter().map(|d| d.digest)),
+            Document::Manifest(manifest) => {
+                for blob in manifest.layers.iter().chain([&manifest.config]) {
+                    engine.images().fetch_from(&place, blob, &silent, &cancel).await?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Brings an image of a layout, all of its platforms that are there, into the store.

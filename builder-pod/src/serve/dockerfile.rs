@@ -172,7 +172,7 @@ fn other_frontend(loaded: &Loaded, opts: &HashMap<String, String>) -> Option<Str
 
 async fn question(job: &Arc<Job>, loaded: &Loaded, id: &str) -> Result<Answer, BuildError> {
     let asked = Subrequest::named(id)
-        .ok_or_else(|| BuildError::new(Reason::NotSupported, format!("unsupported request {id:?}")))?;
+        .ok_or_else(|| BuildError::new(Reason::NotSupported, format!("unsupported request {id}")))?;
     let told = loaded.frontend_options(&job.engine, &job.progress, &job.cancel).await?;
     let parsed = loaded.parsed();
     let images = match lapstrake_dockerfile::plan(&parsed, &told) {
