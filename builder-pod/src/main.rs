@@ -49,6 +49,9 @@ fn main() -> ExitCode {
         return answered;
     }
     lapstrake_run::helper_main();
+    if let Some(answered) = serve::personality::answer() {
+        return answered;
+    }
     let cli = Cli::parse();
     // Entering the sandbox comes before logging and the runtime: neither may start a thread first.
     match &cli.command {
@@ -62,13 +65,7 @@ fn main() -> ExitCode {
                 lapstrake_handoff::Reason::SandboxUnavailable.class().exit_code().into()
             }
         },
-        Command::Serve { arguments } => match lapstrake_daemon::Flags::parse(arguments.iter().cloned()) {
-            Ok(flags) => serve::start(&flags),
-            Err(usage) => {
-                writeln!(std::io::stderr(), "{usage:?}").ok(); // nobody listens
-                ExitCode::FAILURE
-            }
-        },
+        Command::Serve { arguments } => serve::personality::daemon(arguments.clone()),
         // These only read: no sandbox, no state.
         Command::Check(args) => cli::check::check(args),
         Command::Fmt(args) => cli::check::fmt(args),

@@ -1,5 +1,6 @@
 //! `moby.buildkit.v1.Control`.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,11 +14,19 @@ use lapstrake_api::control::{
 use lapstrake_api::{pb, types};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Daemon;
 use super::build::{self, Asked, Wanted};
-use super::errors::status;
+use super::errors::{self, status};
 use super::job::{Job, STATUS_WAIT};
+use super::{Daemon, personality, usage};
 use crate::lender::Lender;
+
+/// Does what may wait for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Status::internal(format!("a mistake of the daemon's own: {e}"))))
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -27,9 +36,9 @@ pub(crate) struct Control(pub(crate) Arc<Daemon>);
 /// What this program calls itself. Clients compare the version with BuildKit's to know what they may ask for.
 pub(crate) fn version() -> types::BuildkitVersion {
     types::BuildkitVersion {
-        package: "github.com/lapstrake/lapstrake".to_owned(),
-        version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
-        revision: String::new(),
+        package: personality::PACKAGE.to_owned(),
+        version: personality::VERSION.to_owned(),
+        revision: personality::REVISION.to_owned(),
     }
 }
 
@@ -88,14 +97,20 @@ impl Daemon {
 
 #[tonic::async_trait]
 impl Service for Control {
-    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
-        Err(Status::unimplemented("DiskUsage"))
+    async fn disk_usage(
+        &self,
+        request: Request<DiskUsageRequest>,
+    ) -> Result<Response<DiskUsageResponse>, Status> {
+        let store = self.0.engine.store().clone();
+        blocking(move || usage::disk_usage(&store, request.get_ref())).await.map(Response::new)
     }
 
     type PruneStream = Answers<UsageRecord>;
 
-    async fn prune(&self, _: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        Err(Status::unimplemented("Prune"))
+    async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let store = self.0.engine.store().clone();
+        let removed = blocking(move || usage::prune(&store, request.get_ref())).await?;
+        Ok(Response::new(futures::stream::iter(removed.into_iter().map(Ok)).boxed()))
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
@@ -107,9 +122,19 @@ impl Service for Control {
         let _leaves = job.cancel.clone().drop_guard();
         let build = tokio::spawn(async move {
             let pins = daemon.engine.store().job();
+            let record = daemon.history.begin(&request, &job.id);
             let result = daemon.run(&job, request).await;
             daemon.jobs.end(&job);
             drop(pins);
+            if let Some(record) = record {
+                let (events, history) = (job.status.events(), Arc::clone(&daemon.history));
+                let (response, error) = match &result {
+                    Ok(response) => (response.exporter_response.clone(), None),
+                    Err(status) => (HashMap::new(), Some(errors::message(status))),
+                };
+                let kept = move || Ok(history.finish(record, &events, response, error));
+                blocking(kept).await?;
+            }
             result
         });
         let result =
@@ -120,7 +145,14 @@ impl Service for Control {
     type StatusStream = Answers<StatusResponse>;
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
-        let job = self.0.jobs.get(&request.into_inner().r#ref, STATUS_WAIT).await?;
+        let name = request.into_inner().r#ref;
+        let job = match self.0.jobs.get(&name, std::time::Duration::ZERO).await {
+            Ok(job) => job,
+            Err(_) => match self.0.history.replay(&name) {
+                Some(replay) => return Ok(Response::new(replay.stream().boxed())),
+                None => self.0.jobs.get(&name, STATUS_WAIT).await?,
+            },
+        };
         Ok(Response::new(job.status.follow().boxed()))
     }
 
@@ -149,16 +181,20 @@ impl Service for Control {
 
     async fn listen_build_history(
         &self,
-        _: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Status::unimplemented("ListenBuildHistory"))
+        let events = self.0.history.listen(request.get_ref())?;
+        // Who listens for ever does not keep the daemon.
+        Ok(Response::new(events.take_until(self.0.draining.clone().cancelled_owned()).boxed()))
     }
 
     async fn update_build_history(
         &self,
-        _: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("UpdateBuildHistory"))
+        let history = Arc::clone(&self.0.history);
+        blocking(move || history.update(request.get_ref())).await?;
+        Ok(Response::new(UpdateBuildHistoryResponse {}))
     }
 }
 
@@ -168,19 +204,25 @@ impl Daemon {
         let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let label =
             |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
+        let own: [(String, String); 6] = [
+            label("executor", "oci"),
+            label("hostname", hostname.trim()),
+            label("network", "host"),
+            label("oci.process-mode", "sandbox"),
+            label("snapshotter", "overlayfs"),
+            label("selinux.enabled", "false"),
+        ];
+        let named: Vec<_> =
+            self.config.worker.platforms.iter().filter_map(|text| text.parse().ok()).collect();
+        let platforms = match named.as_slice() {
+            [] => self.engine.platforms().iter().map(platform).collect(),
+            named => named.iter().map(platform).collect(),
+        };
         types::WorkerRecord {
             id: self.worker.clone(),
-            labels: [
-                label("executor", "oci"),
-                label("hostname", hostname.trim()),
-                label("network", "host"),
-                label("oci.process-mode", "sandbox"),
-                label("snapshotter", "overlayfs"),
-                label("selinux.enabled", "false"),
-            ]
-            .into(),
-            platforms: self.engine.platforms().iter().map(platform).collect(),
-            gc_policy: Vec::new(),
+            labels: own.into_iter().chain(self.config.worker.labels.clone()).collect(),
+            platforms,
+            gc_policy: usage::policies(&self.rules),
             buildkit_version: Some(version()),
             cdi_devices: Vec::new(),
         }

@@ -48,6 +48,12 @@ fn words(error: &BuildError) -> String {
     }
 }
 
+/// A status as a message, with its details.
+pub(crate) fn message(status: &Status) -> rpc::Status {
+    let whole = rpc::Status::decode(status.details()).unwrap_or_default();
+    rpc::Status { code: status.code() as i32, message: status.message().to_owned(), details: whole.details }
+}
+
 /// The file and the lines that an error is about.
 fn source(error: &BuildError) -> Option<Any> {
     let (file, line) = (error.failure().file.as_ref()?, error.failure().line?);

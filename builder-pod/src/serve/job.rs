@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapstrake_api::pb;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -128,11 +128,12 @@ impl Job {
 pub(crate) struct Jobs {
     jobs: Mutex<HashMap<String, Arc<Job>>>,
     changed: watch::Sender<u64>,
+    ended: Notify,
 }
 
 impl Default for Jobs {
     fn default() -> Self {
-        Self { jobs: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { jobs: Mutex::default(), changed: watch::Sender::new(0), ended: Notify::new() }
     }
 }
 
@@ -179,6 +180,7 @@ impl Jobs {
     pub(crate) fn end(self: &Arc<Self>, job: &Arc<Job>) {
         job.status.end();
         job.refs().clear();
+        self.ended.notify_one();
         let (jobs, job) = (Arc::clone(self), Arc::clone(job));
         tokio::spawn(async move {
             tokio::time::sleep(KEEP).await;
@@ -187,6 +189,11 @@ impl Jobs {
                 jobs.remove(&job.id);
             }
         });
+    }
+
+    /// Returns once a build has ended since the last call; those that ended in between count as one.
+    pub(crate) async fn ended(&self) {
+        self.ended.notified().await;
     }
 
     /// Builds that go on.

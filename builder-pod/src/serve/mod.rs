@@ -3,20 +3,28 @@
 mod answer;
 mod bridge;
 mod build;
+mod buildctl;
 pub(crate) mod caches;
+mod clock;
 mod control;
 mod dockerfile;
 mod errors;
 pub(crate) mod exporters;
 mod files;
+mod filter;
 mod gateway;
 mod health;
+pub(crate) mod history;
+mod history_filter;
 mod job;
 mod no_receiver;
+pub(crate) mod personality;
 mod receiver;
 mod start;
 mod status;
+pub(crate) mod usage;
 mod values;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,8 +37,6 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::Engine;
 use crate::lender::Dirs;
 use job::Jobs;
-
-pub(crate) use start::start;
 
 /// Attributes as requests have them.
 pub(crate) type Attributes = BTreeMap<String, String>;
@@ -51,6 +57,10 @@ pub(crate) struct Daemon {
     config: lapstrake_daemon::Config,
     /// Name of the only worker.
     worker: String,
+    /// What garbage collection goes by.
+    rules: Vec<lapstrake_daemon::GcRule>,
+    /// Builds that have ended.
+    history: Arc<history::History>,
     /// Fires when no more builds are begun.
     draining: CancellationToken,
 }

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use lapstrake_api::MESSAGE_BYTES_MAX;
 use lapstrake_api::control::control_server::ControlServer;
@@ -13,11 +14,20 @@ use lapstrake_daemon::{Config, Flags, Listeners, RootLock, Stop};
 use lapstrake_registry::Client;
 use lapstrake_run::sandbox::{self, Mode, Sandbox};
 use lapstrake_session::Sessions;
+use lapstrake_store::Store;
+use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, bridge, control, health};
+use super::history::History;
+use super::{Daemon, bridge, control, health, usage, workers};
 use crate::error::{BuildError, chain};
 use crate::wiring;
 
+/// How long answers may take to reach their clients once all builds have ended.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Garbage is collected so long after a build: those that come in a row are one.
+const COLLECT_AFTER: Duration = Duration::from_secs(1);
+/// Garbage is collected no more often than this.
+const COLLECT_EVERY: Duration = Duration::from_secs(60);
 /// The file in the state directory that keeps the worker's name.
 const WORKER_ID: &str = "workerid";
 
@@ -58,7 +68,14 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let client = Client::new(lapstrake_registry::Config { hosts, ..lapstrake_registry::Config::default() });
     let engine = wiring::engine(&config.root, client.clone(), sandbox)?;
     let store = engine.store().clone();
+    let rules = config.worker.gc.rules(store.disk()?.total_bytes);
+    if let Some(last) = rules.last() {
+        // While builds run, too.
+        store.keep_within(usage::limits(last));
+    }
     let daemon = Arc::new(Daemon {
+        rules,
+        history: History::open(&store, config.history).map_err(BuildError::internal)?,
         engine,
         client,
         sessions: Sessions::default(),
@@ -77,14 +94,21 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(Arc::clone(&daemon)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let said = CancellationToken::new();
+    tokio::spawn(collect(store.clone(), Arc::clone(&daemon)));
     let served = tonic::transport::Server::builder()
         .add_service(control)
         .add_service(bridge)
         .add_service(HealthServer::new(health::Serving))
-        .serve_with_incoming(listeners.incoming(&stop.end));
+        .serve_with_incoming_shutdown(listeners.incoming(&said), said.clone().cancelled_owned());
+    let farewell = async {
+        ended(&daemon, &stop).await;
+        said.cancel();
+        tokio::time::sleep(FAREWELL).await;
+    };
     tokio::select! {
         served = served => served.map_err(|e| BuildError::internal(chain(&e)))?,
-        () = ended(&daemon, &stop) => {}
+        () = farewell => {}
     }
     tokio::task::spawn_blocking(move || store.flush()).await.map_err(BuildError::internal)??;
     Ok(stop.exit_code())
@@ -93,6 +117,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
 /// Returns once the daemon was told to end, and its builds have ended or were canceled.
 async fn ended(daemon: &Daemon, stop: &Stop) {
     stop.drain.cancelled().await;
+    tracing::info!("stopping server");
     tokio::select! {
         () = daemon.jobs.idle() => {}
         () = stop.end.cancelled() => {
@@ -122,7 +147,7 @@ fn tell_worker(daemon: &Daemon) {
     let worker = daemon.worker();
     let mut labels: Vec<String> = worker.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
     labels.sort();
-    let platforms: Vec<String> = daemon.engine.platforms().iter().map(ToString::to_string).collect();
+    let platforms: Vec<String> = worker.platforms.iter().map(workers::platform).collect();
     tracing::info!(
         "found worker {:?}, labels=map[{}], platforms=[{}]",
         worker.id,
@@ -130,4 +155,25 @@ fn tell_worker(daemon: &Daemon) {
         platforms.join(" ")
     );
     tracing::info!("found 1 workers, default={:?}", worker.id);
+    tracing::warn!("currently, only the default worker can be used.");
+}
+
+/// Collects garbage after builds, by the rules of the configuration.
+async fn collect(store: Store, daemon: Arc<Daemon>) {
+    loop {
+        daemon.jobs.ended().await;
+        tokio::time::sleep(COLLECT_AFTER).await;
+        let (store, rules, history) = (store.clone(), daemon.rules.clone(), Arc::clone(&daemon.history));
+        let collected = tokio::task::spawn_blocking(move || {
+            history.collect(SystemTime::now());
+            usage::collect_by(&store, &rules)
+        });
+        match collected.await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(bytes)) => tracing::debug!("gc cleaned up {bytes} bytes"),
+            Ok(Err(error)) => tracing::error!("gc error: {}", error.message()),
+            Err(error) => tracing::error!("gc error: {error}"),
+        }
+        tokio::time::sleep(COLLECT_EVERY).await;
+    }
 }
