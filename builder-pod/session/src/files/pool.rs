@@ -1,8 +1,9 @@
 //! Threads that write small files, whose contents are all there.
 //!
-//! Holds: what waits for them is bounded; the first error stops the transfer.
+//! Holds: what waits for them is bounded; the first error stops the transfer. Files of one directory are written by
+//! one thread: the kernel lets only one make names in it, and others would spin for their turn.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -73,32 +74,51 @@ impl Job {
 
 /// Where jobs are handed over. The threads end when it is dropped.
 pub(crate) struct Pool {
+    threads: Vec<Thread>,
+    failure: Arc<Mutex<Option<Error>>>,
+}
+
+struct Thread {
     batches: SyncSender<Vec<Job>>,
     batch: Vec<Job>,
     bytes: usize,
-    failure: Arc<Mutex<Option<Error>>>,
+}
+
+impl Thread {
+    fn flush(&mut self) -> Result<(), Error> {
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        if !batch.is_empty() && self.batches.send(batch).is_err() {
+            return Err(Error::Io { action: "write", path: "file".to_owned(), errno: Errno::CANCELED });
+        }
+        Ok(())
+    }
 }
 
 impl Pool {
     /// Starts the threads in `scope`.
     pub(crate) fn start<'scope>(scope: &'scope std::thread::Scope<'scope, '_>, creator: Creator) -> Self {
-        let (batches, receiver) = sync_channel(QUEUE_BATCHES);
-        let receiver = Arc::new(Mutex::new(receiver));
         let failure = Arc::new(Mutex::new(None));
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-        for _ in 0..threads {
-            let (receiver, failure) = (Arc::clone(&receiver), Arc::clone(&failure));
+        let start = |_| {
+            let (batches, receiver) = sync_channel(QUEUE_BATCHES);
+            let failure = Arc::clone(&failure);
             scope.spawn(move || work(&receiver, &failure, creator));
-        }
-        Self { batches, batch: Vec::new(), bytes: 0, failure }
+            Thread { batches, batch: Vec::new(), bytes: 0 }
+        };
+        Self { threads: (0..threads).map(start).collect(), failure }
     }
 
     /// Hands a file over; waits while too many wait already.
     pub(crate) fn push(&mut self, job: Job) -> Result<(), Error> {
-        self.bytes += job.content.as_bytes().len();
-        self.batch.push(job);
-        if self.batch.len() >= BATCH_FILES || self.bytes >= BATCH_BYTES {
-            return self.flush();
+        // Directories that are open at the same time have numbers next to each other.
+        let directory = usize::try_from(job.dir.as_raw_fd()).unwrap_or(0);
+        let number = directory % self.threads.len().max(1);
+        let Some(thread) = self.threads.get_mut(number) else { return Ok(()) };
+        thread.bytes += job.content.as_bytes().len();
+        thread.batch.push(job);
+        if thread.batch.len() >= BATCH_FILES || thread.bytes >= BATCH_BYTES {
+            return thread.flush();
         }
         Ok(())
     }
@@ -108,15 +128,10 @@ impl Pool {
         if let Some(error) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
         }
-        self.bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        if !batch.is_empty() && self.batches.send(batch).is_err() {
-            return Err(Error::Io { action: "write", path: "file".to_owned(), errno: Errno::CANCELED });
-        }
-        Ok(())
+        self.threads.iter_mut().try_for_each(Thread::flush)
     }
 
-    /// What [`Pool::wait`] needs once the threads were told that no more comes.
+    /// What is asked once the threads were told that no more comes.
     pub(crate) fn close(mut self) -> Result<Closed, Error> {
         self.flush()?;
         Ok(Closed(Arc::clone(&self.failure)))
@@ -133,10 +148,8 @@ impl Closed {
     }
 }
 
-fn work(receiver: &Mutex<Receiver<Vec<Job>>>, failure: &Mutex<Option<Error>>, creator: Creator) {
-    loop {
-        let batch = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(batch) = batch else { return };
+fn work(receiver: &Receiver<Vec<Job>>, failure: &Mutex<Option<Error>>, creator: Creator) {
+    while let Ok(batch) = receiver.recv() {
         for job in batch {
             if let Err(errno) = job.run(creator) {
                 let path = String::from_utf8_lossy(&job.name).into_owned();
