@@ -122,12 +122,15 @@ impl Service for Control {
         let _leaves = job.cancel.clone().drop_guard();
         let build = tokio::spawn(async move {
             let pins = daemon.engine.store().job();
+            let began = std::time::Instant::now();
             let record = daemon.history.begin(&request, &job.id);
             let result = daemon.run(&job, request).await;
             daemon.jobs.end(&job);
             drop(pins);
+            let events = job.status.events();
+            daemon.metrics.ended(result.as_ref().err(), began.elapsed(), &events);
             if let Some(record) = record {
-                let (events, history) = (job.status.events(), Arc::clone(&daemon.history));
+                let history = Arc::clone(&daemon.history);
                 let (response, error) = match &result {
                     Ok(response) => (response.exporter_response.clone(), None),
                     Err(status) => (HashMap::new(), Some(errors::message(status))),

@@ -6,6 +6,7 @@ mod build;
 mod buildctl;
 pub(crate) mod caches;
 mod clock;
+mod contents;
 mod control;
 mod dockerfile;
 mod errors;
@@ -17,6 +18,7 @@ mod health;
 pub(crate) mod history;
 mod history_filter;
 mod job;
+mod metrics;
 mod no_receiver;
 pub(crate) mod personality;
 mod receiver;
@@ -59,6 +61,8 @@ pub(crate) struct Daemon {
     worker: String,
     /// What garbage collection goes by.
     rules: Vec<lapstrake_daemon::GcRule>,
+    /// What is counted.
+    metrics: metrics::Metrics,
     /// Builds that have ended.
     history: Arc<history::History>,
     /// Fires when no more builds are begun.

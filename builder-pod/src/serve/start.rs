@@ -17,8 +17,9 @@ use lapstrake_session::Sessions;
 use lapstrake_store::Store;
 use tokio_util::sync::CancellationToken;
 
+use super::contents::ContentServer;
 use super::history::History;
-use super::{Daemon, bridge, control, health, usage, workers};
+use super::{Daemon, bridge, control, health, metrics, usage, workers};
 use crate::error::{BuildError, chain};
 use crate::wiring;
 
@@ -75,6 +76,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     }
     let daemon = Arc::new(Daemon {
         rules,
+        metrics: metrics::Metrics::default(),
         history: History::open(&store, config.history).map_err(BuildError::internal)?,
         engine,
         client,
@@ -87,6 +89,13 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     });
     tell_worker(&daemon);
     let listeners = Listeners::bind(&daemon.config.grpc).await.map_err(|e| outside(&e))?;
+    if let Some(address) = &daemon.config.debug_address {
+        let failed = |e| BuildError::internal(format!("cannot listen on the debug address {address}: {e}"));
+        let listener = metrics::listen(address).await.map_err(failed)?;
+        tracing::info!("debug handlers listening at {address}");
+        tokio::spawn(metrics::serve(listener, Arc::clone(&daemon)));
+    }
+    let contents = ContentServer { history: Arc::clone(&daemon.history), store: store.clone() };
     listeners.announce();
     let control = ControlServer::from_arc(Arc::new(control::Control(Arc::clone(&daemon))))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -99,6 +108,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let served = tonic::transport::Server::builder()
         .add_service(control)
         .add_service(bridge)
+        .add_service(contents)
         .add_service(HealthServer::new(health::Serving))
         .serve_with_incoming_shutdown(listeners.incoming(&said), said.clone().cancelled_owned());
     let farewell = async {

@@ -1,0 +1,141 @@
+//! `containerd.services.content.v1.Content`, to read from: logs and documents of build records, blobs of the store.
+//!
+//! Holds: only what is named by its digest is given; nothing can be written.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use lapstrake_api::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
+use lapstrake_oci::Digest;
+use lapstrake_store::Store;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::server::{Grpc, NamedService};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
+
+use super::history::History;
+
+/// Bytes of one answer.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct ContentServer {
+    pub(crate) history: Arc<History>,
+    pub(crate) store: Store,
+}
+
+impl NamedService for ContentServer {
+    const NAME: &'static str = "containerd.services.content.v1.Content";
+}
+
+type Pieces = ReceiverStream<Result<ReadContentResponse, Status>>;
+
+impl ContentServer {
+    /// The blob and its size. Blocking.
+    fn open(&self, digest: &str) -> Result<(File, u64), Status> {
+        let missing = || Status::not_found(format!("content {digest}: not found"));
+        let file = match self.history.blob(digest) {
+            Some(file) => file,
+            None => {
+                let digest: Digest = digest.parse().map_err(|_| missing())?;
+                self.store.open_blob(&digest).map_err(|_| missing())?
+            }
+        };
+        let size = file.metadata().map_err(|e| Status::internal(e.to_string()))?.len();
+        Ok((file, size))
+    }
+
+    async fn opened(self, digest: String) -> Result<(File, u64), Status> {
+        let opened = tokio::task::spawn_blocking(move || self.open(&digest)).await;
+        opened.unwrap_or_else(|e| Err(Status::internal(e.to_string())))
+    }
+
+    async fn info(self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        let digest = request.into_inner().digest;
+        let (_, size) = self.opened(digest.clone()).await?;
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        Ok(Response::new(InfoResponse { info: Some(Info { digest, size }) }))
+    }
+
+    async fn read(self, request: Request<ReadContentRequest>) -> Result<Response<Pieces>, Status> {
+        let ReadContentRequest { digest, offset, size } = request.into_inner();
+        let (file, all) = self.opened(digest).await?;
+        let wrong = |_| Status::out_of_range("offset and size must not be negative");
+        let (offset, size) = (u64::try_from(offset).map_err(wrong)?, u64::try_from(size).map_err(wrong)?);
+        if offset > all {
+            return Err(Status::out_of_range(format!("read past object length {all} bytes")));
+        }
+        let left = all - offset;
+        let size = if size == 0 { left } else { size };
+        if size > left {
+            return Err(Status::out_of_range(format!("read past object length {all} bytes")));
+        }
+        let (send, receive) = mpsc::channel(2);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = pieces(file, offset, size, &send) {
+                send.blocking_send(Err(Status::internal(error.to_string()))).ok(); // the client is gone
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+}
+
+fn pieces(
+    mut file: File,
+    mut offset: u64,
+    mut left: u64,
+    send: &mpsc::Sender<Result<ReadContentResponse, Status>>,
+) -> std::io::Result<()> {
+    file.seek(SeekFrom::Start(offset))?;
+    while left > 0 {
+        let length = usize::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        let mut data = vec![0; length];
+        file.read_exact(&mut data)?;
+        let at = i64::try_from(offset).unwrap_or(i64::MAX);
+        if send.blocking_send(Ok(ReadContentResponse { offset: at, data })).is_err() {
+            return Ok(());
+        }
+        offset += length as u64;
+        left -= length as u64;
+    }
+    Ok(())
+}
+
+impl tower::Service<http::Request<Body>> for ContentServer {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let server = self.clone();
+        Box::pin(async move {
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            Ok(match method.as_str() {
+                "Info" => {
+                    let info = tower::service_fn(move |request| server.clone().info(request));
+                    Grpc::new(ProstCodec::<InfoResponse, InfoRequest>::default()).unary(info, request).await
+                }
+                "Read" => {
+                    let read = tower::service_fn(move |request| server.clone().read(request));
+                    let codec = ProstCodec::<ReadContentResponse, ReadContentRequest>::default();
+                    Grpc::new(codec).server_streaming(read, request).await
+                }
+                other => {
+                    Status::unimplemented(format!("content can only be read here: no {other}")).into_http()
+                }
+            })
+        })
+    }
+}
