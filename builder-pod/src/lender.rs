@@ -9,7 +9,8 @@ use std::time::Duration;
 use lapstrake_api::pb;
 use lapstrake_handoff::Reason;
 use lapstrake_oci::Digest;
-use lapstrake_session::{Session, Sessions, SyncRequest};
+use lapstrake_registry::{Keeper, KeeperAnswer, KeptToken, Redacted, TokenWanted};
+use lapstrake_session::{Session, Sessions, SyncRequest, TokenRequest};
 use lapstrake_solver::Step;
 use lapstrake_source::Local;
 use lapstrake_ssh::{Agent, Connect, Connection};
@@ -122,6 +123,41 @@ impl Lender {
         }
         let remote = RemoteAgent { session, id: id.to_owned() };
         Ok(Some(GivenAgent { agent: Arc::new(Agent::Remote(Box::new(remote))), known_hosts: None }))
+    }
+}
+
+/// What clients call Docker Hub's registry.
+const DOCKER_HUB: &str = "registry-1.docker.io";
+/// What we call ourselves to token servers.
+const TOKEN_CLIENT: &str = "buildkit-client";
+
+fn host_of(registry: &str) -> &str {
+    if registry == "docker.io" { DOCKER_HUB } else { registry }
+}
+
+impl Keeper for Lender {
+    fn credentials<'a>(&'a self, registry: &'a str) -> KeeperAnswer<'a, Option<(String, Redacted)>> {
+        Box::pin(async move {
+            let session = self.session(None).await.map_err(|e| e.to_string())?;
+            let found = session.credentials(host_of(registry)).await.map_err(|e| chain(&e))?;
+            Ok(found.map(|found| (found.username, Redacted::new(found.secret))))
+        })
+    }
+
+    fn token<'a>(&'a self, wanted: &'a TokenWanted) -> KeeperAnswer<'a, Option<KeptToken>> {
+        Box::pin(async move {
+            let session = self.session(None).await.map_err(|e| e.to_string())?;
+            let request = TokenRequest {
+                host: host_of(&wanted.registry).to_owned(),
+                client_id: TOKEN_CLIENT.to_owned(),
+                realm: wanted.realm.clone(),
+                service: wanted.service.clone().unwrap_or_default(),
+                scopes: wanted.scopes.clone(),
+            };
+            let token = session.fetch_token(request).await.map_err(|e| chain(&e))?;
+            Ok(token
+                .map(|token| KeptToken { value: Redacted::new(token.token), expires_in: token.expires_in }))
+        })
     }
 }
 

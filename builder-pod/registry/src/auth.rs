@@ -10,6 +10,7 @@ use crate::challenge::{self, Challenge};
 use crate::credentials::{Credential, Secret};
 use crate::error::{Kind, Said, chain};
 use crate::hosts::Endpoint;
+use crate::keeper::{Kept, TokenWanted};
 use crate::limits::{ERROR_BODY_BYTES_MAX, TOKEN_BODY_BYTES_MAX};
 use crate::token::{Scopes, Token};
 use crate::transport::{Failure, Transport, is_retryable_status, read_some};
@@ -140,6 +141,15 @@ impl<'a> Session<'a> {
                     return Ok(Grant { header: basic(username, password), cached: None });
                 }
                 (Challenge::Basic, None) => return Ok(Grant { header: None, cached: None }),
+                (Challenge::Basic, Some(Secret::Kept(keeper))) => {
+                    match keeper.0.credentials(&self.endpoint.registry).await {
+                        Ok(Some((username, password))) => {
+                            return Ok(Grant { header: basic(&username, &password), cached: None });
+                        }
+                        Ok(None) => return Ok(Grant { header: None, cached: None }),
+                        Err(why) => Some(self.denied(Kind::Kept(why), "authenticate to")),
+                    }
+                }
                 (Challenge::Basic, Some(Secret::Identity { .. })) => None,
                 (Challenge::Bearer { realm, service, .. }, _) => {
                     match self.token(realm, service.as_deref(), credential.as_ref()).await {
@@ -173,10 +183,36 @@ impl<'a> Session<'a> {
             return Ok(Grant { header, cached: Some(slot) });
         }
         let secret = credential.map(|credential| &credential.secret);
-        let token = self.transport.fetch_token(self.endpoint, realm, service, &slot.scopes, secret).await?;
+        let token = match secret {
+            Some(Secret::Kept(keeper)) => self.kept_token(keeper, realm, service, &slot.scopes).await?,
+            secret => self.transport.fetch_token(self.endpoint, realm, service, &slot.scopes, secret).await?,
+        };
         let header = bearer(&token.value);
         *kept = Some(token);
         Ok(Grant { header, cached: None })
+    }
+
+    /// A token by the credentials that somebody else keeps: he fetches it, or lends them.
+    async fn kept_token(
+        &self,
+        keeper: &Kept,
+        realm: &str,
+        service: Option<&str>,
+        scopes: &Scopes,
+    ) -> Result<Token, Failure> {
+        let failed = |why| Failure::Final(self.explain(self.denied(Kind::Kept(why), "authenticate to")));
+        let wanted = TokenWanted {
+            registry: self.endpoint.registry.clone(),
+            realm: realm.to_owned(),
+            service: service.map(str::to_owned),
+            scopes: scopes.texts().collect(),
+        };
+        if let Some(token) = keeper.0.token(&wanted).await.map_err(failed)? {
+            return Ok(Token::of(token.value, token.expires_in));
+        }
+        let lent = keeper.0.credentials(&self.endpoint.registry).await.map_err(failed)?;
+        let secret = lent.map(|(username, password)| Secret::Basic { username, password });
+        self.transport.fetch_token(self.endpoint, realm, service, scopes, secret.as_ref()).await
     }
 
     /// Takes a 401 or 403 in; says whether the request may be sent again with something better.

@@ -64,6 +64,12 @@ impl Client {
         Self { transport: Arc::clone(&self.transport), cancel: Some(token) }
     }
 
+    /// A client like this one that shows other credentials.
+    pub fn with_credentials(&self, credentials: Credentials) -> Self {
+        let config = Config { credentials, ..self.transport.config.clone() };
+        Self { transport: Arc::new(Transport::new(config)), cancel: self.cancel.clone() }
+    }
+
     /// A client like this one that reaches a registry without TLS, or without checking its certificate where the
     /// settings ask for TLS.
     pub fn with_insecure(&self, registry: &str) -> Self {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use crate::hosts::is_docker_hub;
+use crate::keeper::{Keeper, Kept};
 use crate::watched::Watched;
 use crate::{Error, Redacted, helper};
 
@@ -29,6 +30,8 @@ pub struct Credentials {
     files: Vec<Arc<Watched>>,
     helpers: Vec<Helpers>,
     helper_dir: Option<PathBuf>,
+    /// Who is asked when nothing else is known.
+    keeper: Option<Kept>,
     answers: Arc<Mutex<HelperAnswers>>,
 }
 
@@ -68,6 +71,8 @@ pub(crate) enum Secret {
     Identity { token: Redacted },
     /// A bearer token for the registry itself.
     Registry { token: Redacted },
+    /// Somebody else has it.
+    Kept(Kept),
 }
 
 #[derive(Deserialize)]
@@ -189,6 +194,12 @@ impl Credentials {
         Ok(self)
     }
 
+    /// Asks somebody else for what is not known here.
+    pub fn with_keeper(mut self, keeper: Arc<dyn Keeper>) -> Self {
+        self.keeper = Some(Kept(keeper));
+        self
+    }
+
     /// Takes credential helpers from a folder instead of the search path.
     pub fn with_helper_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.helper_dir = Some(dir.into());
@@ -203,12 +214,13 @@ impl Credentials {
         self.files.extend(other.files);
         self.helpers.extend(other.helpers);
         self.helper_dir = self.helper_dir.or(other.helper_dir);
+        self.keeper = self.keeper.or(other.keeper);
         self
     }
 
     /// Whether nothing could ever be found here.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.files.is_empty() && self.helpers.is_empty()
+        self.entries.is_empty() && self.files.is_empty() && self.helpers.is_empty() && self.keeper.is_none()
     }
 
     /// What a document holds.
@@ -236,6 +248,10 @@ impl Credentials {
             found.extend(self.ask(name, server).await);
         }
         found.extend(self.matching(registry, repository));
+        found.extend(self.keeper.iter().map(|keeper| {
+            let key = format!("{registry} of the client");
+            Arc::new(Credential { key, secret: Secret::Kept(keeper.clone()) })
+        }));
         found
     }
 

@@ -44,6 +44,9 @@ pub enum Kind {
         /// Whether asking again later may work.
         retryable: bool,
     },
+    /// Who keeps the credentials gave none.
+    #[error("no credentials from the client: {0}")]
+    Kept(String),
     /// No connection, or it broke, more often than [`Limits`](crate::Limits) allow.
     #[error("cannot reach the registry: {0}")]
     Connect(String),
@@ -164,7 +167,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self.0.kind {
             Kind::NotFound => Class::NotFound,
-            Kind::Unauthorized | Kind::Forbidden => Class::Denied,
+            Kind::Unauthorized | Kind::Forbidden | Kind::Kept(_) => Class::Denied,
             Kind::Token { refused: true, .. } => Class::Denied,
             Kind::Token { retryable: true, .. } => Class::Unavailable,
             Kind::Connect(_) | Kind::Broken { .. } | Kind::Server => Class::Unavailable,

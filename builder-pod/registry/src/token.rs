@@ -56,6 +56,12 @@ impl Token {
         Instant::now() + TOKEN_MARGIN < self.ends
     }
 
+    /// A token that was fetched just now; a life of zero is the usual one.
+    pub(crate) fn of(value: Redacted, life: Duration) -> Self {
+        let life = if life.is_zero() { TOKEN_LIFE_DEFAULT } else { life };
+        Self { value, ends: Instant::now() + life }
+    }
+
     /// Reads a token server's answer, received just now.
     pub(crate) fn parse(body: &[u8], now: jiff::Timestamp) -> Result<Self, &'static str> {
         #[derive(Deserialize)]

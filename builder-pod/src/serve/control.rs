@@ -12,6 +12,7 @@ use lapstrake_api::control::{
     StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
 };
 use lapstrake_api::{pb, types};
+use lapstrake_registry::Credentials;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::build::{self, Asked, Wanted};
@@ -52,10 +53,17 @@ impl Daemon {
             return Err(Status::permission_denied(format!("{denied} is not allowed")));
         }
         let id = if request.r#ref.is_empty() { super::id() } else { request.r#ref.clone() };
-        let engine = self.engine.beside(self.client.clone());
-        let mut job = Job::new(&id, &request.session, Arc::new(engine));
-        if !request.session.is_empty() {
-            let lender = Lender::new(self.sessions.clone(), &request.session, Arc::clone(&self.dirs));
+        let lender = (!request.session.is_empty())
+            .then(|| Lender::new(self.sessions.clone(), &request.session, Arc::clone(&self.dirs)));
+        let client = match &lender {
+            Some(lender) => {
+                let credentials = Credentials::none().with_keeper(Arc::new(lender.clone()));
+                self.client.with_credentials(credentials)
+            }
+            None => self.client.clone(),
+        };
+        let mut job = Job::new(&id, &request.session, Arc::new(self.engine.beside(client)));
+        if let Some(lender) = lender {
             job.engine.lent_by(lender.clone());
             job.inputs_of_steps.lender = Some(lender);
         }
