@@ -1,5 +1,6 @@
 //! Brings a build context into a directory of this machine.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,6 +13,7 @@ use lapstrake_source::{
 };
 use lapstrake_store::{Store, Table};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
 
 use crate::engine::Engine;
 use crate::error::BuildError;
@@ -103,6 +105,9 @@ pub(crate) async fn acquire_with_secrets(
     let access = match context {
         _ if reach.credentials.is_some() => None,
         Context::Git { url, .. } => engine.access(url, true).await?,
+        Context::Http { url, path, .. } if url.starts_with(UPLOADED) => {
+            return uploaded(engine, url, path.as_deref()).await;
+        }
         Context::Http { url, .. } => engine.access(url, false).await?,
         Context::Directory(_) | Context::Inline(_) => None,
         Context::Client(dir) => {
@@ -306,6 +311,45 @@ async fn http(
     }
     Ok(Acquired {
         revision: Some(found.digest.to_string()),
+        only_dockerfile: found.only_dockerfile,
+        time: found.time,
+        ..Acquired::of(Files::Here(local))
+    })
+}
+
+/// How an address begins that stands for what a client sends: its standard input.
+const UPLOADED: &str = "http://buildkit-session/";
+
+/// What a client sends, once.
+async fn uploaded(engine: &Engine, url: &str, path: Option<&str>) -> Result<Acquired, BuildError> {
+    let refused = |why: String| BuildError::new(lapstrake_handoff::Reason::SourceNotFound, why);
+    let lender = engine.lender().ok_or_else(|| refused(format!("{url}: there is no client")))?;
+    let session = lender.session(None).await?;
+    let at = url.strip_prefix(UPLOADED).unwrap_or_default();
+    let from = session.upload("buildkit-session", &format!("/{at}")).await;
+    let mut from = from.map_err(|e| refused(e.to_string()))?;
+    let store = engine.store();
+    let mut file =
+        tempfile::NamedTempFile::new_in(store.side_dir("download")?).map_err(BuildError::internal)?;
+    let (mut hasher, mut size) = (Hasher::new(), 0_u64);
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = from.read(&mut piece).await.map_err(|e| refused(format!("{url}: {e}")))?;
+        let Some(bytes) = piece.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        size += read as u64;
+        if size > DOWNLOAD_BYTES_MAX {
+            return Err(refused(format!("{url}: it is larger than {DOWNLOAD_BYTES_MAX} bytes")));
+        }
+        hasher.update(bytes);
+        file.write_all(bytes).map_err(BuildError::internal)?;
+    }
+    let download = lapstrake_source::Download::of(file, hasher.finish(), size);
+    let found = unpacked(store, url, download).await?;
+    let mut local = Place::new(store, "http", found.place)?.open()?;
+    if let Some(path) = path {
+        local = local.open_subdir(path)?;
+    }
+    Ok(Acquired {
         only_dockerfile: found.only_dockerfile,
         time: found.time,
         ..Acquired::of(Files::Here(local))

@@ -41,6 +41,12 @@ pub(crate) async fn solve(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, BuildError> {
+    // Also where all is in the cache: what others were allowed is not for everybody.
+    for vertex in targets.iter().flat_map(|target| target.graph.vertices()) {
+        if let lapstrake_llb::pb::op::Op::Exec(exec) = &vertex.op {
+            engine.check_allowed(exec)?;
+        }
+    }
     let stop = cancel.child_token();
     let jobs = targets.iter().map(|target| {
         let (solver, stop) = (engine.solver(), stop.clone());

@@ -64,6 +64,12 @@ pub struct Download {
 }
 
 impl Download {
+    /// What came in another way than by HTTP, with the digest that was taken on the way.
+    pub fn of(file: tempfile::NamedTempFile, digest: Digest, size_bytes: u64) -> Self {
+        let filename = "context".to_owned();
+        Self { file, digest, size_bytes, filename, etag: None, last_modified: None, modified_seconds: None }
+    }
+
     /// Where the body is.
     pub fn path(&self) -> &Path {
         self.file.path()

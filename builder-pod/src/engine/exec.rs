@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// What a step may have is decided with its Dockerfile; whoever describes operations himself is asked here.
-    fn check_allowed(&self, exec: &pb::ExecOp) -> Result<(), BuildError> {
+    pub(crate) fn check_allowed(&self, exec: &pb::ExecOp) -> Result<(), BuildError> {
         let inputs = self.step_inputs();
         let refused = |what: &str| Err(BuildError::new(Reason::StepFailed, format!("{what} is not allowed")));
         if exec.security == pb::SecurityMode::Insecure as i32 && !inputs.allows_insecure() {

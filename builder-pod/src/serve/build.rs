@@ -74,7 +74,7 @@ pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -
                 false => gateway::solve(daemon, job, &source, asked).await,
             }
         }
-        other => Err(Status::unknown(format!("frontend: {other} not found"))),
+        other => Err(Status::unknown(format!("invalid frontend: {other}"))),
     }
 }
 
