@@ -41,6 +41,7 @@ pub(crate) use images::{Images, Resolved};
 pub(crate) use lazy::Watch;
 use lazy::not_realised;
 pub(crate) use merge::{is_bare, origin};
+pub(crate) use outside::Facts as SourceFacts;
 pub(crate) use program::Program;
 pub(crate) use remote::{Lazy, LazyLayer, Place, Remote};
 
@@ -196,6 +197,14 @@ impl Engine {
     /// When a download or the commit of a repository was made, seconds since 1970.
     pub(crate) async fn time_of(&self, source: &pb::SourceOp) -> Result<Option<i64>, BuildError> {
         self.outside.time(&self.store, source).await
+    }
+
+    /// What a download or a repository stands for now; none where the source is something else.
+    pub(crate) async fn facts_of(&self, source: &pb::SourceOp) -> Result<Option<SourceFacts>, BuildError> {
+        match outside::is_outside(source) {
+            true => self.outside.facts(&self.store, source).await.map(Some),
+            false => Ok(None),
+        }
     }
 
     /// What the build's secrets let in at the address of a context.

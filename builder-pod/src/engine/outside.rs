@@ -113,6 +113,27 @@ const KNOWN_ATTRS: [&str; 14] = [
     "http.perm",
 ];
 
+/// What a source stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Facts {
+    /// A commit of a repository.
+    Commit {
+        /// Its name.
+        commit: String,
+        /// The whole name of the branch or tag that was asked for.
+        reference: Option<String>,
+    },
+    /// A download.
+    File {
+        /// Its contents.
+        digest: Digest,
+        /// Its name.
+        filename: String,
+        /// When it was changed, as the server says: seconds since 1970.
+        modified: Option<i64>,
+    },
+}
+
 /// Refuses what is asked for and not done.
 fn check_attrs(source: &pb::SourceOp) -> Result<(), BuildError> {
     let known = |name: &str, value: &str| {
@@ -196,6 +217,18 @@ impl Outside {
         let name = OpName { digest: name, selectors: Vec::new(), outputs: 1 };
         let digest = context::digest_of(&parts);
         Ok(OpKey { digest, inputs: Vec::new(), ephemeral: false, name: Some(name) })
+    }
+
+    /// What a source stands for now.
+    pub(super) async fn facts(&self, store: &Store, source: &pb::SourceOp) -> Result<Facts, BuildError> {
+        Ok(match self.find(store, source).await? {
+            Found::Commit(commit) => Facts::Commit { commit: commit.commit, reference: commit.reference },
+            Found::File(file) => Facts::File {
+                digest: file.digest,
+                filename: file.filename,
+                modified: file.last_modified.as_deref().and_then(lapstrake_source::http_date_seconds),
+            },
+        })
     }
 
     /// The files of a source.

@@ -12,9 +12,10 @@ use lapstrake_api::frontend::{
     EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
     NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
     ReadFileResponse, ReleaseContainerRequest, ReleaseContainerResponse, ResolveImageConfigRequest,
-    ResolveImageConfigResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
-    ResolveSourceMetaResponse, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
-    StatFileResponse, WarnRequest, WarnResponse,
+    ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
+    ReturnResponse, SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
+    WarnResponse,
 };
 use lapstrake_api::{control, pb};
 use lapstrake_oci::Platform;
@@ -25,6 +26,7 @@ use super::answer::Answer;
 use super::errors::status;
 use super::job::{BRIDGE_WAIT, Job};
 use super::{build, files};
+use crate::engine::SourceFacts;
 
 /// By this a call on the control socket says which build it belongs to.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -233,7 +235,24 @@ async fn source_meta(
         let image = Some(ResolveSourceImageResponse { digest, config, ..Default::default() });
         return Ok(ResolveSourceMetaResponse { source: Some(source), image, ..Default::default() });
     }
-    Err(Status::unimplemented(format!("facts about source {} can't be asked for yet", source.identifier)))
+    let answer = ResolveSourceMetaResponse { source: Some(source.clone()), ..Default::default() };
+    match job.engine.facts_of(&source).await.map_err(|e| status(&e))? {
+        Some(SourceFacts::Commit { commit, reference }) => {
+            let git = ResolveSourceGitResponse {
+                checksum: commit,
+                r#ref: reference.unwrap_or_default(),
+                ..Default::default()
+            };
+            Ok(ResolveSourceMetaResponse { git: Some(git), ..answer })
+        }
+        Some(SourceFacts::File { digest, filename, modified }) => {
+            let last_modified = modified.map(|seconds| lapstrake_api::Timestamp { seconds, nanos: 0 });
+            let checksum = digest.to_string();
+            let http = ResolveSourceHttpResponse { checksum, filename, last_modified, ..Default::default() };
+            Ok(ResolveSourceMetaResponse { http: Some(http), ..answer })
+        }
+        None => Err(Status::unimplemented(format!("nothing can be told of source {}", source.identifier))),
+    }
 }
 
 fn warn(job: &Job, request: WarnRequest) -> WarnResponse {

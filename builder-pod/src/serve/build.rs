@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lapstrake_api::control::SolveRequest;
 use lapstrake_api::{frontend, pb};
 use lapstrake_handoff::{CacheImport, Reason};
+use lapstrake_oci::Reference;
 use tonic::Status;
 
 use super::answer::{Answer, Of, Ref, Refs};
@@ -21,7 +22,7 @@ use crate::client::Receiver;
 use crate::engine::Resolved;
 use crate::error::BuildError;
 use crate::export;
-use crate::options::{BuildOptions, Context};
+use crate::options::{BuildOptions, Context, Image, Output};
 use crate::platforms::{self, Target};
 
 /// Key of the time that a result says that it is from, seconds since 1970.
@@ -55,7 +56,7 @@ pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -
         }
         DOCKERFILE if !frontends.dockerfile => disabled(DOCKERFILE),
         GATEWAY if !frontends.gateway => disabled(GATEWAY),
-        DOCKERFILE => match dockerfile::solve(job, &asked.opts).await.map_err(|e| status(&e))? {
+        DOCKERFILE => match dockerfile::solve(job, &asked).await.map_err(|e| status(&e))? {
             Outcome::Answer(answer) => Ok(answer),
             Outcome::Other(image) => {
                 if !frontends.gateway {
@@ -67,7 +68,7 @@ pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -
         GATEWAY => {
             let source = asked.opts.get("source").cloned().unwrap_or_default();
             match dockerfile::is_built_in(&source) && frontends.dockerfile {
-                true => match dockerfile::solve(job, &asked.opts).await.map_err(|e| status(&e))? {
+                true => match dockerfile::solve(job, &asked).await.map_err(|e| status(&e))? {
                     Outcome::Answer(answer) => Ok(answer),
                     Outcome::Other(image) => gateway::solve(daemon, job, &image, asked).await,
                 },
@@ -172,6 +173,26 @@ pub(crate) async fn receiver(job: &Job) -> Result<Arc<dyn Receiver>, BuildError>
         Some(lender) => Arc::new(SessionReceiver::new(lender.session(None).await?, job.cancel.clone())),
         None => Arc::new(NoReceiver),
     })
+}
+
+/// Works a definition out and makes an image of it that is known by its digest alone, for what is built on it.
+/// `metadata` is what is said about it, its config above all.
+pub(crate) async fn as_image(
+    job: &Arc<Job>,
+    definition: &pb::Definition,
+    metadata: HashMap<String, Vec<u8>>,
+) -> Result<Reference, BuildError> {
+    let result = (!definition.def.is_empty()).then(|| Ref::new(definition.clone())).transpose()?;
+    let answer = Answer { refs: Refs::One(result), metadata };
+    let all = answer.all()?;
+    let solved = solve(job, &answer, &all).await?;
+    let mut options = BuildOptions::new(Context::Inline(BTreeMap::new()));
+    options.platforms = solved.iter().map(|solved| solved.platform.clone()).collect();
+    options.outputs = vec![Output::Image(Image::default())];
+    let (exported, _) = export::export(&job.engine, &solved, &options, &job.progress, &job.cancel).await?;
+    let exported = exported.ok_or_else(|| BuildError::internal("a definition became no image"))?;
+    let reference: Reference = "localhost/input".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
+    Ok(reference.with_digest(exported.manifest.digest))
 }
 
 async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result<Vec<Solved>, BuildError> {

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use lapstrake_api::control::VertexWarning;
 use lapstrake_api::pb;
 use lapstrake_dockerfile::{Images, NoCache, Options, Subrequest};
@@ -10,6 +12,7 @@ use lapstrake_handoff::Reason;
 use lapstrake_oci::Platform;
 
 use super::answer::{Answer, CONFIG, PLATFORMS, Ref, Refs, platform_list};
+use super::build::Asked;
 use super::job::Job;
 use super::status::digest_of_step;
 use crate::build::abortable;
@@ -23,6 +26,10 @@ use crate::options::{BuildOptions, Context, LentDir};
 const DOCKERFILES: &str = "dockerfile";
 /// The directory that is built from.
 const CONTEXT: &str = "context";
+/// What stands before the name of a definition that came with the request.
+const INPUT: &str = "input:";
+/// The attribute that says more about such a definition.
+const INPUT_METADATA: &str = "input-metadata:";
 /// Level of a finding that is no error, as clients sort them.
 const WARNING_LEVEL: i64 = 1;
 
@@ -55,6 +62,8 @@ pub(crate) fn options(opts: &HashMap<String, String>, inputs: &Inputs) -> Result
             options.args.insert(arg.to_owned(), value.clone());
         } else if let Some(label) = name.strip_prefix("label:") {
             options.labels.insert(label.to_owned(), value.clone());
+        } else if value.starts_with(INPUT) && name.starts_with("context:") {
+            continue; // it is worked out before it has a name
         } else if let Some(context) = name.strip_prefix("context:") {
             let (name, named) = named_context(context, value)?;
             options.named.insert(name, named);
@@ -107,6 +116,32 @@ fn named_context(name: &str, value: &str) -> Result<(String, Named), BuildError>
     })
 }
 
+/// Contexts that came with the request as definitions: targets of other builds, as a rule.
+async fn inputs(job: &Arc<Job>, asked: &Asked) -> Result<Vec<(String, Named)>, BuildError> {
+    let mut all = Vec::new();
+    for (name, value) in &asked.opts {
+        let (Some(context), Some(input)) = (name.strip_prefix("context:"), value.strip_prefix(INPUT)) else {
+            continue;
+        };
+        let missing = || invalid(format!("invalid input {input} for {context}"));
+        let definition = asked.inputs.get(input).ok_or_else(missing)?;
+        let metadata = asked.opts.get(&format!("{INPUT_METADATA}{input}")).map(String::as_str);
+        let metadata: HashMap<String, String> = match metadata.filter(|text| !text.is_empty()) {
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| invalid(format!("failed to unmarshal input metadata of {input}: {e}")))?,
+            None => HashMap::new(),
+        };
+        // Bytes are text in JSON by base64.
+        let metadata = metadata
+            .into_iter()
+            .filter_map(|(key, text)| Some((key, BASE64_STANDARD.decode(text).ok()?)))
+            .collect();
+        let image = super::build::as_image(job, definition, metadata).await?;
+        all.push((named::canonical(context).map_err(invalid)?, Named::Image(image)));
+    }
+    Ok(all)
+}
+
 /// What became of a request.
 pub(crate) enum Outcome {
     /// An answer.
@@ -116,8 +151,10 @@ pub(crate) enum Outcome {
 }
 
 /// Answers a request for a Dockerfile's results, or a question about it.
-pub(crate) async fn solve(job: &Arc<Job>, opts: &HashMap<String, String>) -> Result<Outcome, BuildError> {
+pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, BuildError> {
+    let opts = &asked.opts;
     let mut options = options(opts, &job.inputs_of_steps)?;
+    options.named.extend(inputs(job, asked).await?);
     options.cache_from = super::build::imports(job, opts)?;
     options.client = Some(super::build::receiver(job).await?);
     let loaded = front::load(&job.engine, &options, &job.progress, &job.cancel).await?;
