@@ -45,7 +45,17 @@ pub(crate) fn raise_open_files() {
 }
 
 /// An engine on a state directory.
-pub(crate) fn engine(state: &Path, client: Client, _sandbox: &Sandbox) -> Result<Engine, BuildError> {
+pub(crate) fn engine(state: &Path, client: Client, sandbox: &Sandbox) -> Result<Engine, BuildError> {
+    engine_with(state, client, sandbox, None)
+}
+
+/// An engine on a state directory, whose steps resolve names by `dns`.
+pub(crate) fn engine_with(
+    state: &Path,
+    client: Client,
+    _sandbox: &Sandbox,
+    dns: Option<lapstrake_run::Dns>,
+) -> Result<Engine, BuildError> {
     let store = Store::open(state)?;
     if !store.recovered().is_clean() {
         tracing::info!("the state directory was put right: {:?}", store.recovered());
@@ -53,6 +63,10 @@ pub(crate) fn engine(state: &Path, client: Client, _sandbox: &Sandbox) -> Result
     sweep(&store)?;
     let executor =
         Executor::new(&store.side_dir("run")?).map_err(|e| BuildError::internal(crate::error::chain(&e)))?;
+    let executor = match dns {
+        Some(dns) => executor.with_dns(dns),
+        None => executor,
+    };
     Engine::new(store.clone(), executor, Images::new(client, store))
 }
 

@@ -29,6 +29,36 @@ pub(crate) fn resolv_conf(builders: &str, network: Network) -> String {
     text
 }
 
+/// Name resolution that somebody set up; what is empty is the builder's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Servers.
+    pub nameservers: Vec<std::net::IpAddr>,
+    /// Domains that are searched.
+    pub search: Vec<String>,
+    /// Options of the resolver.
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// The builder's `/etc/resolv.conf`, with what was set up in place of its own.
+    pub(crate) fn apply(&self, builders: &str) -> String {
+        let servers = self.nameservers.iter().map(|server| format!("nameserver {server}"));
+        let one =
+            |name: &str, words: &[String]| (!words.is_empty()).then(|| format!("{name} {}", words.join(" ")));
+        let own: Vec<_> =
+            servers.chain(one("search", &self.search)).chain(one("options", &self.options)).collect();
+        let is_replaced = |line: &&str| match line.split_whitespace().next() {
+            Some("nameserver") => !self.nameservers.is_empty(),
+            Some("search" | "domain") => !self.search.is_empty(),
+            Some("options") => !self.options.is_empty(),
+            _ => false,
+        };
+        let kept = builders.lines().filter(|line| !is_replaced(line)).map(ToOwned::to_owned);
+        kept.chain(own).map(|line| line + "\n").collect()
+    }
+}
+
 fn is_loopback_resolver(line: &str) -> bool {
     let mut words = line.split_whitespace();
     if words.next() != Some("nameserver") {
@@ -48,6 +78,19 @@ mod tests {
         let extra = [ExtraHost { name: "db".to_owned(), ip: "10.0.0.7".parse().expect("address") }];
         let expected = "127.0.0.1\tlocalhost box\n::1\tlocalhost ip6-localhost ip6-loopback\n10.0.0.7\tdb\n";
         assert_eq!(hosts("box", &extra), expected);
+    }
+
+    #[test]
+    fn what_was_set_up_replaces_the_builders_own_line_by_line() {
+        let builders = "nameserver 10.0.0.1\nsearch a.b\noptions ndots:5\n";
+        assert_eq!(Dns::default().apply(builders), builders);
+        let dns = Dns {
+            nameservers: ["1.1.1.1", "fd00::1"].iter().filter_map(|text| text.parse().ok()).collect(),
+            options: vec!["edns0".to_owned(), "ndots:1".to_owned()],
+            ..Dns::default()
+        };
+        let text = "search a.b\nnameserver 1.1.1.1\nnameserver fd00::1\noptions edns0 ndots:1\n";
+        assert_eq!(dns.apply(builders), text);
     }
 
     #[test]

@@ -50,6 +50,12 @@ impl Executor {
         Ok(Self { launcher, discard, next: AtomicU64::new(0) })
     }
 
+    /// The same, for steps that resolve names like this.
+    pub fn with_dns(mut self, dns: crate::Dns) -> Self {
+        self.launcher.set_dns(dns);
+        self
+    }
+
     /// Overlay marks go to `user.overlay.*` here: who reads upper directories has to know.
     pub fn userxattr(&self) -> bool {
         self.launcher.userxattr()

@@ -22,6 +22,7 @@ pub(crate) struct Launcher {
     program: OwnedFd,
     scratch: PathBuf,
     userxattr: bool,
+    dns: Option<etc::Dns>,
 }
 
 impl Launcher {
@@ -32,7 +33,12 @@ impl Launcher {
             .map_err(|source| RunError::Directory { path: scratch.clone(), source })?;
         let program = own_program()?;
         let userxattr = needs_userxattr(&scratch)?;
-        Ok(Self { program, scratch, userxattr })
+        Ok(Self { program, scratch, userxattr, dns: None })
+    }
+
+    /// Steps resolve names like this from now on.
+    pub(crate) fn set_dns(&mut self, dns: etc::Dns) {
+        self.dns = Some(dns);
     }
 
     /// Overlay marks of steps go to `user.overlay.*`.
@@ -48,6 +54,7 @@ impl Launcher {
     /// The request for `spec`, with the files in `/etc` that it gets.
     pub(crate) fn request(&self, spec: StepSpec, probe: bool) -> Request {
         let resolvers = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let resolvers = self.dns.as_ref().map_or(resolvers.clone(), |dns| dns.apply(&resolvers));
         Request {
             scratch: self.scratch.clone(),
             userxattr: self.userxattr,

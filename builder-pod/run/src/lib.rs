@@ -29,6 +29,7 @@ mod spec;
 
 pub use emulation::{emulated, runs_natively};
 pub use error::RunError;
+pub use etc::Dns;
 pub use executor::{Executor, Sink};
 pub use helper::helper_main;
 pub use protocol::Stage;

@@ -121,6 +121,12 @@ impl Engine {
         })
     }
 
+    /// The same, with at most so many steps at the same time, in all builds beside it too.
+    pub(crate) fn with_slots(mut self, slots: std::num::NonZeroUsize) -> Self {
+        self.slots = Arc::new(Semaphore::new(slots.get()));
+        self
+    }
+
     /// The engine of a build beside this one, which looks names of images up anew with this client.
     pub(crate) fn beside(&self, client: lapstrake_registry::Client) -> Self {
         Self {

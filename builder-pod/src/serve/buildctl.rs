@@ -151,7 +151,7 @@ fn dial_stdio(target: &Target) -> Result<(), String> {
         None => return Err(format!("invalid address {}", target.addr)),
     };
     let stream = std::os::unix::net::UnixStream::connect(path);
-    let stream = stream.map_err(|error| format!("dial unix {path}: connect: {error}"))?;
+    let stream = stream.map_err(|error| format!("dial unix {path}: connect: {}", words(&error)))?;
     let failed = |error: std::io::Error| format!("error while Copy (stream to stdout): {error}");
     let mut inwards = stream.try_clone().map_err(failed)?;
     // Ends with the program: nobody can be woken from reading a terminal.
@@ -175,8 +175,11 @@ fn copy_out(mut stream: std::os::unix::net::UnixStream) -> std::io::Result<()> {
             Err(error) => return Err(error),
         };
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
-        out.write_all(bytes)?;
-        out.flush()?;
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            // Whoever started this has gone.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            done => done?,
+        }
     }
 }
 
@@ -213,7 +216,17 @@ async fn within<T>(target: &Target, work: impl Future<Output = Result<T, String>
 }
 
 async fn dial_unix(path: &str) -> Result<UnixStream, String> {
-    UnixStream::connect(path).await.map_err(|error| format!("dial unix {path}: connect: {error}"))
+    UnixStream::connect(path).await.map_err(|error| format!("dial unix {path}: connect: {}", words(&error)))
+}
+
+/// An error in the words of Go's programs: scripts look for them.
+fn words(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -224,7 +237,7 @@ async fn dial(target: &Target) -> Result<Box<dyn Stream>, String> {
         Some(("unix", path)) => Ok(Box::new(dial_unix(path).await?)),
         Some(("tcp", address)) => {
             let tcp = TcpStream::connect(address).await;
-            let tcp = tcp.map_err(|error| format!("dial tcp {address}: connect: {error}"))?;
+            let tcp = tcp.map_err(|error| format!("dial tcp {address}: connect: {}", words(&error)))?;
             let Some((ca, pair)) = tls_files(target)? else { return Ok(Box::new(tcp)) };
             let config = lapstrake_daemon::tls_client(&ca, pair).map_err(|error| error.to_string())?;
             let host = address.rsplit_once(':').map_or(address, |(host, _)| host);

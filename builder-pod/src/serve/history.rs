@@ -151,11 +151,6 @@ impl History {
         (whole && self.record_path(&record.r#ref) == path).then_some(record)
     }
 
-    /// Whether builds are recorded.
-    pub(crate) fn is_enabled(&self) -> bool {
-        self.config.enabled
-    }
-
     /// Starts the log of a build. Blocking.
     pub(crate) fn recorder(&self) -> io::Result<Recorder> {
         let file = NamedTempFile::new_in(&self.dir)?;

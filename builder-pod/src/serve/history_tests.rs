@@ -186,7 +186,7 @@ fn a_log_and_a_record_are_bounded() {
 fn history_that_is_switched_off_keeps_nothing() {
     let Fixture { history, store: _store, _dir } =
         fixture(lapstrake_daemon::History { enabled: false, ..usual() });
-    assert!(!history.is_enabled());
+    assert!(history.begin(&lapstrake_api::control::SolveRequest::default(), "r1").is_none());
     build(&history, "r1", &["x"]);
     assert_eq!(names(&history), [""; 0]);
     assert!(history.state().active.is_empty());

@@ -12,6 +12,7 @@ use lapstrake_api::frontend::llb_bridge_server::LlbBridgeServer;
 use lapstrake_api::health::health_server::HealthServer;
 use lapstrake_daemon::{Config, Flags, Listeners, RootLock, Stop};
 use lapstrake_registry::Client;
+use lapstrake_run::Dns;
 use lapstrake_run::sandbox::{self, Mode, Sandbox};
 use lapstrake_session::Sessions;
 use lapstrake_store::Store;
@@ -65,9 +66,17 @@ fn outside(error: &lapstrake_daemon::Error) -> BuildError {
 async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError> {
     let _lock = RootLock::take(&config.root).map_err(|e| outside(&e))?;
     let stop = Stop::on_signals(config.drain).map_err(BuildError::internal)?;
-    let hosts = config.registries.clone();
-    let client = Client::new(lapstrake_registry::Config { hosts, ..lapstrake_registry::Config::default() });
-    let engine = wiring::engine(&config.root, client.clone(), sandbox)?;
+    let mut registry = lapstrake_registry::Config { hosts: config.registries.clone(), ..Default::default() };
+    if let Some(connections) = config.registry_connections_max {
+        registry.limits.concurrency = connections.get();
+    }
+    let client = Client::new(registry);
+    let dns = config.dns.clone();
+    let dns = dns.map(|dns| Dns { nameservers: dns.nameservers, search: dns.search, options: dns.options });
+    let mut engine = wiring::engine_with(&config.root, client.clone(), sandbox, dns)?;
+    if let Some(slots) = config.worker.parallelism_max {
+        engine = engine.with_slots(slots);
+    }
     let store = engine.store().clone();
     let rules = config.worker.gc.rules(store.disk()?.total_bytes);
     if let Some(last) = rules.last() {
