@@ -143,7 +143,10 @@ impl Service for Control {
                     Ok(response) => (response.exporter_response.clone(), None),
                     Err(status) => (HashMap::new(), Some(errors::message(status))),
                 };
-                let kept = move || Ok(history.finish(record, &events, response, error));
+                let kept = move || {
+                    history.finish(record, &events, response, error);
+                    Ok(())
+                };
                 blocking(kept).await?;
             }
             result

@@ -341,7 +341,10 @@ impl History {
                     return;
                 }
             }
-            while !early_exit {
+            if early_exit {
+                return;
+            }
+            loop {
                 let event = tokio::select! {
                     () = send.closed() => return,
                     event = later.recv() => event,

@@ -289,7 +289,7 @@ mod tests {
         let (store, _dir) = store();
         let hour = Duration::from_secs(3600);
         let keep = GcRule { keep: hour, max_used_bytes: 1, ..GcRule::default() };
-        assert_eq!(collect_by(&store, &[keep.clone()]).expect("valid"), 0);
+        assert_eq!(collect_by(&store, std::slice::from_ref(&keep)).expect("valid"), 0);
         let layers =
             GcRule { filters: vec!["id~=^sha256:".to_owned()], max_used_bytes: 1, ..GcRule::default() };
         assert!(collect_by(&store, &[keep, layers]).expect("valid") > 9000);
