@@ -31,6 +31,11 @@ impl Emulators {
         Self { dirs: dirs.chain(std::env::split_paths(&path)).collect(), refused: OnceLock::new() }
     }
 
+    /// Whether steps of this architecture run here, by an emulator or without.
+    pub(super) fn can_run(&self, architecture: &str) -> bool {
+        runs_natively(architecture) || self.find(architecture).is_some()
+    }
+
     /// The emulator of an architecture: a program that needs no other file.
     fn find(&self, architecture: &str) -> Option<Emulator> {
         let name = emulated(architecture)?;

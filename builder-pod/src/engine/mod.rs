@@ -160,7 +160,14 @@ impl Engine {
 
     /// Platforms whose steps run here: this machine's, and those that an emulator is there for.
     pub(crate) fn platforms(&self) -> Vec<Platform> {
-        vec![self.platform.clone()]
+        let mut all = vec![self.platform.clone()];
+        for architecture in ["386", "amd64", "arm64", "arm", "riscv64", "ppc64le", "s390x"] {
+            let platform = Platform::new("linux", architecture, None);
+            if platform != self.platform && self.emulators.can_run(architecture) {
+                all.push(platform);
+            }
+        }
+        all
     }
 
     /// The snapshot of a result, fetched where it is in a cache of another build.
