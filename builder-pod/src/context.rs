@@ -56,14 +56,6 @@ pub(crate) enum Files {
 }
 
 impl Files {
-    /// The directory, where it is on this machine.
-    pub(crate) fn here(&self) -> Option<&Local> {
-        match self {
-            Self::Here(local) => Some(local),
-            Self::Lent(..) => None,
-        }
-    }
-
     /// A file as it is, ignored or not; `dockerfiles`: of the directory that Dockerfiles are in.
     pub(crate) async fn read(
         &self,

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use lapstrake_registry::{Keeper, KeeperAnswer, KeptToken, Redacted, TokenWanted}
 use lapstrake_session::{Session, Sessions, SyncRequest, TokenRequest};
 use lapstrake_solver::Step;
 use lapstrake_source::Local;
-use lapstrake_ssh::{Agent, Connect, Connection};
+use lapstrake_ssh::{Agent, Connect, Connecting, Connection};
 use lapstrake_store::Store;
 
 use crate::error::{BuildError, chain};
@@ -174,7 +173,7 @@ impl std::fmt::Debug for RemoteAgent {
 }
 
 impl Connect for RemoteAgent {
-    fn connect(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Connection>>> + Send + '_>> {
+    fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
             let connection = self.session.forward_agent(&self.id).await.map_err(std::io::Error::other)?;
             Ok(Box::new(connection) as Box<dyn Connection>)

@@ -214,16 +214,15 @@ impl State {
 
     fn vertex(&mut self, vertex: &Vertex, kind: &ProgressKind) {
         let digest = vertex.digest;
-        if matches!(kind, ProgressKind::Started | ProgressKind::Cached) {
-            if self.seen.insert(digest) && is_step(vertex) {
-                self.counts.steps += 1;
-                self.counts.cached += u32::from(matches!(kind, ProgressKind::Cached));
-            }
+        let begins = matches!(kind, ProgressKind::Started | ProgressKind::Cached);
+        if begins && self.seen.insert(digest) && is_step(vertex) {
+            self.counts.steps += 1;
+            self.counts.cached += u32::from(matches!(kind, ProgressKind::Cached));
         }
         if self.renderer.vertex(vertex, kind) {
             return;
         }
-        if matches!(kind, ProgressKind::Started | ProgressKind::Cached) {
+        if begins {
             self.vertices.entry(digest).or_insert_with(|| {
                 let id = self.next;
                 self.next += 1;

@@ -9,7 +9,6 @@ use lapstrake_api::MESSAGE_BYTES_MAX;
 use lapstrake_api::frontend::llb_bridge_server::LlbBridgeServer;
 use lapstrake_api::health::health_server::HealthServer;
 use lapstrake_api::pb;
-use lapstrake_handoff::Reason;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -94,7 +93,7 @@ pub(crate) async fn solve(
             futures::stream::pending(),
         ));
     let serving = tokio::spawn(serving);
-    let _ends = scopeguard(serving.abort_handle());
+    let _ends = Ends(serving.abort_handle());
     let mut printed = Vec::new();
     let mut log = |bytes: &[u8]| {
         tracing::debug!("{image}: {}", String::from_utf8_lossy(bytes).trim_end());
@@ -117,10 +116,6 @@ pub(crate) async fn solve(
 
 /// Ends a task when it is dropped.
 struct Ends(tokio::task::AbortHandle);
-
-fn scopeguard(handle: tokio::task::AbortHandle) -> Ends {
-    Ends(handle)
-}
 
 impl Drop for Ends {
     fn drop(&mut self) {

@@ -26,10 +26,13 @@ pub enum Agent {
     Remote(Box<dyn Connect>),
 }
 
+/// A connection that is being opened.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Connection>>> + Send + 'a>>;
+
 /// A way to another agent.
 pub trait Connect: std::fmt::Debug + Send + Sync {
     /// Opens a connection.
-    fn connect(&self) -> Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Connection>>> + Send + '_>>;
+    fn connect(&self) -> Connecting<'_>;
 }
 
 /// A connection to another agent.

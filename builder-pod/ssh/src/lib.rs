@@ -12,7 +12,7 @@ mod key;
 mod openssh;
 mod wire;
 
-pub use agent::{Agent, Connect, Connection, Socket};
+pub use agent::{Agent, Connect, Connecting, Connection, Socket};
 pub use error::Error;
 pub use key::Key;
 
