@@ -238,6 +238,18 @@ impl CacheLayers {
             true => Wanted { epoch: None, ..self.wanted },
             false => self.wanted,
         };
+        // Packed anew, but the tar that its image knows: made anew it would be another layer.
+        if let Some(facts) = snapshot.layer.as_ref().filter(|_| from_base && self.force)
+            && let Some(blob) = facts.blobs.iter().find(|blob| is_there(store, blob))
+        {
+            let (descriptor, diff_id, tar_bytes) = (blob.clone(), facts.diff_id, facts.tar_bytes);
+            let layer =
+                Layer { descriptor, diff_id, tar_bytes, created: created(store, snapshot), place: None };
+            return match media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind) {
+                true => Ok(layer),
+                false => repacked(store, layer, wanted),
+            };
+        }
         one(store, snapshot, wanted)
     }
 }
@@ -268,28 +280,31 @@ async fn packed_anew(store: Store, layer: Layer, wanted: Wanted) -> Result<Layer
     if media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind) && !wanted.estargz {
         return Ok(layer);
     }
-    let work = move || {
-        let packed = store.open_blob(&layer.descriptor.digest)?;
-        let mut tar = decompress(packed).map_err(|e| BuildError::internal(chain(&e)))?;
-        if wanted.estargz {
-            let (descriptor, diff_id, tar_bytes) = as_estargz(&store, tar, wanted)?;
-            return Ok(Layer { descriptor, diff_id, tar_bytes, ..layer });
-        }
-        let mut to = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
-        std::io::copy(&mut tar, &mut to).map_err(|e| match is_no_space(&e) {
-            true => BuildError::new(lapstrake_handoff::Reason::DiskFull, chain(&e)),
-            false => BuildError::internal(chain(&e)),
-        })?;
-        let made = to.finish().map_err(|e| BuildError::internal(chain(&e)))?;
-        if made.diff_id != layer.diff_id {
-            let (found, said) = (made.diff_id, layer.diff_id);
-            return Err(BuildError::internal(format!("a layer holds {found}, its image says {said}")));
-        }
-        let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
-        let media_type = media::layer_media_type(wanted.kind, wanted.docker);
-        Ok(Layer { descriptor: Descriptor::new(media_type, digest, size), ..layer })
-    };
+    let work = move || repacked(&store, layer, wanted);
     tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+}
+
+/// The same, blocking.
+fn repacked(store: &Store, layer: Layer, wanted: Wanted) -> Result<Layer, BuildError> {
+    let packed = store.open_blob(&layer.descriptor.digest)?;
+    let mut tar = decompress(packed).map_err(|e| BuildError::internal(chain(&e)))?;
+    if wanted.estargz {
+        let (descriptor, diff_id, tar_bytes) = as_estargz(store, tar, wanted)?;
+        return Ok(Layer { descriptor, diff_id, tar_bytes, ..layer });
+    }
+    let mut to = Compressor::new(store.blob_writer()?, wanted.kind, wanted.level, wanted.threads);
+    std::io::copy(&mut tar, &mut to).map_err(|e| match is_no_space(&e) {
+        true => BuildError::new(lapstrake_handoff::Reason::DiskFull, chain(&e)),
+        false => BuildError::internal(chain(&e)),
+    })?;
+    let made = to.finish().map_err(|e| BuildError::internal(chain(&e)))?;
+    if made.diff_id != layer.diff_id {
+        let (found, said) = (made.diff_id, layer.diff_id);
+        return Err(BuildError::internal(format!("a layer holds {found}, its image says {said}")));
+    }
+    let (digest, size) = made.out.commit_with(Some(made.digest), Durability::Batched)?;
+    let media_type = media::layer_media_type(wanted.kind, wanted.docker);
+    Ok(Layer { descriptor: Descriptor::new(media_type, digest, size), ..layer })
 }
 
 /// Packs a tar as eStargz: descriptor, diff id and bytes of the tar that it holds then.

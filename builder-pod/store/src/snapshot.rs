@@ -244,6 +244,17 @@ impl Snapshots {
         }
     }
 
+    /// Says what a snapshot is as a layer, in place of what was said before: then it is not that any more.
+    fn name(&mut self, id: SnapshotId, layer: LayerFacts) {
+        let Some(entry) = self.map.get_mut(&id) else { return };
+        let chain = layer.chain_id;
+        let before = entry.layer.replace(layer).map(|layer| layer.chain_id).filter(|before| *before != chain);
+        if let Some(before) = before.filter(|before| self.by_chain.get(before) == Some(&id)) {
+            self.by_chain.remove(&before);
+        }
+        self.by_chain.entry(chain).or_insert(id);
+    }
+
     pub(crate) fn all(&self) -> Vec<Account> {
         let account = |(id, e): (&SnapshotId, &Entry)| Account {
             id: *id,
@@ -463,10 +474,7 @@ impl Store {
         write_json(&dir.join("layer.new"), &layer)?;
         self.shared.rename_when_synced(dir.join("layer.new"), dir.join("layer"));
         let mut state = self.shared.state();
-        state.snapshots.by_chain.entry(layer.chain_id).or_insert(id);
-        if let Some(entry) = state.snapshots.map.get_mut(&id) {
-            entry.layer = Some(layer);
-        }
+        state.snapshots.name(id, layer);
         Ok(())
     }
 
