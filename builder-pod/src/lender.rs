@@ -30,6 +30,8 @@ mod attr {
     pub(super) const FOLLOW: &str = "local.followpaths";
     pub(super) const SHARED_KEY_HINT: &str = "local.sharedkeyhint";
     pub(super) const DIFFER: &str = "local.differ";
+    pub(super) const METADATA_ONLY: &str = "local.metadatatransfer";
+    pub(super) const METADATA_ONLY_EXCEPT: &str = "local.metadatatransferexclude";
 }
 
 /// The client of one build.
@@ -90,10 +92,15 @@ impl Lender {
                 Some("none") => lapstrake_session::Differ::None,
                 _ => lapstrake_session::Differ::Metadata,
             },
-            ..SyncRequest::default()
+            metadata_only: match attr(attr::METADATA_ONLY) {
+                Some("true" | "1") => Some(list(source, attr::METADATA_ONLY_EXCEPT)?),
+                _ => None,
+            },
         };
+        // What holds lists of files only is none that a later build could begin with.
+        let kind = if request.metadata_only.is_some() { ":metadata" } else { "" };
         let hint = attr(attr::SHARED_KEY_HINT).unwrap_or_default();
-        let key = Digest::of(format!("{name}\0{hint}\0{}", session.shared_key()).as_bytes());
+        let key = Digest::of(format!("{name}\0{hint}\0{}{kind}", session.shared_key()).as_bytes());
         let lease = self.dirs.lease(store, &key.hex())?;
         let label = format!("transferring {name}:");
         let mut report = |progress: lapstrake_session::SyncProgress| step.status(&label, progress.bytes, 0);

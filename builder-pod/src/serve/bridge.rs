@@ -43,6 +43,7 @@ const LLB_CAPS: &[&str] = &[
     "source.local.excludepatterns",
     "source.local.sharedkeyhint",
     "source.local.differ",
+    "source.local.metadatatransfer",
     "source.git",
     "source.git.keepgitdir",
     "source.git.fullurl",
