@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ fn make(files: &Path, repositories: &Path) -> Result<()> {
 }
 
 /// One request: a file, or 404.
-fn answer(stream: TcpStream, files: &PathBuf) -> std::io::Result<()> {
+fn answer(stream: TcpStream, files: &Path) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut first = String::new();

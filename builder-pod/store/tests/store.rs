@@ -94,6 +94,22 @@ fn a_dropped_snapshot_leaves_nothing_and_a_used_one_stays() {
 }
 
 #[test]
+fn a_snapshot_that_became_another_layer_is_not_found_as_the_former_one_even_when_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (first, second) = (facts("first", None), facts("second", None));
+    let options = CommitOptions { layer: Some(first.clone()), ..Default::default() };
+    let id = store.commit(store.prepare(None).unwrap(), options).unwrap();
+    store.set_layer(id, second.clone()).unwrap();
+    assert_eq!(store.snapshot_of_chain(&first.chain_id), None);
+    assert_eq!(store.snapshot_of_chain(&second.chain_id), Some(id));
+    let options = CommitOptions { layer: Some(first.clone()), ..Default::default() };
+    let again = store.commit(store.prepare(None).unwrap(), options).unwrap();
+    assert_ne!(again, id, "it is made anew");
+    assert_eq!(store.snapshot_of_chain(&first.chain_id), Some(again));
+}
+
+#[test]
 fn everything_committed_is_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
