@@ -131,9 +131,13 @@ impl Wanted {
         if asked.is_empty() && !request.exporter_deprecated.is_empty() {
             asked.push((request.exporter_deprecated.clone(), sorted(&request.exporter_attrs_deprecated)));
         }
+        let exporters = exporters::read(asked, &frontend)?;
+        for key in exporters.iter().flat_map(Exporter::ignored) {
+            tracing::debug!("an exporter's attribute {key} has no meaning here");
+        }
         let exports = request.cache.iter().flat_map(|cache| &cache.exports);
         Ok(Self {
-            exporters: exporters::read(asked, &frontend)?,
+            exporters,
             cache_to: caches::exports(exports.map(|one| (one.r#type.clone(), sorted(&one.attrs))))?,
         })
     }

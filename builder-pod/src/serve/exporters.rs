@@ -46,28 +46,6 @@ impl Kind {
             other => return Err(refused(format!("exporter {other:?} could not be found"))),
         })
     }
-
-    /// What it is called in a request.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::Oci => "oci",
-            Self::Docker => "docker",
-            Self::Local => "local",
-            Self::Tar => "tar",
-        }
-    }
-
-    /// The name of its step.
-    pub(crate) fn title(self) -> &'static str {
-        match self {
-            Self::Image => "exporting to image",
-            Self::Oci => "exporting to oci image format",
-            Self::Docker => "exporting to docker image format",
-            Self::Local => "exporting to client directory",
-            Self::Tar => "exporting to client tarball",
-        }
-    }
 }
 
 /// The time that an exporter was told.
@@ -97,8 +75,6 @@ pub(crate) struct Exporter {
     pub(crate) id: usize,
     /// What it is.
     pub(crate) kind: Kind,
-    /// What was said of it, as it was said.
-    pub(crate) said: Attributes,
     /// When all that it makes is from.
     pub(crate) epoch: Epoch,
     /// Of an image.
@@ -151,15 +127,9 @@ impl Exporter {
     /// # Errors
     /// In BuildKit's words.
     pub(crate) fn read(id: usize, kind: Kind, said: Attributes) -> Result<Self, BuildError> {
-        let mut rest = said.clone();
-        let mut exporter = Self {
-            id,
-            kind,
-            said,
-            epoch: Epoch::OfResult,
-            image: ImageSaid::default(),
-            files: Files::default(),
-        };
+        let mut rest = said;
+        let mut exporter =
+            Self { id, kind, epoch: Epoch::OfResult, image: ImageSaid::default(), files: Files::default() };
         match kind {
             Kind::Local | Kind::Tar => {
                 exporter.epoch = take_epoch(&mut rest)?;

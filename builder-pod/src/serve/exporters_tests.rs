@@ -102,7 +102,7 @@ fn the_epoch_of_the_build_holds_where_the_exporter_has_none() {
     let asked = [("tar", ""), ("tar", "source-date-epoch=12")].map(|(k, a)| (k.to_owned(), attributes(a)));
     let all = read(asked, &frontend).unwrap();
     assert_eq!(all.iter().map(|e| e.epoch.or(Some(1))).collect::<Vec<_>>(), [Some(11), Some(12)]);
-    assert_eq!((all[1].id, all[1].kind.name()), (1, "tar"));
+    assert_eq!((all[1].id, all[1].kind), (1, Kind::Tar));
     let frontend = Attributes::from([(EPOCH_ARG.to_owned(), "context".to_owned())]);
     let all = read([("tar".to_owned(), Attributes::new())], &frontend).unwrap();
     assert_eq!(all[0].epoch, Epoch::OfResult, "what is no number is the frontend's to say");
