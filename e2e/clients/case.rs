@@ -6,6 +6,7 @@
 //! exact                      digests are compared too
 //! error: TEXT                both must say this; without any, the line of the error must be the same
 //! known: BEGINNING | REASON  a difference that is known
+//! gap: REASON                we can't do it yet: the case must fail for us, until the line goes
 //! -- PATH --                 a file of the folder that the script runs in
 //! -- run --                  the script, of `sh -e`
 //! ```
@@ -23,6 +24,7 @@ pub(crate) struct Case {
     pub(crate) exact: bool,
     pub(crate) errors: Vec<String>,
     pub(crate) known: Vec<(String, String)>,
+    pub(crate) gap: Option<String>,
     pub(crate) files: Vec<(String, String)>,
     pub(crate) script: String,
 }
@@ -92,6 +94,7 @@ fn directive(case: &mut Case, line: &str) -> Result<()> {
         None if line.is_empty() => {}
         None if line == "fails" => case.fails = true,
         None if line == "exact" => case.exact = true,
+        Some(("gap", why)) => case.gap = Some(why.to_owned()),
         Some(("error", text)) => case.errors.push(text.to_owned()),
         Some(("known", text)) => {
             let (known, why) = text.split_once(" | ").ok_or("a known difference has no reason")?;

@@ -59,6 +59,8 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         };
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let State::AwaitKeys(op) = std::mem::replace(&mut entry.state, State::Idle) else { return };
+        // An input that was made anew may have other contents under the key that it had.
+        let anew = id.ignore_cache || entry.inputs.iter().any(|(input, _)| input.ignore_cache);
         let ephemeral = op.ephemeral || inputs.iter().any(|(keys, _)| keys.ephemeral);
         let parts: Vec<_> = inputs.iter().map(|(keys, index)| InputKey::Key(keys.key, *index)).collect();
         let fast = op.over(&parts);
@@ -69,8 +71,8 @@ impl<R: Clone, E: Clone> Machine<R, E> {
             self.set(id, State::Keyed(Keys { key: fast, fast: None, ephemeral }));
         } else if ephemeral {
             self.set(id, State::AwaitContent(op, None));
-        } else if id.ignore_cache {
-            // It will run whatever its key is: all that it needs may run meanwhile.
+        } else if anew {
+            // What it reads is needed whatever its key is: all that may run meanwhile.
             self.set(id, State::AwaitContent(op, Some(fast)));
             self.mark_slow(id);
         } else {
