@@ -412,6 +412,7 @@ mod tests {
             Secret::Basic { username, password } => format!("{username}:{}", password.reveal()),
             Secret::Identity { token } => format!("identity {}", token.reveal()),
             Secret::Registry { token } => format!("registry {}", token.reveal()),
+            Secret::Kept(_) => "kept".to_owned(),
         };
         credentials.matching(registry, repository).iter().map(user).collect()
     }
