@@ -132,6 +132,19 @@ impl Lender {
     }
 }
 
+impl Lender {
+    /// Why there is no agent of this id, in the client's words.
+    pub(crate) async fn why_no_agent(&self, id: &str) -> String {
+        let none = || format!("no SSH key {id:?} forwarded from the client");
+        match self.session(None).await {
+            Ok(session) if session.serves(lapstrake_session::method::CHECK_AGENT) => {
+                session.check_agent(id).await.err().map_or_else(none, |error| chain(&error))
+            }
+            _ => none(),
+        }
+    }
+}
+
 /// What clients call Docker Hub's registry.
 const DOCKER_HUB: &str = "registry-1.docker.io";
 /// What we call ourselves to token servers.

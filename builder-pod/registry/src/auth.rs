@@ -146,7 +146,13 @@ impl<'a> Session<'a> {
                         Ok(Some((username, password))) => {
                             return Ok(Grant { header: basic(&username, &password), cached: None });
                         }
-                        Ok(None) => return Ok(Grant { header: None, cached: None }),
+                        Ok(None) => {
+                            let host = &self.endpoint.registry;
+                            let why = format!(
+                                "no basic auth credentials for {host}; log in with docker login {host}"
+                            );
+                            Some(self.denied(Kind::Kept(why), "authenticate to"))
+                        }
                         Err(why) => Some(self.denied(Kind::Kept(why), "authenticate to")),
                     }
                 }
@@ -267,6 +273,7 @@ impl<'a> Session<'a> {
                 "no credentials for {registry} are configured; log in or attach a registry secret, \
                  or check the name: many registries deny what does not exist"
             ),
+            (false, Kind::Kept(_)) => return error,
             (false, Kind::Forbidden) => format!(
                 "the credentials under {} are known but may not do this in {repository}; \
                  give them the right or use others",

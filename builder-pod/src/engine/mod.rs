@@ -48,6 +48,26 @@ pub(crate) use remote::{Lazy, LazyLayer, Place, Remote};
 /// When snapshots were made (RFC 3339), by their id.
 pub(crate) const CREATED: Table = Table::named("created");
 
+/// What snapshots are, in words for people, by their id.
+pub(crate) const ABOUT: Table = Table::named("about");
+
+/// What the results of a vertex are, in the words that BuildKit has for them.
+fn about(vertex: &Vertex, output: usize) -> Option<String> {
+    match &vertex.op {
+        pb::op::Op::Exec(exec) => {
+            let number = i64::try_from(output).ok()?;
+            let dest = exec.mounts.iter().find(|mount| mount.output == number).map(|mount| &mount.dest)?;
+            let args = exec.meta.as_ref().map(|meta| meta.args.join(" "))?;
+            Some(format!("mount {dest} from exec {args}"))
+        }
+        pb::op::Op::Source(source) => {
+            let name = source.identifier.strip_prefix("docker-image://")?;
+            Some(format!("pulled from {name}"))
+        }
+        _ => Some(vertex.name()),
+    }
+}
+
 /// Commits a snapshot and keeps the time with it: it becomes the layer's `created`.
 fn commit(store: &Store, active: Active) -> Result<SnapshotId, BuildError> {
     let created = lapstrake_store::Record {
@@ -417,6 +437,13 @@ impl World for Engine {
     async fn run(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
         let work = || self.run_once(vertex, inputs.clone(), step);
         let result = crate::room::retried(&self.store, Some(step), work).await;
+        if let Ok(results) = &result {
+            for (output, result) in results.iter().enumerate() {
+                if let (Res::Snapshot(Some(id)), Some(text)) = (result, about(vertex, output)) {
+                    self.store.put(ABOUT, id.to_string().as_bytes(), text.as_bytes()).ok(); // for people only
+                }
+            }
+        }
         result.map_err(|error| located(&error, vertex))
     }
 

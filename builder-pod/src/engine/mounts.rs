@@ -242,6 +242,9 @@ fn no_secret(id: &str, inputs: &StepInputs) -> BuildError {
 
 fn no_agent(id: &str, inputs: &StepInputs) -> BuildError {
     let id = if id.is_empty() { "default" } else { id };
-    let message = format!("SSH agent {id}: not found: the step requires it");
+    let message = match inputs.why_no_agent(id) {
+        Some(why) => format!("SSH agent {id}: not found: the step requires it: {why}"),
+        None => format!("SSH agent {id}: not found: the step requires it"),
+    };
     BuildError::new(Reason::SecretNotFound, message).advised(advice::agent(id, &inputs.agent_ids()))
 }

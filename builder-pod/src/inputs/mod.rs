@@ -187,6 +187,12 @@ impl StepInputs {
         }
     }
 
+    /// What the client says of an agent that it does not have. Blocking.
+    pub(crate) fn why_no_agent(&self, id: &str) -> Option<String> {
+        let lender = self.inputs.lender.as_ref()?;
+        Some(tokio::runtime::Handle::current().block_on(lender.why_no_agent(id)))
+    }
+
     /// A name for a socket that no other step has.
     pub(crate) fn socket_name(&self) -> String {
         SOCKETS.fetch_add(1, Ordering::Relaxed).to_string()

@@ -133,6 +133,10 @@ impl Service for Control {
             let began = std::time::Instant::now();
             let record = daemon.history.begin(&request, &job.id);
             let result = daemon.run(&job, request).await;
+            // What a client was told is finished outlives us, however we end.
+            if let Err(error) = crate::wiring::flush(&job.engine).await {
+                tracing::warn!("what build {} made may not outlive a crash: {error}", job.id);
+            }
             daemon.jobs.end(&job);
             drop(pins);
             let events = job.status.events();

@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::clock;
 use super::filter::Filter;
+use crate::engine::ABOUT;
 
 /// The record that stands for what cannot be removed: the index, what is being made.
 const REST_ID: &str = "index-and-rest";
@@ -24,7 +25,11 @@ pub(crate) fn disk_usage(store: &Store, request: &DiskUsageRequest) -> Result<Di
     let usage = store.usage().map_err(failed)?;
     let now = SystemTime::now();
     let old_enough = |item: &UsageItem| now.duration_since(item.last_used).unwrap_or_default() >= unused_for;
-    let items = usage.items.iter().filter(|item| unused_for.is_zero() || old_enough(item)).map(record);
+    let items = usage
+        .items
+        .iter()
+        .filter(|item| unused_for.is_zero() || old_enough(item))
+        .map(|item| record(store, item));
     let rest = (unused_for.is_zero()).then(|| rest(usage.other_bytes));
     let record = items.chain(rest).filter(|record| matches(&filter, record)).collect();
     Ok(DiskUsageResponse { record })
@@ -72,7 +77,7 @@ fn collect(store: &Store, rule: &GcRule) -> Result<Vec<UsageRecord>, Status> {
         }
     };
     let ids = (!filter.is_any()).then(|| {
-        let named = usage.items.iter().filter(|item| matches(&filter, &record(item)));
+        let named = usage.items.iter().filter(|item| matches(&filter, &record(store, item)));
         named.map(|item| item.id.to_string()).collect()
     });
     // Here nothing is shared in BuildKit's sense (with an image outside the cache), and only the index is internal.
@@ -81,7 +86,7 @@ fn collect(store: &Store, rule: &GcRule) -> Result<Vec<UsageRecord>, Status> {
     if !collected.removed.is_empty() {
         store.flush().map_err(failed)?;
     }
-    Ok(collected.removed.iter().map(record).collect())
+    Ok(collected.removed.iter().map(|item| record(store, item)).collect())
 }
 
 /// What a rule says of all, as limits of the store.
@@ -152,7 +157,7 @@ fn matches(filter: &Filter, record: &UsageRecord) -> bool {
     })
 }
 
-fn record(item: &UsageItem) -> UsageRecord {
+fn record(store: &Store, item: &UsageItem) -> UsageRecord {
     let mutable = matches!(item.kind, Kind::CacheMount | Kind::GitCheckout);
     let record_type = match item.kind {
         // BuildKit counts a layer's packed form with the layer.
@@ -162,6 +167,10 @@ fn record(item: &UsageItem) -> UsageRecord {
     let description = match (&item.id, item.description.as_str()) {
         (ItemId::Blob(_), "") => "packed layer or document of an image".to_owned(),
         (ItemId::Side { group, .. }, "") => format!("source of {group}"),
+        (ItemId::Layer(id), description) => {
+            let about = store.get(ABOUT, id.to_string().as_bytes());
+            about.and_then(|text| String::from_utf8(text).ok()).unwrap_or_else(|| description.to_owned())
+        }
         (_, description) => description.to_owned(),
     };
     let used = Some(clock::stamp(item.last_used));

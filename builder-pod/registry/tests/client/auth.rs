@@ -1,6 +1,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 
-use lapstrake_registry::{BlobSource, Class, Credentials, Progress, Pushed};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapstrake_registry::{
+    BlobSource, Class, Credentials, Keeper, KeeperAnswer, KeptToken, Progress, Pushed, Redacted, TokenWanted,
+};
 use lapstrake_testkit::image::reference;
 use lapstrake_testkit::registry::{Ask, Auth, Fault, Options, Registry, What};
 
@@ -205,4 +210,60 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     assert_eq!((registry.count(Ask::BlobGet), store.count(Ask::BlobGet)), (2, 2));
     assert!(store.log().iter().all(|e| e.auth.is_none()));
     assert!(store.log()[1].range.is_some());
+}
+
+/// Somebody who has one user's password, and may fetch tokens himself.
+#[derive(Debug)]
+struct Client {
+    password: Option<&'static str>,
+    fetches: bool,
+}
+
+impl Keeper for Client {
+    fn credentials<'a>(&'a self, _: &'a str) -> KeeperAnswer<'a, Option<(String, Redacted)>> {
+        Box::pin(async { Ok(self.password.map(|password| ("user".to_owned(), Redacted::new(password)))) })
+    }
+
+    fn token<'a>(&'a self, wanted: &'a TokenWanted) -> KeeperAnswer<'a, Option<KeptToken>> {
+        Box::pin(async move {
+            if !self.fetches {
+                return Ok(None);
+            }
+            let mut url = reqwest::Url::parse(&wanted.realm).map_err(|e| e.to_string())?;
+            url.query_pairs_mut()
+                .append_pair("service", wanted.service.as_deref().unwrap_or_default())
+                .extend_pairs(wanted.scopes.iter().map(|scope| ("scope", scope)));
+            let request = reqwest::Client::new().get(url);
+            let answer = request.basic_auth("user", self.password).send().await.map_err(|e| e.to_string())?;
+            let answer: serde_json::Value =
+                serde_json::from_slice(&answer.bytes().await.map_err(|e| e.to_string())?)
+                    .map_err(|e| e.to_string())?;
+            let value = answer["token"].as_str().ok_or("no token for this user")?;
+            Ok(Some(KeptToken { value: Redacted::new(value), expires_in: Duration::ZERO }))
+        })
+    }
+}
+
+#[tokio::test]
+async fn who_keeps_the_credentials_fetches_tokens_or_lends_them() {
+    for auth in [Auth::basic("user", PASSWORD), Auth::token("user", PASSWORD)] {
+        for fetches in [false, true] {
+            let registry = registry(auth.clone()).await;
+            let keeper = Client { password: Some(PASSWORD), fetches };
+            let client = with_credentials(Credentials::none().with_keeper(Arc::new(keeper)));
+            client.resolve(&app(&registry)).await.unwrap();
+            client.manifest(&app(&registry)).await.unwrap();
+            assert!(registry.count(Ask::Token) <= 1, "a token is kept as long as it holds");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_credentials_is_told_to_log_in() {
+    let registry = registry(Auth::basic("user", PASSWORD)).await;
+    let keeper = Client { password: None, fetches: false };
+    let client = with_credentials(Credentials::none().with_keeper(Arc::new(keeper)));
+    let error = client.resolve(&app(&registry)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Denied);
+    assert!(error.to_string().contains(&format!("docker login {}", registry.host())), "{error}");
 }

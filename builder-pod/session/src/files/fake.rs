@@ -103,18 +103,19 @@ impl Client {
         requested
     }
 
-    /// Notes what the daemon says, and answers it from `tree`.
+    /// Notes what the daemon says, and answers it from `tree`; without one it sends nothing that it is asked for.
     async fn answer(
         self,
         mut incoming: Streaming<fsutil::Packet>,
         outgoing: mpsc::UnboundedSender<Result<fsutil::Packet, Status>>,
-        tree: Tree,
+        tree: Option<Tree>,
     ) {
         while let Ok(Some(packet)) = incoming.message().await {
             let packet = ours(&packet);
             match packet.kind {
                 kind::REQ => {
                     self.seen.lock().expect("lock").requested.push(packet.id);
+                    let Some(tree) = &tree else { continue };
                     let content = tree.get(packet.id as usize).map_or(&[][..], |entry| &entry.content);
                     for chunk in content.chunks(32 << 10).chain([&[][..]]) {
                         let data = Bytes::copy_from_slice(chunk);
@@ -176,17 +177,17 @@ impl FileSync for Client {
             Sender::Ends(script) => say(&script),
             Sender::Script(script) => {
                 say(&script);
-                tokio::spawn(self.clone().answer(incoming, outgoing, Tree::new()));
+                tokio::spawn(self.clone().answer(incoming, outgoing, None));
             }
             Sender::Tree(tree) => {
                 say(&listing(&tree));
-                tokio::spawn(self.clone().answer(incoming, outgoing, tree));
+                tokio::spawn(self.clone().answer(incoming, outgoing, Some(tree)));
             }
             Sender::Endless(script, id) => {
                 say(&script);
                 let chunk = Packet { id, data: vec![b'x'; 1 << 20].into(), ..Packet::of(kind::DATA) };
                 let chunk = theirs(&chunk);
-                tokio::spawn(self.clone().answer(incoming, outgoing, Tree::new()));
+                tokio::spawn(self.clone().answer(incoming, outgoing, None));
                 let head = script.iter().map(theirs).map(Ok).collect::<Vec<_>>();
                 let endless = futures::stream::iter(head).chain(futures::stream::repeat(Ok(chunk)));
                 return Ok(Response::new(Box::pin(endless)));
