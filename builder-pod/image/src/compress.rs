@@ -137,10 +137,11 @@ impl<W: Write> Write for Compressor<W> {
     }
 }
 
-struct Counted<W> {
-    out: W,
-    hasher: Hasher,
-    bytes: u64,
+/// Counts and digests what is written.
+pub(crate) struct Counted<W> {
+    pub(crate) out: W,
+    pub(crate) hasher: Hasher,
+    pub(crate) bytes: u64,
 }
 
 impl<W: Write> Write for Counted<W> {

@@ -15,6 +15,7 @@ use flate2::write::GzEncoder;
 use lapstrake_oci::{Digest, Hasher};
 use serde::Serialize;
 
+use crate::compress::Counted;
 use crate::tar::{Entry, Kind, TarReader, TarWriter};
 use crate::{Error, Result};
 
@@ -294,25 +295,6 @@ impl Write for Buffer {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-struct Counted<W> {
-    out: W,
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }
 

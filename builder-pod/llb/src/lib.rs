@@ -36,6 +36,27 @@ pub struct Output {
     pub index: u32,
 }
 
+/// The operation that copies all of its only input onto nothing: the same files, as a file system of its own.
+pub fn copy_of_all() -> pb::FileOp {
+    let copy = pb::FileActionCopy {
+        src: "/".to_owned(),
+        dest: "/".to_owned(),
+        mode: -1,
+        dir_copy_contents: true,
+        create_dest_path: true,
+        timestamp: -1,
+        ..pb::FileActionCopy::default()
+    };
+    // -1 is nothing, as its base; 0 the input, and the result.
+    let action = pb::FileAction {
+        input: -1,
+        secondary_input: 0,
+        output: 0,
+        action: Some(pb::file_action::Action::Copy(copy)),
+    };
+    pb::FileOp { actions: vec![action] }
+}
+
 /// Keys of [`pb::OpMetadata::description`] that people see.
 pub mod description {
     /// The name that progress shows for the vertex.

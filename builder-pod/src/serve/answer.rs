@@ -75,25 +75,10 @@ fn copied(graph: Graph, definition: &pb::Definition) -> Result<Graph, lapstrake_
         _ => None,
     });
     let Some(name) = source else { return Ok(graph) };
-    let copy = pb::FileActionCopy {
-        src: "/".to_owned(),
-        dest: "/".to_owned(),
-        mode: -1,
-        dir_copy_contents: true,
-        create_dest_path: true,
-        timestamp: -1,
-        ..pb::FileActionCopy::default()
-    };
-    let action = pb::FileAction {
-        input: -1,
-        secondary_input: 0,
-        output: 0,
-        action: Some(pb::file_action::Action::Copy(copy)),
-    };
     let input = pb::Input { digest: target.vertex.to_string(), index: i64::from(target.index) };
     let op = pb::Op {
         inputs: vec![input],
-        op: Some(pb::op::Op::File(pb::FileOp { actions: vec![action] })),
+        op: Some(pb::op::Op::File(lapstrake_llb::copy_of_all())),
         ..pb::Op::default()
     };
     let op = op.encode_to_vec();
@@ -103,8 +88,11 @@ fn copied(graph: Graph, definition: &pb::Definition) -> Result<Graph, lapstrake_
     let mut definition = definition.clone();
     definition.def.pop(); // it points to what is now the last but one
     definition.def.extend([op, pointer.encode_to_vec()]);
-    let named = [("llb.customname", format!("[internal] copy {name}")), (HIDDEN, String::new())]
-        .map(|(key, text)| (key.to_owned(), text));
+    let named = [
+        (lapstrake_llb::description::CUSTOM_NAME, format!("[internal] copy {name}")),
+        (HIDDEN, String::new()),
+    ]
+    .map(|(key, text)| (key.to_owned(), text));
     definition.metadata.insert(digest, pb::OpMetadata { description: named.into(), ..Default::default() });
     Graph::decode(&definition)
 }

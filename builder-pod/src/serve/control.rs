@@ -130,6 +130,7 @@ impl Service for Control {
         let _leaves = job.cancel.clone().drop_guard();
         let build = tokio::spawn(async move {
             let pins = daemon.engine.store().job();
+            let ends = daemon.jobs.ends(&job);
             let began = std::time::Instant::now();
             let record = daemon.history.begin(&request, &job.id);
             let result = daemon.run(&job, request).await;
@@ -137,7 +138,7 @@ impl Service for Control {
             if let Err(error) = crate::wiring::flush(&job.engine).await {
                 tracing::warn!("what build {} made may not outlive a crash: {error}", job.id);
             }
-            daemon.jobs.end(&job);
+            drop(ends);
             drop(pins);
             let events = job.status.events();
             daemon.metrics.ended(result.as_ref().err(), began.elapsed(), &events);

@@ -124,6 +124,18 @@ impl Job {
     }
 }
 
+/// The end of a build.
+pub(crate) struct Ends {
+    jobs: Arc<Jobs>,
+    job: Arc<Job>,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.jobs.end(&self.job);
+    }
+}
+
 /// Builds by their ids.
 pub(crate) struct Jobs {
     jobs: Mutex<HashMap<String, Arc<Job>>>,
@@ -176,13 +188,20 @@ impl Jobs {
         tokio::time::timeout(wait, find).await.map_err(unknown)
     }
 
+    /// Ends a build when it is dropped: also one whose work panics has an end that others see.
+    pub(crate) fn ends(self: &Arc<Self>, job: &Arc<Job>) -> Ends {
+        Ends { jobs: Arc::clone(self), job: Arc::clone(job) }
+    }
+
     /// A build has ended; for some seconds it can still be asked what happened.
-    pub(crate) fn end(self: &Arc<Self>, job: &Arc<Job>) {
+    fn end(self: &Arc<Self>, job: &Arc<Job>) {
         job.status.end();
         job.refs().clear();
         self.ended.notify_one();
         let (jobs, job) = (Arc::clone(self), Arc::clone(job));
-        tokio::spawn(async move {
+        // Where the runtime ends, nobody can ask any more.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
             tokio::time::sleep(KEEP).await;
             let mut jobs = jobs.jobs();
             if jobs.get(&job.id).is_some_and(|other| Arc::ptr_eq(other, &job)) {

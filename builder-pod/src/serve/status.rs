@@ -19,6 +19,8 @@ use crate::progress::Renderer;
 
 /// Output of one step that is kept and shown, as BuildKit has it.
 const LOG_BYTES_MAX: usize = 2 << 20;
+/// A piece of output counts as this much at least.
+const PIECE_BYTES_MIN: usize = 16;
 /// One answer of the stream holds about as much at most.
 const ANSWER_BYTES: usize = 256 << 10;
 /// Of a part that moves on, this often is enough.
@@ -159,7 +161,8 @@ impl StatusLog {
             return;
         }
         let mut msg = bytes.get(..left.min(bytes.len())).unwrap_or_default().to_vec();
-        open.logged += msg.len();
+        // A piece takes room of its own: a step that prints letter by letter is not to fill the memory.
+        open.logged += msg.len().max(PIECE_BYTES_MIN);
         if open.logged >= LOG_BYTES_MAX {
             msg.extend_from_slice(b"\n[output clipped, log limit 2MiB reached]\n");
         }

@@ -11,7 +11,7 @@ use crate::diagnostic::Diagnostic;
 use crate::expand::{ExpandError, Lexer};
 use crate::limits::DEFINITION_BYTES_MAX;
 use crate::lint::{Control, Findings, Ignored};
-use crate::lower::draft::{DraftOutput, Graph, NO_INPUT, named, named_command, operation};
+use crate::lower::draft::{DraftOutput, Graph, named, named_command, operation};
 use crate::lower::env::Env;
 use crate::lower::hints::Unset;
 use crate::lower::name::Counter;
@@ -169,22 +169,7 @@ impl<'a> Lowering<'a> {
     fn base_files(&mut self, stage: &Stage, dir: &LocalDir, counter: &mut Counter) -> Lower<State> {
         let platform = self.plan.platform_of(stage);
         let files = self.files(&From::Context(dir.clone(), stage.image.span))?;
-        let copy = pb::FileActionCopy {
-            src: "/".to_owned(),
-            dest: "/".to_owned(),
-            mode: -1,
-            dir_copy_contents: true,
-            create_dest_path: true,
-            timestamp: -1,
-            ..pb::FileActionCopy::default()
-        };
-        let action = pb::FileAction {
-            input: NO_INPUT,
-            secondary_input: 0,
-            output: 0,
-            action: Some(pb::file_action::Action::Copy(copy)),
-        };
-        let op = operation(pb::op::Op::File(pb::FileOp { actions: vec![action] }), None);
+        let op = operation(pb::op::Op::File(lapstrake_llb::copy_of_all()), None);
         let shown = counter.next(&format!("FROM {}", stage.image.text), &platform, None, false);
         let metadata = named_command(&shown, &stage.from.source.text);
         let inputs = files.into_iter().collect();
