@@ -9,6 +9,7 @@
 //! `CLUSTER=current` runs the same tests on the kubeconfig's cluster; those that need to stop programs
 //! of the node are skipped there, and say so. `LAPSTRAKE_KEEP=1` leaves a failed test's namespace.
 
+mod buildx;
 mod cluster;
 mod leaks;
 mod manifest;
@@ -20,6 +21,7 @@ mod sshd;
 mod test;
 mod wait;
 
+pub use buildx::Buildx;
 pub use cluster::{Cluster, FLAKY_REGISTRY_PORT, SYSTEM_NAMESPACE};
 pub use leaks::{Form, Leak, Place, Search, random_bytes, random_text};
 pub use manifest::{Manifest, example, example_file, examples, repository_root};

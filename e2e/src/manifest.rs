@@ -97,12 +97,12 @@ const BASES: &[(&str, &str)] = &[
     ("upon-build", "busybox:1"),
 ];
 
-/// Names of the folders under `examples/`, sorted.
+/// Names of the folders under `examples/` that have an ImageBuild, sorted.
 pub fn examples() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(repository_root().join("examples"))? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
+        if entry.path().join("imagebuild.yaml").is_file() {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }

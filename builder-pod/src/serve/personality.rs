@@ -1,7 +1,7 @@
 //! The names that the program answers to beside its own: `buildkitd`, and as much of `buildctl` as drivers and probes
 //! of clusters call.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -38,9 +38,21 @@ impl Called {
             Some("buildkitd") => Self::Daemon(rest),
             Some("buildctl") => Self::Client(rest),
             _ if rest.first().is_some_and(|first| first == "serve") => Self::Daemon(rest.split_off(1)),
+            _ if rest.first().is_some_and(|first| is_of_daemon(first)) => Self::Daemon(rest),
             _ => Self::Builder,
         }
     }
+}
+
+/// Options that stand before the builder's own commands.
+const OF_BUILDER: [&str; 5] = ["--help", "-h", "--version", "-V", "--log"];
+
+/// Whether a command line that begins with this is `buildkitd`'s: drivers start an image whose entry point they take
+/// for it, with its flags.
+fn is_of_daemon(first: &OsStr) -> bool {
+    let first = first.to_string_lossy();
+    let name = first.split('=').next().unwrap_or_default();
+    name.starts_with('-') && !OF_BUILDER.contains(&name)
 }
 
 /// Answers where the program was called by another name. None: go on as the builder.
@@ -90,7 +102,14 @@ mod tests {
         assert_eq!(called(&["/usr/bin/buildkitd", "--debug"]), Called::Daemon(debug()));
         assert_eq!(called(&["lapstrake-builder", "serve", "--debug"]), Called::Daemon(debug()));
         assert_eq!(called(&["buildctl", "--debug"]), Called::Client(debug()));
-        for other in [&["lapstrake-builder", "build", "serve"][..], &["lapstrake-builder"], &[]] {
+        assert_eq!(called(&["lapstrake-builder", "--debug"]), Called::Daemon(debug()));
+        for other in [
+            &["lapstrake-builder", "build", "serve"][..],
+            &["lapstrake-builder", "--log=info", "build"],
+            &["lapstrake-builder", "--help"],
+            &["lapstrake-builder"],
+            &[],
+        ] {
             assert_eq!(called(other), Called::Builder);
         }
     }
