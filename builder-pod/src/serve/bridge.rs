@@ -24,7 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Daemon;
 use super::answer::Answer;
 use super::errors::status;
-use super::job::{BRIDGE_WAIT, Job};
+use super::host::Host;
+use super::job::{BRIDGE_WAIT, Job, Jobs};
 use super::{build, files};
 use crate::engine::SourceFacts;
 
@@ -132,7 +133,7 @@ fn caps(ids: &[&str]) -> Vec<ApiCap> {
 #[derive(Clone)]
 enum Caller {
     /// A frontend on the client's side: calls on the daemon's socket name their build.
-    Client,
+    Client(Arc<Jobs>),
     /// A frontend that runs here, for one request.
     Frontend(Arc<Frontend>),
 }
@@ -150,29 +151,30 @@ pub(crate) struct Frontend {
 /// The service.
 #[derive(Clone)]
 pub(crate) struct Bridge {
-    daemon: Arc<Daemon>,
+    host: Arc<Host>,
     caller: Caller,
 }
 
 impl Bridge {
     /// On the daemon's socket.
-    pub(crate) fn on_control(daemon: Arc<Daemon>) -> Self {
-        Self { daemon, caller: Caller::Client }
+    pub(crate) fn on_control(daemon: &Daemon) -> Self {
+        Self { host: Arc::clone(&daemon.host), caller: Caller::Client(Arc::clone(&daemon.jobs)) }
     }
 
     /// For a frontend that runs here.
-    pub(crate) fn for_frontend(daemon: Arc<Daemon>, frontend: Arc<Frontend>) -> Self {
-        Self { daemon, caller: Caller::Frontend(frontend) }
+    pub(crate) fn for_frontend(host: Arc<Host>, frontend: Arc<Frontend>) -> Self {
+        Self { host, caller: Caller::Frontend(frontend) }
     }
 
     async fn of<T>(&self, request: Request<T>) -> Result<(Arc<Job>, T), Status> {
-        if let Caller::Frontend(frontend) = &self.caller {
-            return Ok((Arc::clone(&frontend.job), request.into_inner()));
-        }
+        let jobs = match &self.caller {
+            Caller::Frontend(frontend) => return Ok((Arc::clone(&frontend.job), request.into_inner())),
+            Caller::Client(jobs) => jobs,
+        };
         let id = request.metadata().get(BUILD_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         let id =
             id.ok_or_else(|| Status::invalid_argument(format!("no {BUILD_ID} in the call's metadata")))?;
-        Ok((self.daemon.jobs.get(&id, BRIDGE_WAIT).await?, request.into_inner()))
+        Ok((jobs.get(&id, BRIDGE_WAIT).await?, request.into_inner()))
     }
 
     /// Takes what a frontend made of its request.
@@ -182,8 +184,8 @@ impl Bridge {
                 *frontend.returned.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
                 Ok(ReturnResponse {})
             }
-            Caller::Client if job.unpark(answer) => Ok(ReturnResponse {}),
-            Caller::Client => {
+            Caller::Client(_) if job.unpark(answer) => Ok(ReturnResponse {}),
+            Caller::Client(_) => {
                 Err(Status::failed_precondition(format!("build {} waits for no result", job.id)))
             }
         }
@@ -308,7 +310,7 @@ impl LlbBridge for Bridge {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let (job, request) = self.of(request).await?;
-        build::nested(&self.daemon, &job, request).await.map(Response::new)
+        build::nested(&self.host, &job, request).await.map(Response::new)
     }
 
     async fn read_file(
@@ -347,7 +349,7 @@ impl LlbBridge for Bridge {
         Ok(Response::new(PongResponse {
             frontend_api_caps: caps(FRONTEND_CAPS),
             llb_caps: caps(LLB_CAPS),
-            workers: vec![self.daemon.worker()],
+            workers: vec![self.host.worker.clone()],
         }))
     }
 
@@ -360,7 +362,7 @@ impl LlbBridge for Bridge {
     async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
         let (job, _) = self.of(request).await?;
         let definitions = match &self.caller {
-            Caller::Client => job.inputs.clone(),
+            Caller::Client(_) => job.inputs.clone(),
             Caller::Frontend(frontend) => frontend.inputs.clone(),
         };
         Ok(Response::new(InputsResponse { definitions }))

@@ -13,10 +13,11 @@ use super::answer::{Answer, Of, Ref, Refs};
 use super::dockerfile::Outcome;
 use super::errors::status;
 use super::exporters::Exporter;
+use super::host::Host;
 use super::job::Job;
 use super::no_receiver::NoReceiver;
 use super::receiver::SessionReceiver;
-use super::{Attributes, Daemon, caches, dockerfile, exporters, gateway};
+use super::{Attributes, caches, dockerfile, exporters, gateway};
 use crate::build::Solved;
 use crate::client::Receiver;
 use crate::engine::Resolved;
@@ -45,8 +46,8 @@ fn sorted(attributes: &HashMap<String, String>) -> Attributes {
 }
 
 /// What a request's frontend, or its definition, makes.
-pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -> Result<Answer, Status> {
-    let frontends = &daemon.config.frontends;
+pub(crate) async fn answer(host: &Arc<Host>, job: &Arc<Job>, asked: Asked) -> Result<Answer, Status> {
+    let frontends = &host.frontends;
     let disabled = |name: &str| Err(Status::unknown(format!("frontend {name} is disabled")));
     match asked.frontend.as_str() {
         "" => {
@@ -62,7 +63,7 @@ pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -
                 if !frontends.gateway {
                     return disabled(GATEWAY);
                 }
-                gateway::solve(daemon, job, &image, asked).await
+                gateway::solve(host, job, &image, asked).await
             }
         },
         GATEWAY => {
@@ -70,9 +71,9 @@ pub(crate) async fn answer(daemon: &Arc<Daemon>, job: &Arc<Job>, asked: Asked) -
             match dockerfile::is_built_in(&source) && frontends.dockerfile {
                 true => match dockerfile::solve(job, &asked).await.map_err(|e| status(&e))? {
                     Outcome::Answer(answer) => Ok(answer),
-                    Outcome::Other(image) => gateway::solve(daemon, job, &image, asked).await,
+                    Outcome::Other(image) => gateway::solve(host, job, &image, asked).await,
                 },
-                false => gateway::solve(daemon, job, &source, asked).await,
+                false => gateway::solve(host, job, &source, asked).await,
             }
         }
         other => Err(Status::unknown(format!("invalid frontend: {other}"))),
@@ -260,7 +261,7 @@ async fn bases(job: &Job, graph: &lapstrake_llb::Graph) -> Result<Vec<Arc<Resolv
 
 /// Answers a frontend that asks for more.
 pub(crate) async fn nested(
-    daemon: &Arc<Daemon>,
+    host: &Arc<Host>,
     job: &Arc<Job>,
     request: frontend::SolveRequest,
 ) -> Result<frontend::SolveResponse, Status> {
@@ -270,7 +271,7 @@ pub(crate) async fn nested(
         opts: request.frontend_opt,
         inputs: request.frontend_inputs,
     };
-    let answer = answer(daemon, job, asked).await?;
+    let answer = answer(host, job, asked).await?;
     if request.evaluate {
         evaluate(job, &answer).await.map_err(|e| status(&e))?;
     }

@@ -11,7 +11,7 @@ use lapstrake_api::control::{
     InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
     StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
 };
-use lapstrake_api::{pb, types};
+use lapstrake_api::types;
 use lapstrake_registry::Credentials;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -96,7 +96,7 @@ impl Daemon {
                 opts: request.frontend_attrs,
                 inputs: request.frontend_inputs,
             };
-            build::answer(self, job, asked).await?
+            build::answer(&self.host, job, asked).await?
         };
         let exporter_response = build::export(job, &answer, &wanted).await.map_err(|e| status(&e))?;
         Ok(SolveResponse { exporter_response })
@@ -189,7 +189,7 @@ impl Service for Control {
         &self,
         _: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
-        Ok(Response::new(ListWorkersResponse { record: vec![self.0.worker()] }))
+        Ok(Response::new(ListWorkersResponse { record: vec![self.0.host.worker.clone()] }))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
@@ -214,46 +214,5 @@ impl Service for Control {
         let history = Arc::clone(&self.0.history);
         blocking(move || history.update(request.get_ref())).await?;
         Ok(Response::new(UpdateBuildHistoryResponse {}))
-    }
-}
-
-impl Daemon {
-    /// The only worker, as clients see it.
-    pub(crate) fn worker(&self) -> types::WorkerRecord {
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let label =
-            |name: &str, value: &str| (format!("org.mobyproject.buildkit.worker.{name}"), value.to_owned());
-        let own: [(String, String); 6] = [
-            label("executor", "oci"),
-            label("hostname", hostname.trim()),
-            label("network", "host"),
-            label("oci.process-mode", "sandbox"),
-            label("snapshotter", "overlayfs"),
-            label("selinux.enabled", "false"),
-        ];
-        let named: Vec<_> =
-            self.config.worker.platforms.iter().filter_map(|text| text.parse().ok()).collect();
-        let platforms = match named.as_slice() {
-            [] => self.engine.platforms().iter().map(platform).collect(),
-            named => named.iter().map(platform).collect(),
-        };
-        types::WorkerRecord {
-            id: self.worker.clone(),
-            labels: own.into_iter().chain(self.config.worker.labels.clone()).collect(),
-            platforms,
-            gc_policy: usage::policies(&self.rules),
-            buildkit_version: Some(version()),
-            cdi_devices: Vec::new(),
-        }
-    }
-}
-
-/// A platform as messages have it.
-pub(crate) fn platform(platform: &lapstrake_oci::Platform) -> pb::Platform {
-    pb::Platform {
-        architecture: platform.architecture.clone(),
-        os: platform.os.clone(),
-        variant: platform.variant.clone().unwrap_or_default(),
-        ..pb::Platform::default()
     }
 }

@@ -16,10 +16,10 @@ use tonic::Status;
 use super::answer::{Answer, Ref};
 use super::bridge::{Bridge, Frontend};
 use super::build::Asked;
-use super::control::platform;
 use super::errors::status;
+use super::health;
+use super::host::{Host, platform};
 use super::job::Job;
-use super::{Daemon, health};
 use crate::engine::{Program, native_platform};
 use crate::error::BuildError;
 
@@ -40,7 +40,7 @@ fn refused(why: impl Into<String>) -> Status {
 
 /// Asks the frontend that is this image.
 pub(crate) async fn solve(
-    daemon: &Arc<Daemon>,
+    host: &Arc<Host>,
     job: &Arc<Job>,
     image: &str,
     asked: Asked,
@@ -51,7 +51,7 @@ pub(crate) async fn solve(
     let native = native_platform();
     let named = image.parse::<lapstrake_oci::Reference>();
     let named = named.map_err(|e| Status::invalid_argument(format!("frontend {image}: {e}")))?;
-    if !daemon.config.frontends.allows_gateway_from(&named.name()) {
+    if !host.frontends.allows_gateway_from(&named.name()) {
         return Err(Status::permission_denied(format!("'{image}' is not an allowed gateway source")));
     }
     let step = job.progress.step(&format!("resolve image config for docker-image://{named}"));
@@ -70,7 +70,7 @@ pub(crate) async fn solve(
             .clone()
             .filter(|args| !args.is_empty())
             .unwrap_or(vec![PROGRAM_DEFAULT.to_owned()]),
-        env: environment(daemon, job, config.env.clone(), &with_source(asked.opts, image)),
+        env: environment(host, job, config.env.clone(), &with_source(asked.opts, image)),
         cwd: config.working_dir.clone(),
         user: String::new(),
         network: config.labels.get(NO_NETWORK).is_none_or(|value| value.parse() != Ok(true)),
@@ -81,7 +81,7 @@ pub(crate) async fn solve(
         Ok(OwnedFd::from(theirs))
     });
     let theirs = theirs.map_err(|e| status(&BuildError::internal(e)))?;
-    let bridge = Bridge::for_frontend(Arc::clone(daemon), Arc::clone(&frontend));
+    let bridge = Bridge::for_frontend(Arc::clone(host), Arc::clone(&frontend));
     let bridge = LlbBridgeServer::new(bridge)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -157,19 +157,14 @@ fn check_caps(can: &str, asked: &Asked) -> Result<(), Status> {
     Ok(())
 }
 
-fn environment(
-    daemon: &Daemon,
-    job: &Job,
-    mut env: Vec<String>,
-    opts: &HashMap<String, String>,
-) -> Vec<String> {
+fn environment(host: &Host, job: &Job, mut env: Vec<String>, opts: &HashMap<String, String>) -> Vec<String> {
     let mut sorted: Vec<_> = opts.iter().collect();
     sorted.sort();
     for (number, (key, value)) in sorted.into_iter().enumerate() {
         env.push(format!("BUILDKIT_FRONTEND_OPT_{number}={key}={value}"));
     }
     env.push(format!("BUILDKIT_SESSION_ID={}", job.session));
-    let worker = daemon.worker();
+    let worker = &host.worker;
     let platforms: Vec<_> = worker
         .platforms
         .iter()

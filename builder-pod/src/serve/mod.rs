@@ -17,6 +17,7 @@ mod gateway;
 mod health;
 pub(crate) mod history;
 mod history_filter;
+mod host;
 mod job;
 mod metrics;
 mod no_receiver;
@@ -57,8 +58,8 @@ pub(crate) struct Daemon {
     jobs: Arc<Jobs>,
     /// What was set up.
     config: lapstrake_daemon::Config,
-    /// Name of the only worker.
-    worker: String,
+    /// What frontends find around them.
+    host: Arc<host::Host>,
     /// What garbage collection goes by.
     rules: Vec<lapstrake_daemon::GcRule>,
     /// What is counted.

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::contents::ContentServer;
 use super::history::History;
+use super::host::Host;
 use super::{Daemon, bridge, control, health, metrics, usage, workers};
 use crate::error::{BuildError, chain};
 use crate::wiring;
@@ -48,6 +49,9 @@ pub(crate) fn start(flags: &Flags) -> ExitCode {
         Ok(sandbox) => sandbox,
         Err(error) => return failed(&format!("steps can't run here: {error}")),
     };
+    if let Err(error) = sandbox.preflight(&config.root) {
+        return failed(&format!("steps can't run here: {error}"));
+    }
     lapstrake_daemon::log::init(&config.log);
     config.tell();
     wiring::raise_open_files();
@@ -83,7 +87,9 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         // While builds run, too.
         store.keep_within(usage::limits(last));
     }
+    let host = Host::of_daemon(&engine, &config, &rules, &worker_id(&config.root)?);
     let daemon = Arc::new(Daemon {
+        host: Arc::new(host),
         rules,
         metrics: metrics::Metrics::default(),
         history: History::open(&store, config.history).map_err(BuildError::internal)?,
@@ -92,7 +98,6 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         sessions: Sessions::default(),
         dirs: Arc::default(),
         jobs: Arc::default(),
-        worker: worker_id(&config.root)?,
         config,
         draining: stop.drain.clone(),
     });
@@ -109,7 +114,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let control = ControlServer::from_arc(Arc::new(control::Control(Arc::clone(&daemon))))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(Arc::clone(&daemon)))
+    let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(&daemon))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let said = CancellationToken::new();
@@ -163,7 +168,7 @@ fn worker_id(root: &Path) -> Result<String, BuildError> {
 
 /// The lines by which `buildkitd` tells of its worker.
 fn tell_worker(daemon: &Daemon) {
-    let worker = daemon.worker();
+    let worker = &daemon.host.worker;
     let mut labels: Vec<String> = worker.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
     labels.sort();
     let platforms: Vec<String> = worker.platforms.iter().map(workers::platform).collect();
