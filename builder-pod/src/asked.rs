@@ -33,6 +33,21 @@ impl StepOptions {
         self.ulimits.push(limit);
     }
 
+    /// As attributes of BuildKit's frontends.
+    pub(crate) fn attributes(&self) -> BTreeMap<String, String> {
+        let hosts: Vec<_> = self.hosts.iter().map(|of| format!("{}={}", of.host, of.address)).collect();
+        let limits: Vec<_> =
+            self.ulimits.iter().map(|of| format!("{}={}:{}", of.name, of.soft, of.hard)).collect();
+        let all = [
+            ("add-hosts", Some(hosts.join(",")).filter(|text| !text.is_empty())),
+            ("ulimit", Some(limits.join(",")).filter(|text| !text.is_empty())),
+            ("shm-size", self.shm_bytes.map(|bytes| bytes.to_string())),
+            ("hostname", self.hostname.clone()),
+            ("cgroup-parent", self.cgroup_parent.clone()),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
     /// Puts them into the frontend's options.
     pub(crate) fn apply(&self, options: &mut Options) {
         options.extra_hosts.clone_from(&self.hosts);
@@ -66,6 +81,11 @@ impl Attributes {
     /// What the builder can only take note of.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.0.get("cgroup-parent").map(|parent| cgroup_parent_warning(parent)).into_iter().collect()
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter()
     }
 
     /// Puts them into the frontend's options.

@@ -15,6 +15,7 @@ use crate::error::BuildError;
 use crate::excerpt::Excerpt;
 use crate::export::{self, Exported};
 use crate::front;
+use crate::frontend_image;
 use crate::options::BuildOptions;
 use crate::platforms::{self, Target};
 use crate::progress::{Counts, Progress};
@@ -155,45 +156,57 @@ async fn run(
         progress.text(&format!("warning: {warning}"));
     }
     let loaded = front::load(engine, options, progress, cancel).await?;
+    let began = Instant::now();
+    let (source_ms, left_out) = (loaded.source_ms, loaded.left_out());
+    let (revision, facts) = (loaded.acquired.revision.clone(), loaded.acquired.facts.clone());
+    let (options, solved) = match loaded.other_frontend() {
+        Some(image) => {
+            let asked = frontend_image::solve(engine, &loaded, &image, progress, cancel).await?;
+            (asked.options, asked.solved)
+        }
+        None => lowered(engine, loaded, progress, cancel).await?,
+    };
+    let solve_ms = millis(began);
+    let (image, mut timings) = export::export(engine, &solved, &options, progress, cancel).await?;
+    timings.source_ms = source_ms;
+    timings.solve_ms = solve_ms;
+    drop(export::cache(engine, &solved, &options, progress, cancel).await?);
+    let Counts { steps, cached } = progress.counts();
+    let names = options.outputs.iter().filter_map(|output| output.image()).flat_map(|image| &image.names);
+    Ok(Built {
+        image,
+        revision,
+        base_images: base_images(solved.iter().flat_map(|solved| &solved.bases)),
+        steps: (steps, cached),
+        timings,
+        platform: solved.first().map(|solved| solved.platform.clone()),
+        names: names.map(ToString::to_string).collect(),
+        left_out,
+        facts,
+        cache_bytes: None,
+    })
+}
+
+/// What a Dockerfile makes by the frontend that is built in.
+async fn lowered(
+    engine: &Arc<Engine>,
+    loaded: front::Loaded,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<(BuildOptions, Vec<Solved>), BuildError> {
     let fronted = front::lower(engine, loaded, progress, cancel).await?;
     front::warn(fronted.platforms.iter().map(|of| &of.lowered), progress);
-    let options = &fronted.options;
     let mut targets = Vec::new();
     for of in &fronted.platforms {
         let graph = Arc::new(Graph::decode(&of.lowered.definition).map_err(BuildError::internal)?);
         targets.push(Target { platform: of.platform.clone(), graph });
     }
     let trees = platforms::solve(engine, &targets, progress, cancel).await?;
-    let solve_ms = millis(fronted.began);
-
     let mut solved = Vec::new();
-    for (tree, of) in trees.into_iter().zip(&fronted.platforms) {
-        solved.push(Solved::new(
-            engine,
-            tree,
-            of.platform.clone(),
-            of.lowered.config.clone(),
-            of.bases.clone(),
-        )?);
+    for (tree, of) in trees.into_iter().zip(fronted.platforms) {
+        solved.push(Solved::new(engine, tree, of.platform, of.lowered.config, of.bases)?);
     }
-    let (image, mut timings) = export::export(engine, &solved, options, progress, cancel).await?;
-    timings.source_ms = fronted.source_ms;
-    timings.solve_ms = solve_ms;
-    drop(export::cache(engine, &solved, options, progress, cancel).await?);
-    let Counts { steps, cached } = progress.counts();
-    let names = options.outputs.iter().filter_map(|output| output.image()).flat_map(|image| &image.names);
-    Ok(Built {
-        image,
-        revision: fronted.revision,
-        base_images: base_images(solved.iter().flat_map(|solved| &solved.bases)),
-        steps: (steps, cached),
-        timings,
-        platform: fronted.platforms.into_iter().next().map(|of| of.platform),
-        names: names.map(ToString::to_string).collect(),
-        left_out: fronted.left_out,
-        facts: fronted.facts,
-        cache_bytes: None,
-    })
+    Ok((fronted.options, solved))
 }
 
 /// Ends work that leaves nothing behind as soon as the build is canceled.

@@ -30,6 +30,8 @@ use crate::room;
 const DOCKERFILE_BYTES_MAX: u64 = 1 << 20;
 /// The build argument that keeps cache mounts apart, as BuildKit has it.
 const CACHE_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
+/// The build argument that names a frontend's image.
+const SYNTAX: &str = "BUILDKIT_SYNTAX";
 /// The name of the main context among the local sources.
 const CONTEXT: &str = "context";
 
@@ -39,9 +41,11 @@ pub(crate) struct Loaded {
     pub(crate) options: BuildOptions,
     /// The Dockerfile.
     pub(crate) dockerfile: Dockerfile,
-    acquired: Acquired,
+    /// The context.
+    pub(crate) acquired: Acquired,
     left_out: LeftOut,
-    source_ms: u64,
+    /// How long it took.
+    pub(crate) source_ms: u64,
 }
 
 /// What the frontend made of a Dockerfile.
@@ -52,16 +56,6 @@ pub(crate) struct Fronted {
     pub(crate) platforms: Vec<OfPlatform>,
     /// What the frontend was told for the first platform, and the images that it had.
     pub(crate) told: Option<(Options, ImageConfigs)>,
-    /// What the context was resolved to.
-    pub(crate) revision: Option<String>,
-    /// What is known of the source's revision.
-    pub(crate) facts: SourceFacts,
-    /// Names that were left out, since a placeholder had no value.
-    pub(crate) left_out: Vec<String>,
-    /// How long the source took, and when the rest began.
-    pub(crate) source_ms: u64,
-    /// When the rest began.
-    pub(crate) began: Instant,
 }
 
 /// What is to be built for a platform.
@@ -132,6 +126,21 @@ impl Loaded {
         Ok(Told { contexts, times, ignored, context })
     }
 
+    /// The frontend's image that the file, or a build argument in its place, names; none where it is the one that is
+    /// built in.
+    pub(crate) fn other_frontend(&self) -> Option<String> {
+        let of_arg = self.options.args.get(SYNTAX).and_then(|line| line.split(' ').next());
+        let of_arg = of_arg.filter(|image| !image.is_empty()).map(str::to_owned);
+        let line = of_arg.or_else(|| lapstrake_dockerfile::frontend_of(&self.dockerfile.text))?;
+        let image = line.split_whitespace().next()?;
+        (!lapstrake_dockerfile::is_built_in(image)).then(|| image.to_owned())
+    }
+
+    /// Names of the image that were left out, since a placeholder had no value.
+    pub(crate) fn left_out(&self) -> Vec<String> {
+        self.left_out.iter().map(|(name, _)| name.clone()).collect()
+    }
+
     /// The Dockerfile, parsed.
     pub(crate) fn parsed(&self) -> Parsed {
         lapstrake_dockerfile::parse(&self.dockerfile.name, &self.dockerfile.text)
@@ -168,11 +177,10 @@ pub(crate) async fn lower(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Fronted, BuildError> {
-    let began = Instant::now();
     let client = loaded.options.client.as_ref();
     import::caches(engine, &loaded.options.cache_from, client, progress, cancel).await?;
     let told_all = loaded.told(engine, progress, cancel).await?;
-    let Loaded { mut options, dockerfile, acquired, left_out, source_ms } = loaded;
+    let Loaded { mut options, dockerfile, acquired, .. } = loaded;
     let platforms = platforms::wanted(&options);
     let multi = platforms.len() > 1 || options.index;
     let planned = platforms.iter().map(|platform| {
@@ -189,7 +197,6 @@ pub(crate) async fn lower(
     let told = told.map(|(configs, platform)| (told_all.options(&options, platform, multi), configs));
     options.source_date_epoch =
         options.source_date_epoch.or(lowered.first().and_then(|lowered| lowered.epoch));
-    let (revision, facts) = (acquired.revision.clone(), acquired.facts.clone());
     offer_context(engine, acquired, &dockerfile, &lowered)?;
     let platforms = platforms
         .into_iter()
@@ -197,8 +204,7 @@ pub(crate) async fn lower(
         .zip(bases)
         .map(|((platform, lowered), bases)| OfPlatform { platform, lowered, bases })
         .collect();
-    let left_out = left_out.into_iter().map(|(name, _)| name).collect();
-    Ok(Fronted { options, platforms, told, revision, facts, left_out, source_ms, began })
+    Ok(Fronted { options, platforms, told })
 }
 
 /// The time of what a stage downloads, where the build asks for it by the stage's name.

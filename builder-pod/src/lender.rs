@@ -207,6 +207,17 @@ impl std::fmt::Debug for Lender {
     }
 }
 
+/// A directory of this machine as a source operation asks for it.
+pub(crate) fn as_asked(local: &Local, source: &pb::SourceOp) -> Result<Local, BuildError> {
+    let exclude = list(source, attr::EXCLUDE)?;
+    let exclude = lapstrake_fileop::Patterns::new(&exclude).map_err(|e| {
+        let message = format!("{}: {}: {}", source.identifier, attr::EXCLUDE, chain(&e));
+        BuildError::new(Reason::RequestInvalid, message)
+    })?;
+    let (include, follow) = (list(source, attr::INCLUDE)?, list(source, attr::FOLLOW)?);
+    Ok(local.whole()?.with_ignore(exclude).with_included(&include, &follow)?)
+}
+
 /// A list as LLB has it: JSON.
 fn list(source: &pb::SourceOp, name: &str) -> Result<Vec<String>, BuildError> {
     let Some(text) = source.attrs.get(name).filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };

@@ -18,6 +18,7 @@ mod error;
 mod excerpt;
 mod export;
 mod front;
+mod frontend_image;
 mod import;
 mod in_cluster;
 mod inputs;

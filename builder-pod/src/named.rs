@@ -148,18 +148,25 @@ pub(crate) async fn offer(
                     "localhost/oci-layout".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
                 NamedContext::Image(reference.with_digest(digest))
             }
-            Named::Layout { dir, image } => {
-                let (store, dir, image) = (engine.store().clone(), dir.clone(), image.clone());
-                let work = move || import(&store, &dir, image.as_deref());
-                let digest = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
-                let reference: Reference =
-                    "localhost/oci-layout".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
-                NamedContext::Image(reference.with_digest(digest))
-            }
+            Named::Layout { dir, image } => NamedContext::Image(layout(engine, dir, image.as_deref()).await?),
         };
         known.contexts.insert(name.clone(), stands_for);
     }
     Ok(known)
+}
+
+/// Brings an image of a layout of this machine into the store; a name for it.
+pub(crate) async fn layout(
+    engine: &Engine,
+    dir: &Path,
+    image: Option<&str>,
+) -> Result<Reference, BuildError> {
+    let (store, dir, image) = (engine.store().clone(), dir.to_owned(), image.map(str::to_owned));
+    let work = move || import(&store, &dir, image.as_deref());
+    let digest = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
+    let reference: Reference =
+        "localhost/oci-layout".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
+    Ok(reference.with_digest(digest))
 }
 
 /// Brings an image of a client's layout into the store, as far as the client has it.

@@ -81,7 +81,7 @@ pub use options::{
     AllowedDevices, Capabilities, ContextFacts, ExtraHost, MainContext, NamedContext, Network, NoCache,
     Options, ResolveMode, Ulimit,
 };
-pub use parse::{Parsed, parse};
+pub use parse::{Parsed, frontend_of, parse};
 pub use plan::{
     EpochSource, ImageKey, ImageRequest, Images, Plan, ResolvedImage, epoch_source, is_built_in, plan,
 };

@@ -28,6 +28,35 @@ impl Parsed {
     }
 }
 
+/// The image of the frontend that a file names, whatever its language: in a directive `# syntax=…` or `// syntax=…`
+/// of its first lines (after one that begins with `#!`), or as `"syntax"` of a file that is a JSON object.
+pub fn frontend_of(text: &str) -> Option<String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = match text.strip_prefix("#!") {
+        Some(rest) => rest.split_once('\n').map_or("", |(_, rest)| rest),
+        None => text,
+    };
+    if let Some(image) = parse("", text).syntax() {
+        return Some(image.to_owned());
+    }
+    if text.trim_start().starts_with('{') {
+        #[derive(serde::Deserialize)]
+        struct Object {
+            syntax: Option<String>,
+        }
+        // Text behind the object is none of ours.
+        let first = serde_json::Deserializer::from_str(text).into_iter::<Object>().next()?.ok()?;
+        return first.syntax?.split_whitespace().next().map(str::to_owned);
+    }
+    let directive = |line: &str| {
+        let (name, value) = line.trim_start().strip_prefix("//")?.split_once('=')?;
+        Some((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+    };
+    let mut directives = text.lines().map_while(directive);
+    let (_, value) = directives.find(|(name, value)| name == "syntax" && !value.is_empty())?;
+    value.split_whitespace().next().map(str::to_owned)
+}
+
 /// Reads a Dockerfile; never fails, the findings say what is wrong. `name` is what findings call the file.
 pub fn parse(name: &str, text: &str) -> Parsed {
     let source = Source::new(name, text);
@@ -164,5 +193,30 @@ fn structure(instructions: &[Instruction], findings: &mut Vec<Diagnostic>) {
             Diagnostic::error("no-stage", instructions[0].keyword.span, message)
                 .help("a stage starts with FROM image"),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::frontend_of;
+
+    #[test]
+    fn a_file_names_its_frontend_in_any_language() {
+        for (text, image) in [
+            ("# syntax=r/f:1\nFROM a", Some("r/f:1")),
+            ("\u{feff}#!/usr/bin/env build\n# syntax = r/f:1 with words\n", Some("r/f:1")),
+            ("# escape=`\n# Syntax=r/f", Some("r/f")),
+            ("// syntax=r/f\npackage main", Some("r/f")),
+            ("//check=skip=all\n// syntax=r/f", Some("r/f")),
+            ("{\"syntax\": \"r/f\", \"more\": [1]}\nand text", Some("r/f")),
+            ("FROM a\n# syntax=r/f", None),
+            ("# a comment\n# syntax=r/f", None),
+            ("package main\n// syntax=r/f", None),
+            ("{\"more\": 1}", None),
+            ("{", None),
+            ("", None),
+        ] {
+            assert_eq!(frontend_of(text).as_deref(), image, "{text}");
+        }
     }
 }

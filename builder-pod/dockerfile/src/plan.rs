@@ -229,7 +229,7 @@ impl Plan {
     }
 }
 
-/// The built-in frontend stands for `docker/dockerfile` images of version 1; others are not run yet. The
+/// The built-in frontend stands for `docker/dockerfile` images of version 1; others are no matter of this crate. The
 /// build arg `BUILDKIT_SYNTAX` takes the directive's place.
 fn syntax(parsed: &Parsed, options: &Options) -> Option<Diagnostic> {
     let directive = parsed.ast.directives.iter().find(|d| d.name == "syntax");
@@ -248,8 +248,9 @@ fn syntax(parsed: &Parsed, options: &Options) -> Option<Diagnostic> {
         return None;
     }
     Some(
-        Diagnostic::not_yet(span, format!("frontend {image}"))
-            .note("docker/dockerfile of version 1 is built in, other frontends can't be run"),
+        Diagnostic::not_yet(span, format!("frontend {image}")).note(
+            "docker/dockerfile of version 1 is built in; others are asked by builds, and for nothing else",
+        ),
     )
 }
 

@@ -62,6 +62,16 @@ impl Local {
         })
     }
 
+    /// The same directory anew; all of it is seen.
+    ///
+    /// # Errors
+    /// When no more files can be opened.
+    pub fn whole(&self) -> Result<Self, Error> {
+        let failed = |source| Error::Io { action: "opening a context once more".to_owned(), source };
+        let root = self.root.try_clone().map_err(failed)?;
+        Ok(Self { root, visible: Visible::default(), _lease: None })
+    }
+
     /// Holds `lease` for as long as it lives: what keeps others from changing the directory.
     pub fn holding(mut self, lease: impl Any + Send + Sync) -> Self {
         self._lease = Some(Box::new(lease));
@@ -84,6 +94,25 @@ impl Local {
             Some(paths) => Some(Patterns::new(&paths).map_err(lapstrake_fileop::Error::from)?),
             None => None,
         };
+        Ok(self)
+    }
+
+    /// Leaves out all but what `include` matches and what is needed to read `follow`, where there is any of them, as
+    /// BuildKit's local sources ask for it.
+    ///
+    /// # Errors
+    /// As [`with_only`](Self::with_only).
+    pub fn with_included(mut self, include: &[String], follow: &[String]) -> Result<Self, Error> {
+        if include.is_empty() && follow.is_empty() {
+            return Ok(self);
+        }
+        let followed = match follow {
+            [] => Some(Vec::new()),
+            follow => View::context(self.root.as_fd(), None).follow(follow)?,
+        };
+        let Some(mut all) = followed else { return Ok(self) }; // the whole directory is one of them
+        all.extend(include.iter().cloned());
+        self.visible.include = Some(Patterns::new(&all).map_err(lapstrake_fileop::Error::from)?);
         Ok(self)
     }
 

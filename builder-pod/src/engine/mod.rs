@@ -98,6 +98,8 @@ pub(crate) struct Engine {
     remote: Remote,
     turns: Arc<lazy::Turns>,
     contexts: Mutex<HashMap<String, Arc<Local>>>,
+    /// Directories of which each vertex says what it wants.
+    open: Mutex<HashMap<String, Arc<Local>>>,
     /// Who lends local sources that are no contexts of ours.
     lender: OnceLock<Lender>,
     /// An empty directory: what a copy from `scratch` reads.
@@ -131,6 +133,7 @@ impl Engine {
             remote: Remote::default(),
             turns: Arc::default(),
             contexts: Mutex::default(),
+            open: Mutex::default(),
             lender: OnceLock::new(),
             nothing,
             slots: Arc::new(Semaphore::new(slots_default())),
@@ -157,6 +160,7 @@ impl Engine {
             remote: self.remote.beside(),
             turns: Arc::clone(&self.turns),
             contexts: Mutex::default(),
+            open: Mutex::default(),
             lender: OnceLock::new(),
             nothing: self.nothing.clone(),
             slots: Arc::clone(&self.slots),
@@ -258,6 +262,11 @@ impl Engine {
         self.contexts.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), context);
     }
 
+    /// Makes a directory known as the local source `name`, of which each vertex sees what it asks for.
+    pub(crate) fn add_open(&self, name: &str, directory: Arc<Local>) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), directory);
+    }
+
     /// Says who lends what the vertices ask a client for.
     pub(crate) fn lent_by(&self, lender: Lender) {
         self.lender.set(lender).ok(); // a build has one
@@ -329,6 +338,10 @@ impl Engine {
             ));
         }
         if let Some(name) = source.identifier.strip_prefix("local://") {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+            if let Some(open) = open {
+                return Ok(Res::Context(Arc::new(crate::lender::as_asked(&open, source)?)));
+            }
             if let (None, Some(lender)) = (self.given_context(name), self.lender.get()) {
                 return Ok(Res::Context(Arc::new(lender.directory(&self.store, source, step).await?)));
             }

@@ -94,6 +94,8 @@ pub(crate) struct Counts {
     pub(crate) cached: u32,
 }
 
+/// Among what is said of a vertex: it is none that anybody asked for, and is not shown.
+pub(crate) const HIDDEN: &str = "lapstrake.hidden";
 /// A part of a step, such as a layer, is named again at most this often.
 const PART_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -181,6 +183,9 @@ pub(crate) struct JobProgress {
 impl JobProgress {
     /// Takes in what happened to a vertex, unless another job shows it.
     pub(crate) fn vertex(&self, vertex: &Vertex, kind: &ProgressKind) {
+        if vertex.metadata.description.contains_key(HIDDEN) {
+            return;
+        }
         let mut state = self.progress.state();
         let owner = *state.owners.entry(vertex.digest).or_insert(self.job);
         if owner != self.job {

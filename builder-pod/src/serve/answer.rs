@@ -13,6 +13,7 @@ use super::job::Job;
 use crate::build::Tree;
 use crate::error::BuildError;
 use crate::platforms::{self, Target};
+use crate::progress::HIDDEN;
 
 /// Key of an image's config among what is said about a result; of one of several with `/` and its platform's id.
 pub(crate) const CONFIG: &str = "containerimage.config";
@@ -60,9 +61,6 @@ impl Ref {
             .await
     }
 }
-
-/// Among what is said of a vertex: it is none that the client knows of, and is not shown.
-pub(crate) const HIDDEN: &str = "lapstrake.hidden";
 
 /// Directories that are read in place (those of clients, downloads, checkouts) are no file systems of their own: as a
 /// result they are copied, which changes nothing of what is in them.

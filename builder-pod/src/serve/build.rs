@@ -200,7 +200,8 @@ pub(crate) async fn as_image(
     Ok(reference.with_digest(exported.manifest.digest))
 }
 
-async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result<Vec<Solved>, BuildError> {
+/// Works out all results of an answer, with the configs that go with them.
+pub(crate) async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result<Vec<Solved>, BuildError> {
     let with_graph = |of: &Of| of.result.as_ref().map(|result| (of.platform.clone(), Arc::clone(result)));
     let open: Vec<_> = all.iter().filter_map(with_graph).collect();
     let targets: Vec<_> = open

@@ -158,7 +158,8 @@ pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, Buil
     options.cache_from = super::build::imports(job, opts)?;
     options.client = Some(super::build::receiver(job).await?);
     let loaded = front::load(&job.engine, &options, &job.progress, &job.cancel).await?;
-    if let Some(image) = other_frontend(&loaded, opts) {
+    // One that was started for that reason has the line before it as `cmdline`, and does not look again.
+    if let (Some(image), None) = (loaded.other_frontend(), opts.get("cmdline")) {
         return Ok(Outcome::Other(image));
     }
     if let Some(id) = opts.get("requestid").filter(|id| !id.is_empty()) {
@@ -192,19 +193,6 @@ pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, Buil
         (_, last) => Refs::Many(refs.into_iter().chain(last).collect()),
     };
     Ok(Outcome::Answer(Answer { refs, metadata }))
-}
-
-/// The frontend that a file, or whoever asks, names in place of this one. One that was started for that reason has
-/// the line before it as `cmdline`, and does not look again.
-fn other_frontend(loaded: &Loaded, opts: &HashMap<String, String>) -> Option<String> {
-    if opts.contains_key("cmdline") {
-        return None;
-    }
-    let of_arg = opts.get("build-arg:BUILDKIT_SYNTAX").and_then(|line| line.split(' ').next());
-    let parsed = loaded.parsed();
-    let line = of_arg.filter(|image| !image.is_empty()).or(parsed.syntax())?;
-    let image = line.split_whitespace().next()?;
-    (!is_built_in(image)).then(|| image.to_owned())
 }
 
 async fn question(job: &Arc<Job>, loaded: &Loaded, id: &str) -> Result<Answer, BuildError> {

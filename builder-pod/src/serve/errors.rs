@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lapstrake_api::{Any, rpc};
-use lapstrake_handoff::Reason;
+use lapstrake_handoff::{Failure, Reason};
 use prost::Message as _;
 use serde_json::json;
 use tonic::{Code, Status};
@@ -24,8 +24,37 @@ pub(crate) fn status(error: &BuildError) -> Status {
     let message = words(error);
     let mut details = Vec::new();
     details.extend(source(error));
+    details.extend(failure(error));
     let whole = rpc::Status { code: code as i32, message: message.clone(), details };
     Status::with_details(code, message, whole.encode_to_vec().into())
+}
+
+/// What a failure of ours looks like among the details: a frontend hands it through, and a build reads it again.
+const FAILURE: &str = "lapstrake.dev/Failure+json";
+
+fn failure(error: &BuildError) -> Option<Any> {
+    let value = serde_json::to_vec(error.failure()).ok()?;
+    Some(Any { type_url: FAILURE.to_owned(), value })
+}
+
+/// The error that a frontend returned: one of ours where it has its cause in one, else that of the file.
+pub(crate) fn of_frontend(status: &Status, file: &str) -> BuildError {
+    if status.code() == Code::Cancelled {
+        return BuildError::canceled();
+    }
+    let details = rpc::Status::decode(status.details()).unwrap_or_default().details;
+    let ours = details.iter().find(|detail| detail.type_url == FAILURE);
+    let ours = ours.and_then(|detail| serde_json::from_slice::<Failure>(&detail.value).ok());
+    if let Some(failure) = ours {
+        return failure.into();
+    }
+    let place = details.iter().find(|detail| detail.type_url.ends_with("errdefs.Source+json"));
+    let place = place.and_then(|detail| serde_json::from_slice::<serde_json::Value>(&detail.value).ok());
+    let line = place.and_then(|place| place["ranges"][0]["start"]["line"].as_u64());
+    BuildError::new(Reason::DockerfileInvalid, status.message()).with(|failure| {
+        failure.file = Some(file.to_owned());
+        failure.line = line.and_then(|line| u32::try_from(line).ok());
+    })
 }
 
 /// What happened in BuildKit's words, where scripts look for them.
@@ -77,6 +106,22 @@ mod tests {
         let expected =
             r#"process "/bin/sh -c echo \"a\"; exit 3" did not complete successfully: exit code: 3"#;
         assert_eq!(status(&error).message(), expected);
+    }
+
+    #[test]
+    fn what_went_wrong_comes_through_a_frontend_as_it_was() {
+        let error =
+            BuildError::new(Reason::RegistryUnavailable, "nobody answers").with(|f| f.retryable = true);
+        let through = of_frontend(&status(&error), "Dockerfile");
+        assert_eq!(through.failure(), error.failure());
+
+        let own = of_frontend(&Status::unknown("unknown instruction"), "Dockerfile");
+        assert_eq!(own.failure().reason, Reason::DockerfileInvalid);
+        assert_eq!(
+            (own.to_string().as_str(), own.failure().file.as_deref()),
+            ("unknown instruction", Some("Dockerfile"))
+        );
+        assert_eq!(of_frontend(&Status::cancelled("x"), "D").failure().reason, Reason::Canceled);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod metrics;
 mod no_receiver;
 pub(crate) mod personality;
 mod receiver;
+pub(crate) mod single;
 mod start;
 mod status;
 pub(crate) mod usage;

@@ -214,9 +214,6 @@ pub(crate) struct Wire {
 
 impl Renderer for Wire {
     fn vertex(&mut self, vertex: &LlbVertex, kind: &ProgressKind) -> bool {
-        if vertex.metadata.description.contains_key(super::answer::HIDDEN) {
-            return true;
-        }
         let digest = vertex.digest.to_string();
         let mut state = self.log.state();
         match kind {

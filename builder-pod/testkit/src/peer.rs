@@ -105,6 +105,23 @@ pub fn llb() -> &'static Path {
     })
 }
 
+/// The path of BuildKit's Dockerfile frontend as a program of its own, as released; it needs no library.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn frontend() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    const COMMAND: &str = "github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend";
+    PROGRAM.get_or_init(|| {
+        let peers = cache().join("bench-peers");
+        fs::create_dir_all(&peers).expect("the folder for what is kept can be made");
+        let mut command = Command::new("go");
+        command.args(["build", "-o", &peers.to_string_lossy(), COMMAND]).env("CGO_ENABLED", "0");
+        succeed(command.current_dir(repository().join("bench/peers")), "install it from https://go.dev/dl/");
+        peers.join("dockerfile-frontend")
+    })
+}
+
 /// The path of `buildctl`, as released.
 ///
 /// # Panics

@@ -11,6 +11,7 @@ mod dockerfile;
 mod engine;
 mod errors;
 mod faults;
+mod frontends;
 mod images;
 mod lab;
 mod manifests;
