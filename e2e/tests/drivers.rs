@@ -29,22 +29,20 @@ COPY file /
 ";
 
 const BAKE: &str = r#"
-variable "BASE" {}
-variable "IMAGE" {}
 group "default" { targets = ["upper", "other"] }
 target "lower" {
-  args = { BASE = BASE }
+  args = { BASE = "@base" }
 }
 target "upper" {
   contexts = { lower = "target:lower" }
   dockerfile-inline = "FROM lower\nRUN tr a-z A-Z < /file > /upper\n"
-  tags = ["${IMAGE}:upper"]
+  tags = ["@image:upper"]
   output = ["type=registry"]
 }
 target "other" {
-  args = { BASE = BASE }
+  args = { BASE = "@base" }
   target = "cached"
-  tags = ["${IMAGE}:other"]
+  tags = ["@image:other"]
   output = ["type=registry"]
 }
 "#;
@@ -64,7 +62,6 @@ impl<'a> Round<'a> {
         buildx.write("Dockerfile", DOCKERFILE)?;
         buildx.write("file", "some text\n")?;
         buildx.write("word", &word)?;
-        buildx.write("docker-bake.hcl", BAKE)?;
         let registry = test.cluster.registry.split('/').next().unwrap_or_default();
         buildx.write("buildkitd.toml", &registry_config(registry, test.cluster.plain_http))?;
         Ok(Self { test, buildx, base: format!("BASE={}", test.base("debian-multi:bookworm")), word })
@@ -161,12 +158,9 @@ impl<'a> Round<'a> {
 
     fn bake(&self) -> Result<()> {
         let image = self.test.image("bake");
-        let base = self.base.clone();
-        let variables = [format!("*.args.{base}"), format!("upper.tags={image}:upper")];
-        let other = format!("other.tags={image}:other");
-        let mut line = vec!["bake", "--builder", "here", "--set", &variables[0], "--set", &variables[1]];
-        line.extend(["--set", &other]);
-        let told = self.buildx.run(&line)?;
+        let base = self.base.trim_start_matches("BASE=");
+        self.buildx.write("docker-bake.hcl", &BAKE.replace("@image", &image).replace("@base", base))?;
+        let told = self.buildx.run(&["bake", "--builder", "here", "--progress", "plain"])?;
         ensure!(told.contains("[upper"), "{told}");
         let check = format!("FROM {image}:upper AS image\nFROM scratch\nCOPY --from=image /upper /\n");
         self.buildx.write("check.Dockerfile", &check)?;
@@ -394,6 +388,7 @@ fn buildx_builds_with_a_daemon_without_privileges_that_knows_its_clients() {
             ])?;
             round.all()?;
             clones_with_the_client_s_agent(&round, &ssh)?;
+            packages_are_fetched_once(&round)?;
             round.nothing_leaked("lapstrake-daemon")?;
 
             let stranger = format!("servername=lapstrake-daemon,cacert={folder}/ca.pem");
@@ -412,6 +407,74 @@ fn buildx_builds_with_a_daemon_without_privileges_that_knows_its_clients() {
             Ok(())
         })
     });
+}
+
+/// A package manager with a cache mount: its example, how a line tells that it fetched something, where its caches are
+/// mounted, and the stage that has them mounted.
+type Manager = (&'static str, fn(&str) -> bool, &'static [&'static str], Option<&'static str>);
+
+const MANAGERS: [Manager; 4] = [
+    (
+        "cache-apt",
+        |line| line.contains(" Get:") && line.contains(" hello "),
+        &["var/cache/apt/", "var/lib/apt/lists/"],
+        None,
+    ),
+    (
+        "cache-npm",
+        |line| line.contains("http fetch GET") && line.contains("(cache miss)"),
+        &["root/.npm/"],
+        None,
+    ),
+    (
+        "cache-pip",
+        |line| line.contains("Downloading") && line.contains("cowsay-"),
+        &["root/.cache/pip/"],
+        None,
+    ),
+    (
+        "cache-go",
+        |line| line.contains("go: downloading"),
+        &["go/pkg/mod/", "root/.cache/go-build/"],
+        Some("build"),
+    ),
+];
+
+/// What was fetched from the package registries once is not fetched again, and the image has nothing of it.
+fn packages_are_fetched_once(round: &Round<'_>) -> Result<()> {
+    for (name, fetched, mounted, stage) in MANAGERS {
+        let manifest = example(round.test.cluster, name, &round.test.image(name))?;
+        let folder = round.buildx.folder().join(name);
+        std::fs::create_dir(&folder)?;
+        for file in manifest.0["spec"]["source"]["inline"]["files"].as_array().context("files")? {
+            let text = |key: &str| file[key].as_str().with_context(|| key.to_owned());
+            std::fs::write(folder.join(text("path")?), text("content")?)?;
+        }
+        let args = manifest.0["spec"]["args"].as_array().context("arguments")?;
+        let base = args.iter().find(|arg| arg["name"] == "BASE").and_then(|arg| arg["value"].as_str());
+        let base = format!("BASE={}", base.context("a base image")?);
+        let output = format!("type=tar,dest={name}.tar");
+        let build = || {
+            let mut line = vec!["build", "--builder", "here", "--no-cache", "--progress", "plain"];
+            line.extend(["--build-arg", &base, "--output", &output]);
+            line.extend(stage.iter().flat_map(|stage| ["--target", *stage]));
+            round.buildx.run(&[&line[..], &[name]].concat())
+        };
+        let first = build()?;
+        ensure!(first.lines().any(fetched), "{name}: nothing was fetched:\n{first}");
+        let second = build()?;
+        ensure!(!second.lines().any(fetched), "{name}: fetched again:\n{second}");
+        let archive = round.buildx.folder().join(format!("{name}.tar"));
+        let list = Command::new("tar").arg("-tf").arg(&archive).output()?;
+        ensure!(list.status.success(), "tar: {}", String::from_utf8_lossy(&list.stderr));
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        // The directory that it is mounted on may be there, and what the base image has in it.
+        let inside =
+            |line: &&str| mounted.iter().any(|place| line.starts_with(place) && !line.ends_with('/'));
+        let found: Vec<&str> = list.lines().filter(inside).filter(|line| !line.contains("lock")).collect();
+        ensure!(found.is_empty(), "{name}: the image has of the cache: {found:?}");
+    }
+    Ok(())
 }
 
 /// A private repository, by a key that only the client has.

@@ -105,7 +105,11 @@ pub(crate) async fn solve(
     let returned = frontend.returned.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (returned, exit) {
         (Some(returned), _) => returned,
-        (None, Err(error)) => Err(status(&error)),
+        (None, Err(error)) => {
+            let named =
+                error.with(|failure| failure.message = format!("frontend {image}: {}", failure.message));
+            Err(status(&named))
+        }
         (None, Ok(exit)) => {
             let said = String::from_utf8_lossy(&printed);
             let why = format!("frontend {image} ended with exit code {} and returned nothing", exit.code);

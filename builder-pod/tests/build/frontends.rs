@@ -98,5 +98,7 @@ fn what_goes_wrong_in_another_frontend_is_told_as_ever() {
     lab.build(lab.dockerfile(&missing)).fails(11).says(&["no-frontend"]);
 
     let no_frontend = format!("# syntax={}\nFROM scratch\n", lab.base());
-    lab.build(lab.dockerfile(&no_frontend)).fails(10).says(&["returned nothing"]);
+    lab.build(lab.dockerfile(&no_frontend))
+        .fails(10)
+        .says(&["frontend ", "/run\": no such file or directory"]);
 }
