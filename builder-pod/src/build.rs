@@ -10,6 +10,7 @@ use lapstrake_solver::CacheKey;
 use lapstrake_store::SnapshotId;
 use tokio_util::sync::CancellationToken;
 
+use crate::attest::Attestation;
 use crate::engine::{Engine, Lazy, Resolved};
 use crate::error::BuildError;
 use crate::excerpt::Excerpt;
@@ -61,6 +62,8 @@ pub(crate) struct Solved {
     pub(crate) bases: Vec<Arc<Resolved>>,
     /// The base image that the file system begins with.
     pub(crate) base: Option<Arc<Resolved>>,
+    /// What is attested of it.
+    pub(crate) attestations: Vec<Attestation>,
 }
 
 impl Solved {
@@ -74,7 +77,7 @@ impl Solved {
     ) -> Result<Self, BuildError> {
         let base = base_of(engine, &tree, &config, &bases)?;
         let Tree { snapshot, lazy, key } = tree;
-        Ok(Self { platform, snapshot, lazy, key, config, bases, base })
+        Ok(Self { platform, snapshot, lazy, key, config, bases, base, attestations: Vec::new() })
     }
 }
 

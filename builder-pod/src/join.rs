@@ -51,8 +51,14 @@ pub(crate) async fn join(
     }
     let first = platforms.first().map(|of| of.platform.clone());
     let config = index.1.digest;
-    let image =
-        Exported { manifest: index.1, config, size_bytes: 0, platforms, response: Default::default() };
+    let image = Exported {
+        told: index.1.clone(),
+        manifest: index.1,
+        config,
+        size_bytes: 0,
+        platforms,
+        response: Default::default(),
+    };
     Ok(Built {
         image: Some(image),
         platform: first,
@@ -69,7 +75,7 @@ fn platforms(request: &Request) -> Result<Vec<OfPlatform>, String> {
         let digest: Digest = entry.digest.parse().map_err(|e| format!("index: {}: {e}", entry.platform))?;
         let platform: Platform = entry.platform.parse().map_err(|e| format!("index: {e}"))?;
         let manifest = Descriptor::new(&entry.media_type, digest, entry.manifest_bytes);
-        Ok(OfPlatform { platform, manifest, size_bytes: 0 })
+        Ok(OfPlatform { platform, manifest, size_bytes: 0, layers: Vec::new() })
     };
     let all: Vec<OfPlatform> = request.index.iter().map(one).collect::<Result<_, String>>()?;
     for (at, of) in all.iter().enumerate() {

@@ -9,6 +9,7 @@
 
 mod annotations;
 mod asked;
+mod attest;
 mod build;
 mod cli;
 mod client;

@@ -210,6 +210,23 @@ pub(crate) struct Image {
     pub(crate) mark_rewritten: bool,
     /// Its registries are reached by plain http, or https whose certificate nobody checks.
     pub(crate) insecure: bool,
+    /// What is attested of it, and how that is packed.
+    pub(crate) attestations: Attestations,
+}
+
+/// How what is attested of an image goes along with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attestations {
+    /// Also what is only for outputs that hold an image and its attestations together.
+    pub(crate) inline: bool,
+    /// As artifacts that refer to the image; otherwise as manifests of the old kind.
+    pub(crate) artifact: bool,
+}
+
+impl Default for Attestations {
+    fn default() -> Self {
+        Self { inline: false, artifact: true }
+    }
 }
 
 impl Image {

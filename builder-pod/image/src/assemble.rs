@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Index, Manifest, media_type};
+use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Index, Manifest, media_type, to_json};
 
 use crate::compress::Kind;
 use crate::{Error, Result, media};
@@ -47,6 +47,17 @@ pub struct Assembled {
     pub manifest: (Vec<u8>, Descriptor),
     /// The images of an index: then `manifest` is the index, and `config` the first image's.
     pub joined: Vec<Assembled>,
+    /// What the index names beside them: what is attested of its images.
+    pub beside: Vec<Beside>,
+}
+
+/// A manifest that is no image, with all that it names: small documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beside {
+    /// The manifest, its descriptor ready for an index.
+    pub manifest: (Vec<u8>, Descriptor),
+    /// Config and layers.
+    pub blobs: Vec<(Vec<u8>, Descriptor)>,
 }
 
 /// Makes config and manifest.
@@ -71,7 +82,7 @@ pub fn assemble(spec: Spec) -> Result<Assembled> {
     }
     config.rootfs.diff_ids = layers.iter().map(|l| l.diff_id).collect();
 
-    let config_bytes = serde_json::to_vec(&config)?;
+    let config_bytes = config.to_bytes()?;
     let config_type = if docker { media_type::DOCKER_CONFIG } else { media_type::OCI_CONFIG };
     let config_descriptor = Descriptor::of(config_type, &config_bytes);
 
@@ -85,7 +96,7 @@ pub fn assemble(spec: Spec) -> Result<Assembled> {
         subject: None,
         annotations,
     };
-    let manifest_bytes = serde_json::to_vec(&manifest)?;
+    let manifest_bytes = to_json(&manifest, true)?;
     let mut manifest_descriptor = Descriptor::of(manifest_type, &manifest_bytes);
     let mut platform = config.platform();
     platform.os_version.clone_from(&config.os_version);
@@ -94,22 +105,26 @@ pub fn assemble(spec: Spec) -> Result<Assembled> {
         config: (config_bytes, config_descriptor),
         manifest: (manifest_bytes, manifest_descriptor),
         joined: Vec::new(),
+        beside: Vec::new(),
     })
 }
 
-/// Joins images of several platforms by an index over them; their descriptors stand in it as they are.
+/// Joins images of several platforms by an index over them, and over what is attested of them; their descriptors stand in it as they
+/// are.
 ///
 /// # Errors
 /// [`Error::Inconsistent`] where there is no image.
 pub fn join(
     images: Vec<Assembled>,
+    beside: Vec<Beside>,
     annotations: BTreeMap<String, String>,
     docker: bool,
 ) -> Result<Assembled> {
     let first = images.first().ok_or_else(|| Error::Inconsistent("an index over no image".to_owned()))?;
     let config = first.config.clone();
-    let manifest = index(images.iter().map(|i| i.manifest.1.clone()).collect(), annotations, docker)?;
-    Ok(Assembled { config, manifest, joined: images })
+    let named = images.iter().map(|image| &image.manifest).chain(beside.iter().map(|one| &one.manifest));
+    let manifest = index(named.map(|manifest| manifest.1.clone()).collect(), annotations, docker)?;
+    Ok(Assembled { config, manifest, joined: images, beside })
 }
 
 /// Makes an index (Docker: a manifest list) over manifests.
@@ -124,7 +139,7 @@ pub fn index(
     let docker = docker && annotations.is_empty();
     let kind = if docker { media_type::DOCKER_INDEX } else { media_type::OCI_INDEX };
     let index = Index { schema_version: 2, media_type: Some(kind.to_owned()), manifests, annotations };
-    let bytes = serde_json::to_vec(&index)?;
+    let bytes = to_json(&index, true)?;
     let descriptor = Descriptor::of(kind, &bytes);
     Ok((bytes, descriptor))
 }

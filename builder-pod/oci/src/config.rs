@@ -13,39 +13,40 @@ fn none<T>(value: &Option<T>) -> bool {
     value.is_none()
 }
 
-/// An image config (OCI image spec, `config.md`) with Docker's extensions, as clients read it.
+/// An image config (OCI image spec, `config.md`) with Docker's extensions, as clients read it. Fields stand in the order in which
+/// BuildKit writes them (its outer keys are sorted), so that what is the same has the same digest.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// Creation time, RFC 3339.
-    #[serde(default, skip_serializing_if = "none")]
-    pub created: Option<String>,
-    /// Who made it (`MAINTAINER`).
-    #[serde(default, skip_serializing_if = "none")]
-    pub author: Option<String>,
     /// CPU architecture.
     #[serde(default)]
     pub architecture: String,
-    /// CPU variant.
+    /// Who made it (`MAINTAINER`).
     #[serde(default, skip_serializing_if = "none")]
-    pub variant: Option<String>,
-    /// Operating system.
-    #[serde(default)]
-    pub os: String,
-    /// Windows build.
-    #[serde(rename = "os.version", default, skip_serializing_if = "none")]
-    pub os_version: Option<String>,
+    pub author: Option<String>,
     /// What a container of the image starts with.
     #[serde(default, deserialize_with = "null_default")]
     pub config: ContainerConfig,
-    /// The layers' uncompressed digests.
-    #[serde(default, deserialize_with = "null_default")]
-    pub rootfs: RootFs,
+    /// Creation time, RFC 3339.
+    #[serde(default, skip_serializing_if = "none")]
+    pub created: Option<String>,
     /// One entry per instruction.
     #[serde(default, deserialize_with = "null_default")]
     pub history: Vec<History>,
     /// An inline build cache. That of an image which is read is nothing to what is made of it.
     #[serde(rename = "moby.buildkit.cache.v0", skip_deserializing, skip_serializing_if = "none")]
     pub build_cache: Option<String>,
+    /// Operating system.
+    #[serde(default)]
+    pub os: String,
+    /// Windows build.
+    #[serde(rename = "os.version", default, skip_serializing_if = "none")]
+    pub os_version: Option<String>,
+    /// The layers' uncompressed digests.
+    #[serde(default, deserialize_with = "null_default")]
+    pub rootfs: RootFs,
+    /// CPU variant.
+    #[serde(default, skip_serializing_if = "none")]
+    pub variant: Option<String>,
 }
 
 impl ImageConfig {
@@ -58,6 +59,14 @@ impl ImageConfig {
             os_version: platform.os_version.clone(),
             ..Self::default()
         }
+    }
+
+    /// The document, byte for byte as BuildKit would write it.
+    ///
+    /// # Errors
+    /// None that a config can cause.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        crate::to_json(self, false)
     }
 
     /// The platform that the config names.
@@ -85,27 +94,27 @@ pub struct ContainerConfig {
     /// Default arguments.
     #[serde(default, skip_serializing_if = "none")]
     pub cmd: Option<Vec<String>>,
-    /// Health check.
-    #[serde(default, skip_serializing_if = "none")]
-    pub healthcheck: Option<Healthcheck>,
-    /// Windows: `Cmd` is already escaped.
-    #[serde(default, skip_serializing_if = "none")]
-    pub args_escaped: Option<bool>,
     /// Anonymous volumes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_default")]
     pub volumes: BTreeMap<String, Empty>,
     /// Working directory.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
-    /// Triggers for images built from this one.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")]
-    pub on_build: Vec<String>,
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_default")]
     pub labels: BTreeMap<String, String>,
     /// Signal that stops the container.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
+    /// Windows: `Cmd` is already escaped.
+    #[serde(default, skip_serializing_if = "none")]
+    pub args_escaped: Option<bool>,
+    /// Health check.
+    #[serde(default, skip_serializing_if = "none")]
+    pub healthcheck: Option<Healthcheck>,
+    /// Triggers for images built from this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")]
+    pub on_build: Vec<String>,
     /// Shell of the shell form.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")]
     pub shell: Vec<String>,

@@ -8,12 +8,14 @@
 
 mod config;
 mod digest;
+mod json;
 mod manifest;
 mod platform;
 mod reference;
 
 pub use config::{ContainerConfig, Empty, Healthcheck, History, ImageConfig, RootFs};
 pub use digest::{Digest, DigestError, Hasher};
+pub use json::to_json;
 pub use manifest::{Descriptor, Document, DocumentError, Index, Manifest, media_type};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

@@ -64,6 +64,15 @@ impl Images {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key)?.get().cloned()
     }
 
+    /// All names that were looked up in this build, for each platform what they were found to mean.
+    pub(crate) fn all_known(&self) -> Vec<(Reference, Platform, Arc<Resolved>)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.iter().filter_map(|((name, platform), cell)| {
+            Some((name.clone(), platform.clone(), Arc::clone(cell.get()?)))
+        });
+        found.collect()
+    }
+
     /// The config of an image as its registry has it.
     pub(crate) fn config_bytes(&self, image: &Resolved) -> Result<Vec<u8>, BuildError> {
         Ok(self.store.blob_bytes(&image.manifest.config.digest, DOCUMENT_BYTES_MAX)?)

@@ -189,7 +189,8 @@ pub(super) async fn image(
             return written.map_err(failed);
         }
         let Some(mut target) = Target::open(dest, &about, cancel).await? else { return Ok(()) };
-        let docker = matches!(output, Output::Docker { .. });
+        // With what is attested of it, it is an index, which Docker's form has no place for.
+        let docker = matches!(output, Output::Docker { .. }) && documents.joined.is_empty();
         let write = move || {
             let written = match docker {
                 true => export::docker_archive(&mut target, &documents, &image.names, &blobs),
@@ -220,7 +221,8 @@ async fn to_store(
         };
         client.receiver.blob(STORE, blob, &source).await?;
     }
-    let of_platforms = packed.documents.joined.iter().map(|image| &image.manifest.1);
+    let joined = packed.documents.joined.iter().map(|image| &image.manifest.1);
+    let of_platforms = joined.chain(packed.documents.beside.iter().map(|one| &one.manifest.1));
     for document in of_platforms.chain([&packed.documents.manifest.1]) {
         let source = super::push::stored(engine.store(), document.digest);
         client.receiver.blob(STORE, document, &source).await?;
@@ -259,6 +261,7 @@ pub(super) async fn rootfs(
     };
     let work = async {
         let (mut roots, mut held) = (Vec::with_capacity(solved.len()), Vec::new());
+        let mut attested = Vec::new();
         for solved in solved {
             let snapshot = match &solved.lazy {
                 Some(lazy) => engine.realise(lazy, &Watch::silent(cancel)).await?,
@@ -266,15 +269,52 @@ pub(super) async fn rootfs(
             };
             let root = engine.mount(snapshot)?;
             let part = files.source.as_deref().map(|path| part(&root, path)).transpose()?;
-            roots.push((name(solved), part.unwrap_or(root.try_clone().map_err(BuildError::internal)?)));
+            let from = part.unwrap_or(root.try_clone().map_err(BuildError::internal)?);
+            if solved.attestations.iter().any(|one| !one.inline_only) {
+                let named = (several && !split).then(|| solved.platform.to_string().replace('/', "_"));
+                attested.push((name(solved), attestations(solved, &from, &files, named).await?));
+            }
+            roots.push((name(solved), from));
             held.push(root);
         }
-        if matches!(output, Output::Local(..)) && !split && roots.len() > 1 {
+        let dirs: Vec<_> = add(attested, &mut roots)?;
+        if matches!(output, Output::Local(..)) && !split && solved.len() > 1 {
             check_clash(&mut roots, solved).await?;
         }
-        write(output, &files, roots, held, cancel).await
+        let written = write(output, &files, roots, held, cancel).await;
+        drop(dirs);
+        written
     };
     step.close(abortable(cancel, work).await)
+}
+
+/// What is attested of a file system, as files.
+async fn attestations(
+    solved: &Solved,
+    root: &OwnedFd,
+    files: &Files,
+    named: Option<String>,
+) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
+    let root = root.try_clone().map_err(BuildError::internal)?;
+    let (all, files) = (solved.attestations.clone(), files.clone());
+    let work = move || super::attested::files(&all, root.as_fd(), &files, named.as_deref());
+    tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
+}
+
+/// Puts files beside what is written below a name; they are there as long as what is returned.
+fn add(
+    files: Vec<(String, Vec<(String, Vec<u8>)>)>,
+    roots: &mut Vec<(String, OwnedFd)>,
+) -> Result<Vec<tempfile::TempDir>, BuildError> {
+    let mut dirs = Vec::new();
+    for (name, files) in files {
+        let (dir, fd) = super::attested::placed(&files).map_err(BuildError::internal)?;
+        // After the file system itself, below the same directory.
+        let at = roots.iter().rposition(|(of, _)| *of == name).map_or(roots.len(), |at| at + 1);
+        roots.insert(at, (name, fd));
+        dirs.push(dir);
+    }
+    Ok(dirs)
 }
 
 /// Refuses file systems that hold a file of one name, where they shall be one.

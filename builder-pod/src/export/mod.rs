@@ -1,5 +1,6 @@
 //! From a solved file system to where it was asked for.
 
+mod attested;
 mod cache;
 mod files;
 mod layers;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lapstrake_handoff::{CacheTarget, Compression, Reason, Timings};
-use lapstrake_image::assemble::{Assembled, Spec, assemble, join};
+use lapstrake_image::assemble::{Assembled, Beside, Spec, assemble, join};
 use lapstrake_oci::{Descriptor, Digest, Platform, media_type};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,8 @@ pub(crate) struct Exported {
     pub(crate) size_bytes: u64,
     /// Its platforms, in the order asked for.
     pub(crate) platforms: Vec<OfPlatform>,
+    /// The same as clients are told of it, without what stands around it.
+    pub(crate) told: Descriptor,
     /// What BuildKit's clients are told of it.
     pub(crate) response: BTreeMap<String, String>,
 }
@@ -49,6 +52,8 @@ pub(crate) struct OfPlatform {
     pub(crate) manifest: Descriptor,
     /// Bytes of config and layers together.
     pub(crate) size_bytes: u64,
+    /// Its layers, lowest first.
+    pub(crate) layers: Vec<Descriptor>,
 }
 
 /// An image with its documents, ready to go anywhere.
@@ -66,26 +71,29 @@ impl Packed {
     /// Images of all platforms under one name.
     fn join(
         mut images: Vec<(OfPlatform, Assembled, Vec<Descriptor>)>,
+        beside: Vec<Beside>,
         layers: Vec<layers::Layer>,
         options: &BuildOptions,
         docker: bool,
     ) -> Result<Self, BuildError> {
         let annotations = &options.annotations;
         let mut blobs: Vec<Descriptor> = Vec::new();
-        for blob in images.iter().flat_map(|(.., blobs)| blobs) {
+        let attested = beside.iter().flat_map(|one| one.blobs.iter().map(|(_, blob)| blob));
+        for blob in images.iter().flat_map(|(.., blobs)| blobs).chain(attested) {
             if !blobs.iter().any(|known| known.digest == blob.digest) {
                 blobs.push(blob.clone());
             }
         }
         let platforms: Vec<OfPlatform> = images.iter().map(|(platform, ..)| platform.clone()).collect();
-        let mut documents = match (images.pop(), images.is_empty() && !options.index) {
+        let mut documents = match (images.pop(), images.is_empty() && !options.index && beside.is_empty()) {
             (Some((_, only, _)), true) => only,
             (last, _) => {
                 let all: Vec<_> = images.into_iter().chain(last).map(|(_, documents, _)| documents).collect();
                 let docker =
                     docker && all.iter().all(|i| i.manifest.1.media_type == media_type::DOCKER_MANIFEST);
                 let of = platforms.first().map(|p| annotations.of(Place::Index, &p.platform));
-                join(all, of.unwrap_or_default(), docker).map_err(|e| BuildError::internal(chain(&e)))?
+                join(all, beside, of.unwrap_or_default(), docker)
+                    .map_err(|e| BuildError::internal(chain(&e)))?
             }
         };
         if let (false, Some(first)) = (documents.joined.is_empty(), platforms.first()) {
@@ -100,6 +108,7 @@ impl Packed {
             config: self.documents.config.1.digest,
             size_bytes: self.blobs.iter().map(|blob| blob.size).sum(),
             platforms: self.platforms.clone(),
+            told: response::descriptor(self, output, epoch),
             response: response::of(self, output, epoch),
         }
     }
@@ -162,14 +171,18 @@ async fn pack(
     let docker = image.docker_media_types;
     let step = progress.step("exporting to image");
     let packed = async {
-        let (mut images, mut layers) = (Vec::new(), Vec::new());
+        let (mut images, mut layers, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        let attested = attested::goes_along(solved, options, image);
         for of in solved {
             let (one, mut its) = pack_one(engine, of, options, image, docker, &step, cancel).await?;
+            if attested {
+                beside.extend(attested::pack(engine, of, &one.0, image, &step)?);
+            }
             images.push(one);
             layers.append(&mut its);
         }
         let began = Instant::now();
-        let packed = Packed::join(images, layers, options, docker)?;
+        let packed = Packed::join(images, beside, layers, options, docker)?;
         if !packed.documents.joined.is_empty() {
             let (bytes, descriptor) = &packed.documents.manifest;
             engine.store().put_blob(bytes)?;
@@ -219,7 +232,8 @@ async fn pack_one(
     let mut blobs: Vec<Descriptor> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
     blobs.push(documents.config.1.clone());
     let size_bytes = blobs.iter().map(|blob| blob.size).sum();
-    let of = OfPlatform { platform, manifest: documents.manifest.1.clone(), size_bytes };
+    let layers_told = layers.iter().map(|layer| layer.descriptor.clone()).collect();
+    let of = OfPlatform { platform, manifest: documents.manifest.1.clone(), size_bytes, layers: layers_told };
     Ok(((of, documents, blobs), layers))
 }
 
@@ -227,6 +241,7 @@ async fn pack_one(
 fn check(solved: &[Solved], options: &BuildOptions) -> Result<(), BuildError> {
     let problem = match solved.len() {
         0 | 1 if !options.index && !options.annotations.has_index() => return Ok(()),
+        1 if solved.iter().any(|of| !of.attestations.is_empty()) => return Ok(()),
         1 if !options.index && options.annotations.has_index() => {
             "an annotation of the index needs several platforms: an image of one has no index"
         }

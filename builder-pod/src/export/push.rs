@@ -40,10 +40,12 @@ pub(super) async fn push(
             step.close(blobs(engine, client, packed, name, bases, cancel).await)?;
             done.push(repository);
         }
-        for image in &packed.documents.joined {
-            let target = pinned(name, image.manifest.1.digest);
+        let documents = &packed.documents;
+        let joined = documents.joined.iter().map(|image| &image.manifest);
+        for document in joined.chain(documents.beside.iter().map(|one| &one.manifest)) {
+            let target = pinned(name, document.1.digest);
             let step = progress.step(&format!("pushing manifest for {target}"));
-            step.close(manifest(client, &image.manifest, &target).await)?;
+            step.close(manifest(client, document, &target).await)?;
         }
         let digest = packed.documents.manifest.1.digest;
         let target = if image.by_digest { pinned(name, digest) } else { name.clone() };

@@ -22,23 +22,30 @@ const CREATED: &str = "org.opencontainers.image.created";
 pub(super) fn of(packed: &Packed, output: &Output, epoch: Option<i64>) -> BTreeMap<String, String> {
     let Some(image) = output.image() else { return BTreeMap::new() };
     let archive = matches!(output, Output::Oci { .. } | Output::Docker { .. });
-    let mut descriptor = packed.documents.manifest.1.clone();
+    let descriptor = descriptor(packed, output, epoch);
     let mut answers = BTreeMap::from([(DIGEST.to_owned(), descriptor.digest.to_string())]);
     if packed.documents.joined.is_empty() {
         answers.insert(CONFIG_DIGEST.to_owned(), packed.documents.config.1.digest.to_string());
-    } else {
-        descriptor.platform = None;
     }
     if let Some(name) = name(image, archive, &descriptor.digest.to_string()) {
         answers.insert(NAME.to_owned(), name);
-    }
-    if archive {
-        date(&mut descriptor, epoch);
     }
     if let Ok(json) = serde_json::to_vec(&descriptor) {
         answers.insert(DESCRIPTOR.to_owned(), STANDARD.encode(json));
     }
     answers
+}
+
+/// What names the image, as clients are told.
+pub(super) fn descriptor(packed: &Packed, output: &Output, epoch: Option<i64>) -> Descriptor {
+    let mut descriptor = packed.documents.manifest.1.clone();
+    if !packed.documents.joined.is_empty() {
+        descriptor.platform = None;
+    }
+    if matches!(output, Output::Oci { .. } | Output::Docker { .. }) {
+        date(&mut descriptor, epoch);
+    }
+    descriptor
 }
 
 /// Says when an archive was written, where nothing else is said.

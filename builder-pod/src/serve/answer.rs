@@ -9,6 +9,7 @@ use lapstrake_oci::{Digest, Platform};
 use prost::Message as _;
 use tokio::sync::OnceCell;
 
+use super::attested::Told;
 use super::job::Job;
 use crate::build::Tree;
 use crate::error::BuildError;
@@ -42,6 +43,11 @@ impl Ref {
         let graph = Graph::decode(&definition).map_err(invalid)?;
         let graph = Arc::new(copied(graph, &definition).map_err(invalid)?);
         Ok(Arc::new(Self { id: super::id(), definition, graph, tree: OnceCell::new() }))
+    }
+
+    /// Whether it was worked out.
+    pub(crate) fn is_there(&self) -> bool {
+        self.tree.initialized()
     }
 
     /// What makes it, decoded.
@@ -110,6 +116,8 @@ pub(crate) struct Answer {
     pub(crate) refs: Refs,
     /// What is said about them: configs of images, answers to questions.
     pub(crate) metadata: HashMap<String, Vec<u8>>,
+    /// What is attested of them, by their platforms.
+    pub(crate) attestations: BTreeMap<String, Vec<Told>>,
 }
 
 /// A result with the platform that it is for and its place in the answer.
@@ -162,7 +170,7 @@ pub(crate) fn platform_list(platforms: &[Platform]) -> Vec<u8> {
 impl Answer {
     /// One result about which nothing is said.
     pub(crate) fn one(result: Option<Arc<Ref>>) -> Self {
-        Self { refs: Refs::One(result), metadata: HashMap::new() }
+        Self { refs: Refs::One(result), metadata: HashMap::new(), attestations: BTreeMap::new() }
     }
 
     /// All results in the order of the platforms.
@@ -240,9 +248,13 @@ impl Answer {
                 frontend::result::Result::Refs(frontend::RefMap { refs })
             }
         };
+        let attested = |(key, all): (&String, &Vec<Told>)| {
+            let attestation = all.iter().map(|told| told.to_message(job)).collect();
+            (key.clone(), frontend::Attestations { attestation })
+        };
         frontend::Result {
             metadata: self.metadata.clone(),
-            attestations: HashMap::new(),
+            attestations: self.attestations.iter().map(attested).collect(),
             result: Some(result),
         }
     }
@@ -260,6 +272,14 @@ impl Answer {
             }
             (_, id) => by_id(id),
         };
+        let mut attestations = BTreeMap::new();
+        for (key, all) in &message.attestations {
+            let told = all
+                .attestation
+                .iter()
+                .map(|one| Told::of(one, one.r#ref.as_ref().map(of).transpose()?.flatten()));
+            attestations.insert(key.clone(), told.collect::<Result<_, tonic::Status>>()?);
+        }
         let refs =
             match message.result {
                 None => Refs::One(None),
@@ -278,6 +298,6 @@ impl Answer {
                         .collect::<Result<_, tonic::Status>>()?,
                 ),
             };
-        Ok(Self { refs, metadata: message.metadata })
+        Ok(Self { refs, metadata: message.metadata, attestations })
     }
 }

@@ -26,6 +26,7 @@ use super::answer::Answer;
 use super::errors::status;
 use super::host::Host;
 use super::job::{BRIDGE_WAIT, Job, Jobs};
+use super::trail::Trail;
 use super::{build, files};
 use crate::engine::SourceFacts;
 
@@ -98,6 +99,7 @@ const LLB_CAPS: &[&str] = &[
     "mergeop",
     "diffop",
     "exporter.image.annotations",
+    "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
 ];
@@ -116,6 +118,7 @@ const FRONTEND_CAPS: &[&str] = &[
     "importcaches",
     "proto.refarray",
     "reference.output",
+    "reference.attestations",
     "frontend.inputs",
     "gateway.solve.metadata",
     "frontend.caps",
@@ -142,6 +145,8 @@ enum Caller {
 pub(crate) struct Frontend {
     /// The build that it works for.
     pub(crate) job: Arc<Job>,
+    /// What is done for that request.
+    pub(crate) trail: Arc<Trail>,
     /// Definitions that it was given.
     pub(crate) inputs: HashMap<String, pb::Definition>,
     /// What it returned.
@@ -310,7 +315,11 @@ impl LlbBridge for Bridge {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let (job, request) = self.of(request).await?;
-        build::nested(&self.host, &job, request).await.map(Response::new)
+        let trail = match &self.caller {
+            Caller::Client(_) => &job.trail,
+            Caller::Frontend(frontend) => &frontend.trail,
+        };
+        build::nested(&self.host, &job, trail, request).await.map(Response::new)
     }
 
     async fn read_file(

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use lapstrake_api::control::SolveRequest;
 use lapstrake_api::{frontend, pb};
 use lapstrake_handoff::{CacheImport, Reason};
-use lapstrake_oci::Reference;
+use lapstrake_oci::{Descriptor, Reference};
 use tonic::Status;
 
 use super::answer::{Answer, Of, Ref, Refs};
+use super::attested::{self, Known};
 use super::dockerfile::Outcome;
 use super::errors::status;
 use super::exporters::Exporter;
@@ -17,7 +18,10 @@ use super::host::Host;
 use super::job::Job;
 use super::no_receiver::NoReceiver;
 use super::receiver::SessionReceiver;
+use super::trail::Trail;
+use super::values::refused;
 use super::{Attributes, caches, dockerfile, exporters, gateway};
+use crate::attest::{self, FrontendRequest};
 use crate::build::Solved;
 use crate::client::Receiver;
 use crate::engine::Resolved;
@@ -45,8 +49,52 @@ fn sorted(attributes: &HashMap<String, String>) -> Attributes {
     attributes.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// What a request's frontend, or its definition, makes.
-pub(crate) async fn answer(host: &Arc<Host>, job: &Arc<Job>, asked: Asked) -> Result<Answer, Status> {
+/// What was asked of a frontend, as provenance will tell it.
+pub(crate) fn request(
+    host: &Host,
+    frontend: &str,
+    attributes: &HashMap<String, String>,
+    inputs: &HashMap<String, pb::Definition>,
+) -> FrontendRequest {
+    let known = inputs.iter().filter_map(|(name, of)| Some((name.clone(), host.requests.of(of)?)));
+    FrontendRequest { frontend: frontend.to_owned(), attributes: sorted(attributes), inputs: known.collect() }
+}
+
+/// What a request's frontend, or its definition, makes. `trail` is that of who asks.
+pub(crate) async fn answer(
+    host: &Arc<Host>,
+    job: &Arc<Job>,
+    trail: &Arc<Trail>,
+    asked: Asked,
+) -> Result<Answer, Status> {
+    if asked.frontend.is_empty() {
+        let answer = ask(host, job, trail, asked).await?;
+        trail.made(&answer);
+        return Ok(answer);
+    }
+    let inner = trail.ask(request(host, &asked.frontend, &asked.opts, &asked.inputs));
+    let answer = ask(host, job, &inner, asked).await?;
+    host.requests.remember(job, &inner, &answer).await;
+    trail.answered(inner, &answer);
+    Ok(answer)
+}
+
+/// Asks the image that a file names in place of the frontend that is built in.
+async fn other(
+    host: &Arc<Host>,
+    job: &Arc<Job>,
+    trail: &Arc<Trail>,
+    image: &str,
+    asked: Asked,
+) -> Result<Answer, Status> {
+    let opts = gateway::with_source(asked.opts.clone(), image);
+    let inner = trail.ask(request(host, GATEWAY, &opts, &asked.inputs));
+    let answer = gateway::solve(host, job, &inner, image, asked).await?;
+    trail.answered(inner, &answer);
+    Ok(answer)
+}
+
+async fn ask(host: &Arc<Host>, job: &Arc<Job>, trail: &Arc<Trail>, asked: Asked) -> Result<Answer, Status> {
     let frontends = &host.frontends;
     let disabled = |name: &str| Err(Status::unknown(format!("frontend {name} is disabled")));
     match asked.frontend.as_str() {
@@ -57,26 +105,26 @@ pub(crate) async fn answer(host: &Arc<Host>, job: &Arc<Job>, asked: Asked) -> Re
         }
         DOCKERFILE if !frontends.dockerfile => disabled(DOCKERFILE),
         GATEWAY if !frontends.gateway => disabled(GATEWAY),
-        DOCKERFILE => match dockerfile::solve(job, &asked).await.map_err(|e| status(&e))? {
+        DOCKERFILE => match dockerfile::solve(job, trail, &asked).await.map_err(|e| status(&e))? {
             Outcome::Answer(answer) => Ok(answer),
             Outcome::Other(image) => {
                 if !frontends.gateway {
                     return disabled(GATEWAY);
                 }
-                gateway::solve(host, job, &image, asked).await
+                other(host, job, trail, &image, asked).await
             }
         },
         GATEWAY => {
             let source = asked.opts.get("source").cloned().unwrap_or_default();
             match dockerfile::is_built_in(&source) && frontends.dockerfile {
-                true => match dockerfile::solve(job, &asked).await.map_err(|e| status(&e))? {
+                true => match dockerfile::solve(job, trail, &asked).await.map_err(|e| status(&e))? {
                     Outcome::Answer(answer) => Ok(answer),
-                    Outcome::Other(image) => gateway::solve(host, job, &image, asked).await,
+                    Outcome::Other(image) => other(host, job, trail, &image, asked).await,
                 },
-                false => gateway::solve(host, job, &source, asked).await,
+                false => gateway::solve(host, job, trail, &source, asked).await,
             }
         }
-        other => Err(Status::unknown(format!("invalid frontend: {other}"))),
+        unknown => Err(Status::unknown(format!("invalid frontend: {unknown}"))),
     }
 }
 
@@ -121,6 +169,7 @@ pub(crate) fn imports(job: &Job, opts: &HashMap<String, String>) -> Result<Vec<C
 pub(crate) struct Wanted {
     pub(crate) exporters: Vec<Exporter>,
     pub(crate) cache_to: Vec<lapstrake_handoff::CacheExport>,
+    pub(crate) attested: attest::Asked,
 }
 
 impl Wanted {
@@ -140,6 +189,7 @@ impl Wanted {
         Ok(Self {
             exporters,
             cache_to: caches::exports(exports.map(|one| (one.r#type.clone(), sorted(&one.attrs))))?,
+            attested: attest::Asked::of(&request.frontend_attrs).map_err(refused)?,
         })
     }
 }
@@ -151,7 +201,29 @@ pub(crate) async fn export(
     wanted: &Wanted,
 ) -> Result<HashMap<String, String>, BuildError> {
     let all = answer.all()?;
-    let solved = solve(job, answer, &all).await?;
+    let mut solved = solve(job, answer, &all).await?;
+    let known = Known::of(job, answer, &all).await;
+    attested::attach(job, answer, &all, &known, &wanted.attested, &mut solved).await?;
+    let record = |solved: &[Solved], layers: &[Vec<Descriptor>]| {
+        job.outcome().record(&all, &known, &wanted.attested, solved, layers);
+    };
+    let mut layers: Vec<Vec<Descriptor>> = Vec::new();
+    let exported = write(job, answer, wanted, &all, &solved, &mut layers).await;
+    // What was made is told of also where it could not be written.
+    record(&solved, &layers);
+    exported
+}
+
+/// Writes all outputs and caches; `layers` are those of each platform's image, where one was made.
+async fn write(
+    job: &Arc<Job>,
+    answer: &Answer,
+    wanted: &Wanted,
+    all: &[Of],
+    solved: &[Solved],
+    layers: &mut Vec<Vec<Descriptor>>,
+) -> Result<HashMap<String, String>, BuildError> {
+    let said: Vec<_> = solved.iter().flat_map(|solved| &solved.attestations).cloned().collect();
     let mut options = BuildOptions::new(Context::Inline(BTreeMap::new()));
     options.platforms = solved.iter().map(|solved| solved.platform.clone()).collect();
     options.index = all.len() > 1 || all.iter().any(|of| of.key.is_some());
@@ -163,12 +235,15 @@ pub(crate) async fn export(
     let mut response = HashMap::new();
     for exporter in &wanted.exporters {
         let mut options = options.clone();
-        exporter.apply(&mut options, name, epoch, &receiver)?;
-        let (exported, _) =
-            export::export(&job.engine, &solved, &options, &job.progress, &job.cancel).await?;
-        response.extend(exported.into_iter().flat_map(|exported| exported.response));
+        exporter.apply(&mut options, name, epoch, &receiver, &said)?;
+        let (exported, _) = export::export(&job.engine, solved, &options, &job.progress, &job.cancel).await?;
+        let Some(exported) = exported else { continue };
+        *layers = exported.platforms.iter().map(|of| of.layers.clone()).collect();
+        let number = i64::try_from(exporter.id).unwrap_or(i64::MAX);
+        job.outcome().results.insert(number, exported.told);
+        response.extend(exported.response);
     }
-    response.extend(export::cache(&job.engine, &solved, &options, &job.progress, &job.cancel).await?);
+    response.extend(export::cache(&job.engine, solved, &options, &job.progress, &job.cancel).await?);
     Ok(response)
 }
 
@@ -188,7 +263,7 @@ pub(crate) async fn as_image(
     metadata: HashMap<String, Vec<u8>>,
 ) -> Result<Reference, BuildError> {
     let result = (!definition.def.is_empty()).then(|| Ref::new(definition.clone())).transpose()?;
-    let answer = Answer { refs: Refs::One(result), metadata };
+    let answer = Answer { refs: Refs::One(result), metadata, attestations: BTreeMap::new() };
     let all = answer.all()?;
     let solved = solve(job, &answer, &all).await?;
     let mut options = BuildOptions::new(Context::Inline(BTreeMap::new()));
@@ -264,6 +339,7 @@ async fn bases(job: &Job, graph: &lapstrake_llb::Graph) -> Result<Vec<Arc<Resolv
 pub(crate) async fn nested(
     host: &Arc<Host>,
     job: &Arc<Job>,
+    trail: &Arc<Trail>,
     request: frontend::SolveRequest,
 ) -> Result<frontend::SolveResponse, Status> {
     let asked = Asked {
@@ -272,7 +348,7 @@ pub(crate) async fn nested(
         opts: request.frontend_opt,
         inputs: request.frontend_inputs,
     };
-    let answer = answer(host, job, asked).await?;
+    let answer = answer(host, job, trail, asked).await?;
     if request.evaluate {
         evaluate(job, &answer).await.map_err(|e| status(&e))?;
     }

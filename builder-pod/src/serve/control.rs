@@ -67,6 +67,10 @@ impl Daemon {
             job.engine.lent_by(lender.clone());
             job.inputs_of_steps.lender = Some(lender);
         }
+        job.environment.clone_from(&self.environment);
+        let root =
+            build::request(&self.host, &request.frontend, &request.frontend_attrs, &request.frontend_inputs);
+        job.trail = super::trail::Trail::of(root);
         job.lend(&request.entitlements);
         job.inputs.clone_from(&request.frontend_inputs);
         let imports = request.cache.iter().flat_map(|cache| &cache.imports);
@@ -96,7 +100,7 @@ impl Daemon {
                 opts: request.frontend_attrs,
                 inputs: request.frontend_inputs,
             };
-            build::answer(&self.host, job, asked).await?
+            build::answer(&self.host, job, &job.trail, asked).await?
         };
         let exporter_response = build::export(job, &answer, &wanted).await.map_err(|e| status(&e))?;
         Ok(SolveResponse { exporter_response })
@@ -138,6 +142,7 @@ impl Service for Control {
             if let Err(error) = crate::wiring::flush(&job.engine).await {
                 tracing::warn!("what build {} made may not outlive a crash: {error}", job.id);
             }
+            daemon.host.requests.forget(&job.id);
             drop(ends);
             drop(pins);
             let events = job.status.events();
@@ -148,8 +153,9 @@ impl Service for Control {
                     Ok(response) => (response.exporter_response.clone(), None),
                     Err(status) => (HashMap::new(), Some(errors::message(status))),
                 };
+                let outcome = std::mem::take(&mut *job.outcome());
                 let kept = move || {
-                    history.finish(record, &events, response, error);
+                    history.finish(record, &events, response, outcome, error);
                     Ok(())
                 };
                 blocking(kept).await?;

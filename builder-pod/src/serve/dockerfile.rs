@@ -1,6 +1,6 @@
 //! `dockerfile.v0`: the frontend that is built in, asked in the words of BuildKit's clients.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -15,6 +15,7 @@ use super::answer::{Answer, CONFIG, PLATFORMS, Ref, Refs, platform_list};
 use super::build::Asked;
 use super::job::Job;
 use super::status::digest_of_step;
+use super::trail::Trail;
 use crate::build::abortable;
 use crate::error::BuildError;
 use crate::front::{self, Dockerfile, Loaded};
@@ -151,13 +152,14 @@ pub(crate) enum Outcome {
 }
 
 /// Answers a request for a Dockerfile's results, or a question about it.
-pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, BuildError> {
+pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Result<Outcome, BuildError> {
     let opts = &asked.opts;
     let mut options = options(opts, &job.inputs_of_steps)?;
     options.named.extend(inputs(job, asked).await?);
     options.cache_from = super::build::imports(job, opts)?;
     options.client = Some(super::build::receiver(job).await?);
     let loaded = front::load(&job.engine, &options, &job.progress, &job.cancel).await?;
+    trail.used(crate::attest::of_context(&options.context, loaded.acquired.revision.as_deref()));
     // One that was started for that reason has the line before it as `cmdline`, and does not look again.
     if let (Some(image), None) = (loaded.other_frontend(), opts.get("cmdline")) {
         return Ok(Outcome::Other(image));
@@ -167,6 +169,11 @@ pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, Buil
     }
     let dockerfile = loaded.dockerfile.clone();
     let fronted = front::lower(&job.engine, loaded, &job.progress, &job.cancel).await?;
+    for definition in asked.inputs.values() {
+        if let Ok(graph) = lapstrake_llb::Graph::decode(definition) {
+            trail.used(crate::attest::of_graph(&job.engine, &graph).await);
+        }
+    }
     if let Some(told) = &fronted.told {
         warn(job, &dockerfile, told);
     }
@@ -182,9 +189,14 @@ pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, Buil
         let config = serde_json::to_vec(&of.lowered.config).map_err(BuildError::internal)?;
         let at = if several { format!("{CONFIG}/{key}") } else { CONFIG.to_owned() };
         metadata.insert(at, config);
-        let result = match of.lowered.definition.def.is_empty() {
+        let mut definition = of.lowered.definition;
+        if let (Context::Client(dir), Some(source)) = (&options.context, &mut definition.source) {
+            let info = source.infos.iter_mut().find(|info| info.filename == dockerfile.name);
+            info.into_iter().for_each(|info| info.definition = Some(origin(dir, &dockerfile.name)));
+        }
+        let result = match definition.def.is_empty() {
             true => None,
-            false => Some(Ref::new(of.lowered.definition)?),
+            false => Some(Ref::new(definition)?),
         };
         refs.push((key, result));
     }
@@ -192,7 +204,28 @@ pub(crate) async fn solve(job: &Arc<Job>, asked: &Asked) -> Result<Outcome, Buil
         (false, Some((_, only))) => Refs::One(only),
         (_, last) => Refs::Many(refs.into_iter().chain(last).collect()),
     };
-    Ok(Outcome::Answer(Answer { refs, metadata }))
+    Ok(Outcome::Answer(Answer { refs, metadata, attestations: BTreeMap::new() }))
+}
+
+/// Where a Dockerfile at a client comes from, as a definition.
+fn origin(dir: &LentDir, name: &str) -> pb::Definition {
+    let from = dir.dockerfiles.as_ref().unwrap_or(&dir.name);
+    let mut paths = vec![name.to_owned(), format!("{name}.dockerignore")];
+    if name == "Dockerfile" {
+        paths.push("dockerfile".to_owned());
+    }
+    let paths = serde_json::to_string(&paths).unwrap_or_default();
+    let attrs = [("local.differ", "none"), ("local.followpaths", &paths), ("local.sharedkeyhint", from)];
+    let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let source = pb::SourceOp { identifier: format!("local://{from}"), attrs };
+    let op = pb::Op {
+        op: Some(pb::op::Op::Source(source)),
+        constraints: Some(pb::WorkerConstraints::default()),
+        ..Default::default()
+    };
+    let mut builder = lapstrake_llb::Builder::new();
+    let vertex = builder.add(&op, pb::OpMetadata::default(), &[]);
+    builder.finish(Some(lapstrake_llb::Output { vertex, index: 0 }))
 }
 
 async fn question(job: &Arc<Job>, loaded: &Loaded, id: &str) -> Result<Answer, BuildError> {
@@ -211,7 +244,7 @@ async fn question(job: &Arc<Job>, loaded: &Loaded, id: &str) -> Result<Answer, B
     let answer = asked.answer(&parsed, &told, &images);
     let answer = answer.map_err(|findings| BuildError::dockerfile(findings, Reason::DockerfileInvalid))?;
     let metadata = answer.into_iter().map(|(key, value)| (key.to_owned(), value.into_bytes())).collect();
-    Ok(Answer { refs: Refs::One(None), metadata })
+    Ok(Answer { refs: Refs::One(None), metadata, attestations: BTreeMap::new() })
 }
 
 /// Tells the client what rules find; it does not stop the build.

@@ -11,9 +11,10 @@ use lapstrake_oci::{Platform, Reference};
 use super::Attributes;
 use super::values::{Packing, bare_switch, boolean, integer, packing, refused, switch};
 use crate::annotations::{Annotations, Place};
+use crate::attest::Attestation;
 use crate::client::{Client, Receiver};
 use crate::error::BuildError;
-use crate::options::{BuildOptions, Destination, Directory, Files, Image, Output};
+use crate::options::{Attestations, BuildOptions, Destination, Directory, Files, Image, Output};
 
 /// The key by which an exporter is told a time.
 const EPOCH: &str = "source-date-epoch";
@@ -91,6 +92,7 @@ struct ImageSaid {
     packing: Packing,
     oci: Option<bool>,
     artifact: Option<bool>,
+    inline: Option<bool>,
     rewrite: bool,
     push: bool,
     by_digest: bool,
@@ -151,7 +153,7 @@ impl Exporter {
     }
 
     /// Sets the options of a build that makes this output alone. `result_name` is what the result calls itself
-    /// (`image.name` in its metadata), `result_epoch` what time it says that it is from, `several` whether it is an index.
+    /// (`image.name` in its metadata), `result_epoch` what time it says that it is from, `attested` what is attested of its parts.
     ///
     /// # Errors
     /// In BuildKit's words, what it refuses once it has the result.
@@ -161,17 +163,21 @@ impl Exporter {
         result_name: Option<&str>,
         result_epoch: Option<i64>,
         receiver: &Arc<dyn Receiver>,
+        attested: &[Attestation],
     ) -> Result<(), BuildError> {
         options.source_date_epoch = self.epoch.or(result_epoch);
         options.annotations = self.image.annotations.clone();
-        self.check(&options.platforms, options.index)?;
+        self.check(&options.platforms, options.index, attested)?;
         options.outputs = vec![self.output(result_name, options.source_date_epoch, receiver)?];
         Ok(())
     }
 
     /// What BuildKit refuses when it knows of what the image is.
-    fn check(&self, platforms: &[Platform], index: bool) -> Result<(), BuildError> {
-        let several = platforms.len() > 1 || index;
+    fn check(&self, platforms: &[Platform], index: bool, attested: &[Attestation]) -> Result<(), BuildError> {
+        if matches!(self.kind, Kind::Local | Kind::Tar) {
+            return Ok(());
+        }
+        let mut several = platforms.len() > 1 || index;
         let image = &self.image;
         if self.kind == Kind::Docker && several {
             return Err(refused("docker exporter does not currently support exporting manifest lists"));
@@ -184,6 +190,10 @@ impl Exporter {
         }
         if image.oci == Some(false) && image.annotations.needs_oci() {
             return Err(refused("cannot export annotations with \"oci-mediatypes=false\""));
+        }
+        several |= attested.iter().any(|one| !one.inline_only || self.attestations().inline);
+        if several && image.oci == Some(false) && !attested.is_empty() {
+            return Err(refused("cannot export attestations with \"oci-mediatypes=false\""));
         }
         if !several && image.annotations.has_index_or_its_descriptor() {
             return Err(refused("index annotations not supported for single platform export"));
@@ -213,6 +223,12 @@ impl Exporter {
                 image => Output::Image(image),
             },
         })
+    }
+
+    /// What an image store keeps together is together with all that is attested; archives have it where it is asked for.
+    fn attestations(&self) -> Attestations {
+        let inline = self.image.inline.unwrap_or(self.kind == Kind::Image);
+        Attestations { inline, artifact: self.image.artifact.unwrap_or(true) }
     }
 
     fn image(&self, result_name: Option<&str>) -> Result<Image, BuildError> {
@@ -251,6 +267,7 @@ impl Exporter {
             keep_times: !said.rewrite,
             mark_rewritten: said.rewrite,
             insecure: said.insecure,
+            attestations: self.attestations(),
         })
     }
 }
@@ -261,9 +278,8 @@ fn image(kind: Kind, mut rest: Attributes) -> Result<ImageSaid, BuildError> {
     said.name = attributes.remove("name").unwrap_or_default();
     said.oci = switch(attributes, "oci-mediatypes")?;
     said.artifact = switch(attributes, "oci-artifact")?;
-    for key in ["attestation-inline", "prefer-nondist-layers"] {
-        switch(attributes, key)?;
-    }
+    said.inline = switch(attributes, "attestation-inline")?;
+    switch(attributes, "prefer-nondist-layers")?;
     said.rewrite = switch(attributes, "rewrite-timestamp")?.unwrap_or(false);
     if said.packing.estargz && said.oci == Some(false) {
         return Err(refused(

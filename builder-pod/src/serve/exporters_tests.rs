@@ -47,7 +47,7 @@ fn applied(exporter: &Exporter, platforms: &[&str]) -> Result<BuildOptions, Buil
     let mut options = BuildOptions::new(Context::Inline(BTreeMap::new()));
     options.platforms = platforms.iter().map(|p| p.parse().unwrap()).collect();
     let nobody: Arc<dyn Receiver> = Arc::new(Nobody);
-    exporter.apply(&mut options, Some("from.example/result"), Some(7), &nobody)?;
+    exporter.apply(&mut options, Some("from.example/result"), Some(7), &nobody, &[])?;
     Ok(options)
 }
 

@@ -20,6 +20,7 @@ use super::errors::status;
 use super::health;
 use super::host::{Host, platform};
 use super::job::Job;
+use super::trail::Trail;
 use crate::engine::{Program, native_platform};
 use crate::error::BuildError;
 
@@ -42,6 +43,7 @@ fn refused(why: impl Into<String>) -> Status {
 pub(crate) async fn solve(
     host: &Arc<Host>,
     job: &Arc<Job>,
+    trail: &Arc<Trail>,
     image: &str,
     asked: Asked,
 ) -> Result<Answer, Status> {
@@ -62,8 +64,12 @@ pub(crate) async fn solve(
     let config = found.config.config.clone();
     check_caps(config.labels.get(CAPS).map(String::as_str).unwrap_or_default(), &asked)?;
 
-    let frontend =
-        Arc::new(Frontend { job: Arc::clone(job), inputs: asked.inputs, returned: Mutex::default() });
+    let frontend = Arc::new(Frontend {
+        job: Arc::clone(job),
+        trail: Arc::clone(trail),
+        inputs: asked.inputs,
+        returned: Mutex::default(),
+    });
     let program = Program {
         args: config
             .entrypoint
@@ -128,7 +134,7 @@ impl Drop for Ends {
 }
 
 /// A frontend that was named in a file is told which image it is, and that it need not look again.
-fn with_source(mut opts: HashMap<String, String>, image: &str) -> HashMap<String, String> {
+pub(super) fn with_source(mut opts: HashMap<String, String>, image: &str) -> HashMap<String, String> {
     opts.insert("source".to_owned(), image.to_owned());
     opts.entry("cmdline".to_owned()).or_insert_with(|| image.to_owned());
     opts

@@ -28,8 +28,10 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::attested::Outcome;
 use super::clock;
 use super::history_filter::HistoryFilter;
+use crate::attest::{IN_TOTO, PREDICATE_TYPE};
 
 /// What the log of one build may take.
 const LOG_BYTES_MAX: u64 = 64 << 20;
@@ -181,18 +183,45 @@ impl History {
         mut record: BuildHistoryRecord,
         told: &[Arc<StatusResponse>],
         response: HashMap<String, String>,
+        outcome: Outcome,
         error: Option<rpc::Status>,
     ) {
         record.exporter_response = response;
         let name = record.r#ref.clone();
-        let kept = self.recorder().and_then(|mut recorder| {
-            told.iter().for_each(|status| recorder.add(status));
-            self.completed(record, Some(recorder), error)
-        });
+        let kept =
+            self.attest(&mut record, outcome).and_then(|()| self.recorder()).and_then(|mut recorder| {
+                told.iter().for_each(|status| recorder.add(status));
+                self.completed(record, Some(recorder), error)
+            });
         if let Err(error) = kept {
             self.state().active.remove(&name);
             tracing::error!("the record of build {name} is not kept: {error}");
         }
+    }
+
+    /// Adds what was made, and how. The first of several results stands also where clients of old look for it.
+    fn attest(&self, record: &mut BuildHistoryRecord, outcome: Outcome) -> io::Result<()> {
+        for (key, kind, bytes) in outcome.provenance {
+            let mut descriptor = self.put(IN_TOTO, &bytes)?;
+            descriptor.annotations.insert(PREDICATE_TYPE.to_owned(), kind);
+            let result = match key {
+                None => record.result.get_or_insert_default(),
+                Some(key) => record.results.entry(key).or_default(),
+            };
+            result.attestations.push(descriptor);
+        }
+        for (number, made) in outcome.results {
+            let descriptor = Descriptor {
+                media_type: made.media_type,
+                digest: made.digest.to_string(),
+                size: i64::try_from(made.size).unwrap_or(i64::MAX),
+                annotations: made.annotations.into_iter().collect(),
+            };
+            let result = record.result.get_or_insert_default();
+            result.result_deprecated.get_or_insert_with(|| descriptor.clone());
+            result.results.insert(number, descriptor);
+        }
+        Ok(())
     }
 
     /// Tells that a build runs: its ref, frontend, exporters and times are in `record`.

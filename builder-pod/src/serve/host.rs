@@ -6,6 +6,7 @@ use lapstrake_api::{pb, types};
 use lapstrake_daemon::{Config, Frontends, GcRule};
 use lapstrake_oci::Platform;
 
+use super::trail::Requests;
 use super::{control, usage};
 use crate::engine::Engine;
 
@@ -15,6 +16,8 @@ pub(crate) struct Host {
     pub(crate) frontends: Frontends,
     /// The only worker, as clients see it.
     pub(crate) worker: types::WorkerRecord,
+    /// Requests that made what clients may build on.
+    pub(crate) requests: Requests,
 }
 
 impl Host {
@@ -25,13 +28,14 @@ impl Host {
         let mut worker = worker(id, if named.is_empty() { engine.platforms() } else { named });
         worker.labels.extend(config.worker.labels.clone());
         worker.gc_policy = usage::policies(rules);
-        Self { frontends: config.frontends.clone(), worker }
+        Self { frontends: config.frontends.clone(), worker, requests: Requests::default() }
     }
 
     /// That of a single build, for which any frontend may be asked.
     pub(crate) fn of_build(engine: &Engine) -> Self {
         let frontends = Frontends { dockerfile: true, gateway: true, gateway_repositories: Vec::new() };
-        Self { frontends, worker: worker("build", engine.platforms()) }
+        let worker = worker("build", engine.platforms());
+        Self { frontends, worker, requests: Requests::default() }
     }
 }
 

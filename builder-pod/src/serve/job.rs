@@ -11,6 +11,7 @@ use tonic::Status;
 
 use super::answer::{Answer, Ref};
 use super::status::{StatusLog, Wire};
+use super::trail::Trail;
 use crate::engine::Engine;
 use crate::inputs::Inputs;
 use crate::progress::Progress;
@@ -42,6 +43,14 @@ pub(crate) struct Job {
     pub(crate) inputs_of_steps: Inputs,
     /// Caches to read, as the client said it.
     pub(crate) imports: Vec<(String, super::Attributes)>,
+    /// When it was begun.
+    pub(crate) began: std::time::SystemTime,
+    /// Who asked for what.
+    pub(crate) trail: Arc<Trail>,
+    /// What an administrator adds to all provenance.
+    pub(crate) environment: serde_json::Map<String, serde_json::Value>,
+    /// What a record keeps of it.
+    outcome: Mutex<super::attested::Outcome>,
     refs: Mutex<HashMap<String, Arc<Ref>>>,
     /// Where a frontend on the client's side returns its result to.
     parked: Mutex<Parked>,
@@ -76,6 +85,10 @@ impl Job {
             inputs: HashMap::new(),
             inputs_of_steps: Inputs::default(),
             imports: Vec::new(),
+            began: std::time::SystemTime::now(),
+            trail: Arc::default(),
+            environment: serde_json::Map::new(),
+            outcome: Mutex::default(),
             refs: Mutex::default(),
             parked: Mutex::default(),
         }
@@ -93,6 +106,11 @@ impl Job {
                 _ => {}
             }
         }
+    }
+
+    /// What a record keeps of it.
+    pub(crate) fn outcome(&self) -> MutexGuard<'_, super::attested::Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refs(&self) -> MutexGuard<'_, HashMap<String, Arc<Ref>>> {

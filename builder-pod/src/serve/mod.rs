@@ -1,6 +1,7 @@
 //! The daemon: what BuildKit's clients ask for, as builds.
 
 mod answer;
+mod attested;
 mod bridge;
 mod build;
 mod buildctl;
@@ -26,6 +27,7 @@ mod receiver;
 pub(crate) mod single;
 mod start;
 mod status;
+mod trail;
 pub(crate) mod usage;
 mod values;
 mod workers;
@@ -67,6 +69,8 @@ pub(crate) struct Daemon {
     metrics: metrics::Metrics,
     /// Builds that have ended.
     history: Arc<history::History>,
+    /// What the administrator adds to all provenance.
+    environment: serde_json::Map<String, serde_json::Value>,
     /// Fires when no more builds are begun.
     draining: CancellationToken,
 }
@@ -78,6 +82,18 @@ impl Daemon {
         let of = |entitlement: &Entitlement| entitlement.name() == kind;
         self.config.entitlements.iter().any(of)
     }
+}
+
+/// A name for one run of a build, as BuildKit's are: 25 letters and digits.
+fn invocation() -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut number = u128::from_str_radix(&id(), 16).unwrap_or_default();
+    let digit = |number: &mut u128| {
+        let at = usize::try_from(*number % 36).unwrap_or_default();
+        *number /= 36;
+        DIGITS.get(at).copied().map_or('0', char::from)
+    };
+    (0..25).map(|_| digit(&mut number)).collect()
 }
 
 /// A name that nothing else has.

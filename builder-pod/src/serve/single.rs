@@ -50,7 +50,7 @@ pub(crate) async fn solve(
     let mut opts = request.opts;
     opts.insert("cmdline".to_owned(), request.image.clone());
     let asked = Asked { definition: None, frontend: String::new(), opts, inputs: HashMap::new() };
-    let answer = gateway::solve(&host, &job, &request.image, asked).await;
+    let answer = gateway::solve(&host, &job, &job.trail, &request.image, asked).await;
     let answer = answer.map_err(|status| errors::of_frontend(&status, &request.file))?;
     let all = answer.all()?;
     let solved = build::solve(&job, &answer, &all).await?;

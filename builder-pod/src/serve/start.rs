@@ -98,6 +98,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         sessions: Sessions::default(),
         dirs: Arc::default(),
         jobs: Arc::default(),
+        environment: crate::attest::environment(&config.provenance_env_dir).map_err(BuildError::internal)?,
         config,
         draining: stop.drain.clone(),
     });

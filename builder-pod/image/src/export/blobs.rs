@@ -54,6 +54,10 @@ impl<'a> Blobs<'a> {
             }
             manifest.get_or_insert(parsed);
         }
+        for (bytes, descriptor) in image.beside.iter().flat_map(|one| one.blobs.iter().chain([&one.manifest]))
+        {
+            all.insert(descriptor.digest, (bytes.len() as u64, Content::Bytes(bytes.as_slice())));
+        }
         let (bytes, descriptor) = &image.manifest;
         all.insert(descriptor.digest, (bytes.len() as u64, Content::Bytes(bytes.as_slice())));
         let manifest =

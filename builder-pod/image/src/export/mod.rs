@@ -14,7 +14,7 @@ pub use blobs::BlobSource;
 pub use layout::{oci_layout_artifact, oci_layout_dir};
 pub use rootfs_dir::rootfs_dir;
 pub use rootfs_tar::{rootfs_tar, rootfs_tar_of};
-pub use walk::clash;
+pub use walk::{clash, digests};
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use lapstrake_oci::{Digest, Hasher};
 use rustix::fs::{FileType, Stat};
 
 use crate::limits::DEPTH_MAX;
@@ -63,6 +64,32 @@ pub fn clash<'a>(roots: impl IntoIterator<Item = BorrowedFd<'a>>) -> Result<Opti
         walk(root, &mut seen)?;
     }
     Ok(seen.clash)
+}
+
+/// All regular files below `root` with the digests of what is in them, in the order of their paths. Blocking.
+///
+/// # Errors
+/// Of the file system.
+pub fn digests(root: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Digest)>> {
+    struct All(Vec<(Vec<u8>, Digest)>);
+    impl Visitor for All {
+        fn enter(&mut self, found: &Found<'_>) -> Result<()> {
+            let (FileType::RegularFile, Some(open)) = (found.kind, found.open) else { return Ok(()) };
+            let fail = |e: std::io::Error| Error::io("read", found.path, e);
+            let mut file = std::fs::File::from(open.try_clone().map_err(fail)?);
+            let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 256 << 10]);
+            loop {
+                let read = std::io::Read::read(&mut file, &mut buffer).map_err(fail)?;
+                let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+                hasher.update(bytes);
+            }
+            self.0.push((found.path.to_vec(), hasher.finish()));
+            Ok(())
+        }
+    }
+    let mut all = All(Vec::new());
+    walk(root, &mut all)?;
+    Ok(all.0)
 }
 
 /// Tells `visitor` of everything below `root`, the root itself left out. Sockets and overlay's whiteouts

@@ -1,0 +1,114 @@
+//! What the sources of a graph were found to be in this build.
+
+use std::path::Path;
+
+use lapstrake_llb::{Graph, pb};
+use serde_json::{Map, Value};
+
+use super::capture::{Capture, ImageSource, Pin};
+use crate::engine::{Engine, SourceFacts, native_platform, platform_of};
+use crate::options::Context;
+
+/// What a context is called in the graphs of builds whose context is no directory of a client.
+const CONTEXT: &str = "context";
+
+/// Images that are made of definitions that came along with a request have names of this registry; nobody else knows them.
+const OWN: &str = "localhost/input";
+
+/// What goes into the result of a graph.
+pub(crate) async fn of_graph(engine: &Engine, graph: &Graph) -> Capture {
+    let native = native_platform();
+    let mut capture = Capture::default();
+    for vertex in graph.vertices() {
+        let platform = platform_of(vertex, &native);
+        let pin = match &vertex.op {
+            pb::op::Op::Source(source) => match source.identifier.strip_prefix("docker-image://") {
+                Some(name) if name.starts_with(OWN) => continue,
+                Some(name) => engine.images().known(name, &platform).map(|image| Pin::Digest(image.digest)),
+                None => outside(engine, source).await,
+            },
+            _ => None,
+        };
+        capture.add(vertex, &platform, pin);
+    }
+    capture
+}
+
+/// What a repository or a file was found to be: it was asked for when the graph was worked out.
+async fn outside(engine: &Engine, source: &pb::SourceOp) -> Option<Pin> {
+    match engine.facts_of(source).await.ok().flatten()? {
+        SourceFacts::Commit { commit, .. } => Some(Pin::Commit(commit)),
+        SourceFacts::File { digest, .. } => Some(Pin::Digest(digest)),
+    }
+}
+
+/// Images whose tags were looked up in this build, by whoever worked for it.
+pub(crate) fn known_images(engine: &Engine) -> Vec<ImageSource> {
+    let all = engine.images().all_known().into_iter();
+    let named = all.filter(|(name, ..)| name.digest().is_none());
+    named
+        .map(|(reference, platform, found)| ImageSource {
+            reference,
+            platform: Some(platform),
+            digest: Some(found.digest),
+            local: false,
+            blob: false,
+        })
+        .collect()
+}
+
+/// What a context brings in that no graph tells: the file of the build, what a repository was found to be.
+pub(crate) fn of_context(context: &Context, revision: Option<&str>) -> Capture {
+    let mut capture = Capture::default();
+    match context {
+        Context::Client(dir) => {
+            capture.add_local(&dir.name);
+            if let Some(files) = &dir.dockerfiles {
+                capture.add_local(files);
+            }
+        }
+        Context::Directory(_) | Context::Inline(_) => {
+            capture.add_local(CONTEXT);
+            capture.add_local("dockerfile");
+        }
+        Context::Git { url, reference, .. } => {
+            capture.instead_of(CONTEXT);
+            let reference = match reference {
+                lapstrake_source::GitRef::Any(name) => name.as_str(),
+                _ => "",
+            };
+            match revision {
+                Some(commit) => capture.add_git(url, reference, commit),
+                None => capture.incomplete = true,
+            }
+        }
+        Context::Http { url, .. } => {
+            capture.instead_of(CONTEXT);
+            match revision.and_then(|digest| digest.parse().ok()) {
+                Some(digest) => capture.add_http(url, digest),
+                None => capture.incomplete = true,
+            }
+        }
+    }
+    capture
+}
+
+/// What an administrator adds to all provenance of a builder: the objects in the JSON files of a directory, later names over
+/// earlier ones. Blocking.
+///
+/// # Errors
+/// Where a file can't be read, or holds no object.
+pub(crate) fn environment(dir: &Path) -> Result<Map<String, Value>, String> {
+    let mut all = Map::new();
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(all) };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
+    paths.sort();
+    for path in paths {
+        let failed = |why: String| format!("provenance environment {}: {why}", path.display());
+        let bytes = std::fs::read(&path).map_err(|e| failed(e.to_string()))?;
+        let map: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+        all.extend(map);
+    }
+    Ok(all)
+}
