@@ -109,6 +109,8 @@ pub(crate) async fn acquire_with_secrets(
             return Ok(Acquired::of(Files::Lent(dir.clone(), lender)));
         }
     };
+    let ruled = crate::policy::context(&engine.policies(), context)?;
+    let context = ruled.as_ref().unwrap_or(context);
     acquire(engine.store(), context, &Reach { access, ..reach.clone() }, ask).await
 }
 

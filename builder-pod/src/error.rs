@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lapstrake_dockerfile::{Diagnostics, Severity, Style};
 use lapstrake_handoff::{Failure, Reason};
 
+use crate::engine::FailedOp;
 use crate::excerpt::Excerpt;
 
 /// How much of findings, as a compiler shows them, goes along with a failure.
@@ -20,6 +21,8 @@ struct Inner {
     failure: Failure,
     shown: Shown,
     advice: Option<Advice>,
+    /// The operation that failed, and what is left of it.
+    failed: Option<Arc<FailedOp>>,
 }
 
 /// A way out of a failure.
@@ -81,21 +84,28 @@ impl BuildError {
                 failure.reason = Reason::NotSupported;
             }
         }
-        Self(Arc::new(Inner { failure, shown: Shown::Findings(Arc::new(findings)), advice: None }))
+        Self(Arc::new(Inner {
+            failure,
+            shown: Shown::Findings(Arc::new(findings)),
+            advice: None,
+            failed: None,
+        }))
     }
 
     /// The same failure with more said about it.
     pub(crate) fn with(&self, change: impl FnOnce(&mut Failure)) -> Self {
         let mut failure = self.0.failure.clone();
         change(&mut failure);
-        Self(Arc::new(Inner { failure, shown: Shown::Message, advice: self.0.advice.clone() }))
+        let (advice, failed) = (self.0.advice.clone(), self.0.failed.clone());
+        Self(Arc::new(Inner { failure, shown: Shown::Message, advice, failed }))
     }
 
     /// The same failure with a way out, which goes with the message wherever that goes.
     pub(crate) fn advised(&self, advice: Advice) -> Self {
         let mut failure = self.0.failure.clone();
         failure.message = format!("{} ({})", failure.message, advice.text);
-        Self(Arc::new(Inner { failure, shown: self.0.shown.clone(), advice: Some(advice) }))
+        let (shown, failed) = (self.0.shown.clone(), self.0.failed.clone());
+        Self(Arc::new(Inner { failure, shown, advice: Some(advice), failed }))
     }
 
     /// The way out, where one is known.
@@ -107,14 +117,26 @@ impl BuildError {
     pub(crate) fn noted(&self, change: impl FnOnce(&mut Failure)) -> Self {
         let mut failure = self.0.failure.clone();
         change(&mut failure);
-        Self(Arc::new(Inner { failure, shown: self.0.shown.clone(), advice: self.0.advice.clone() }))
+        let (shown, advice) = (self.0.shown.clone(), self.0.advice.clone());
+        Self(Arc::new(Inner { failure, shown, advice, failed: self.0.failed.clone() }))
+    }
+
+    /// The same failure with the operation that it is of.
+    pub(crate) fn of_op(&self, failed: Arc<FailedOp>) -> Self {
+        let (failure, shown) = (self.0.failure.clone(), self.0.shown.clone());
+        Self(Arc::new(Inner { failure, shown, advice: self.0.advice.clone(), failed: Some(failed) }))
+    }
+
+    /// The operation that failed, where it is one's failure.
+    pub(crate) fn failed_op(&self) -> Option<&Arc<FailedOp>> {
+        self.0.failed.as_ref()
     }
 
     /// The same failure, shown with the lines of its step.
     pub(crate) fn shown_with(&self, excerpt: Excerpt) -> Self {
         let failure = self.0.failure.clone();
-        let advice = self.0.advice.clone();
-        Self(Arc::new(Inner { failure, shown: Shown::Step(Arc::new(excerpt)), advice }))
+        let (advice, failed) = (self.0.advice.clone(), self.0.failed.clone());
+        Self(Arc::new(Inner { failure, shown: Shown::Step(Arc::new(excerpt)), advice, failed }))
     }
 
     /// What goes to the operator.
@@ -181,7 +203,7 @@ fn cut(text: &str) -> String {
 
 impl From<Failure> for BuildError {
     fn from(failure: Failure) -> Self {
-        Self(Arc::new(Inner { failure, shown: Shown::Message, advice: None }))
+        Self(Arc::new(Inner { failure, shown: Shown::Message, advice: None, failed: None }))
     }
 }
 

@@ -381,6 +381,7 @@ pub(crate) async fn resolve_images(
     let plan = lapstrake_dockerfile::plan(&parsed, &asked).map_err(invalid)?;
     let mut known = ImageConfigs::new();
     let mut bases = Vec::new();
+    let policies = engine.policies();
     loop {
         let needed = plan.images_needed(&known);
         if needed.is_empty() {
@@ -389,11 +390,16 @@ pub(crate) async fn resolve_images(
         let lookups = needed.iter().map(|request| async {
             let of = if asked.multi_platform { format!("{} ", request.key.platform) } else { String::new() };
             let step = progress.step(&format!("[{of}internal] load metadata for {}", request.key.reference));
-            let found = engine.images().resolve(&request.key.reference, &request.key.platform).await;
-            step.close(found).map_err(|error| at_request(&plan, request, &error))
+            let found = async {
+                let taken = policies.image(&request.key.reference)?;
+                let resolved = engine.images().resolve(&taken, &request.key.platform).await?;
+                Ok((resolved, (taken != request.key.reference).then_some(taken)))
+            };
+            step.close(found.await).map_err(|error| at_request(&plan, request, &error))
         });
-        for (request, resolved) in needed.iter().zip(try_join_all(lookups).await?) {
-            let config = ResolvedImage { digest: Some(resolved.digest), config: resolved.config.clone() };
+        for (request, (resolved, instead)) in needed.iter().zip(try_join_all(lookups).await?) {
+            let digest = Some(resolved.digest);
+            let config = ResolvedImage { digest, config: resolved.config.clone(), instead };
             known.insert(request.key.clone(), config);
             bases.push(resolved);
         }

@@ -30,6 +30,7 @@ mod named;
 mod naming;
 mod options;
 mod platforms;
+mod policy;
 mod progress;
 mod reach;
 mod room;

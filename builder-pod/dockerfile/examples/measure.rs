@@ -49,7 +49,7 @@ fn lower(text: &str, options: &Options) -> (Duration, Option<(usize, usize)>) {
         let mut config = ImageConfig::of_platform(&request.key.platform);
         config.config.env = vec!["PATH=/usr/bin:/bin".to_owned()];
         config.rootfs.diff_ids = vec![Digest::of(b"")];
-        ResolvedImage { digest: None, config }
+        ResolvedImage { digest: None, config, instead: None }
     });
     let lowered = plan.lower(&images).ok().map(|lowered| (lowered.steps, lowered.definition.def.len()));
     (began.elapsed(), lowered)

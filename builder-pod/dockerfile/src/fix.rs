@@ -47,6 +47,7 @@ fn meaning(parsed: &Parsed, options: &Options, images: &Images) -> Option<(Vec<V
     let known = plan.images_assumed(images.clone(), |request| ResolvedImage {
         digest: None,
         config: lapstrake_oci::ImageConfig::of_platform(&request.key.platform),
+        instead: None,
     });
     let lowered = plan.lower(&known).ok()?;
     Some((lowered.definition.def, serde_json::to_string(&lowered.config).ok()?))

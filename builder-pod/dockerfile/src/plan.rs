@@ -47,6 +47,16 @@ pub struct ResolvedImage {
     pub digest: Option<Digest>,
     /// The config of the platform's image.
     pub config: ImageConfig,
+    /// The image that was taken in place of the one that was asked for.
+    pub instead: Option<Reference>,
+}
+
+impl ResolvedImage {
+    /// The image as it is pinned, where that is known.
+    pub(crate) fn pinned(&self, asked: &Reference) -> Reference {
+        let reference = self.instead.as_ref().unwrap_or(asked);
+        self.digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest))
+    }
 }
 
 /// Image configs by what they were asked for.

@@ -96,7 +96,7 @@ impl Builder {
 
 /// The bytes of an operation as BuildKit's Go clients write them: what all operations have first, the
 /// kind last, so that equal operations have equal digests wherever they were made.
-fn encode(op: &pb::Op) -> Vec<u8> {
+pub fn encode(op: &pb::Op) -> Vec<u8> {
     let kind = pb::Op { op: op.op.clone(), ..Default::default() };
     let common = pb::Op { op: None, ..op.clone() };
     let mut bytes = common.encode_to_vec();

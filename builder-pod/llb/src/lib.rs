@@ -12,7 +12,7 @@ mod graph;
 pub mod protojson;
 
 pub use bollard_buildkit_proto::pb;
-pub use build::{Builder, SourceRange};
+pub use build::{Builder, SourceRange, encode};
 pub use graph::{Graph, GraphError, Location, SourceFile, Vertex};
 
 use lapstrake_oci::Digest;

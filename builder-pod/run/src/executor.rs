@@ -30,7 +30,7 @@ pub type Sink<'a> = &'a mut (dyn FnMut(Stream, &[u8]) + Send);
 /// Runs steps. Any number at once; each is a helper process with namespaces of its own.
 #[derive(Debug)]
 pub struct Executor {
-    launcher: Launcher,
+    pub(crate) launcher: Launcher,
     discard: PathBuf,
     next: AtomicU64,
 }
@@ -115,7 +115,7 @@ impl Executor {
     }
 
     /// Gives mounts whose changes are thrown away a place for them.
-    fn with_discards(&self, spec: &StepSpec) -> Result<(StepSpec, Discarded), RunError> {
+    pub(crate) fn with_discards(&self, spec: &StepSpec) -> Result<(StepSpec, Discarded), RunError> {
         let mut spec = spec.clone();
         let mut discarded = Discarded(Vec::new());
         for mount in &mut spec.mounts {
@@ -138,10 +138,11 @@ impl Executor {
 }
 
 /// Directories that go when the step has ended.
-struct Discarded(Vec<PathBuf>);
+#[derive(Debug)]
+pub(crate) struct Discarded(Vec<PathBuf>);
 
 impl Discarded {
-    async fn remove(mut self) {
+    pub(crate) async fn remove(mut self) {
         let places = std::mem::take(&mut self.0);
         if !places.is_empty() {
             let removal = tokio::task::spawn_blocking(move || drop(Discarded(places)));
@@ -266,7 +267,7 @@ fn drain(stream: Stream, pipe: &Receiver, buffer: &mut [u8], sink: Sink<'_>) {
     }
 }
 
-fn conclude(
+pub(crate) fn conclude(
     report: Option<Report>,
     status: ExitStatus,
     oom_counted: impl FnOnce() -> bool,
@@ -277,7 +278,9 @@ fn conclude(
             Ok(StepExit { code, signal, oom_killed: killed && oom_counted() })
         }
         Some(Report::Failed { stage, message, errno }) => Err(RunError::from_failure(stage, message, errno)),
-        Some(Report::Stubs(_)) | None => Err(RunError::HelperLost(status.to_string())),
+        Some(Report::Stubs(_) | Report::Running { .. }) | None => {
+            Err(RunError::HelperLost(status.to_string()))
+        }
     }
 }
 
@@ -301,6 +304,6 @@ pub(crate) fn probe_blocking(launcher: &Launcher, spec: StepSpec) -> Result<(), 
     if exit.success() { Ok(()) } else { Err(RunError::HelperLost(format!("exit code {}", exit.code))) }
 }
 
-fn io(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
+pub(crate) fn io(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
     move |source| RunError::Io { what, source }
 }

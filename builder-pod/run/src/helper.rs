@@ -3,6 +3,8 @@
 //! It is the builder's binary executed anew, so that it has one thread and a small, known state;
 //! namespaces cannot be set up safely in a fork of a threaded process.
 
+mod live;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +17,7 @@ use rustix::pipe::PipeFlags;
 use crate::emulation::Keeper;
 use crate::init::{self, Failure, Stubs, kernel};
 use crate::protocol::{HELPER_ARGUMENT, Report, Request, Stage, send};
-use crate::spec::Network;
+use crate::spec::{Input, Network};
 
 /// Turns this process into a step helper when it was started as one; else returns at once.
 ///
@@ -33,10 +35,14 @@ fn run() -> i32 {
     };
     let mut control = File::from(control);
     let (mut control, result) = match Request::read(&mut control) {
-        Ok(request) => match give_input(&request) {
-            Ok(()) => serve(request, control),
-            Err(error) => (control, Err(kernel(Stage::Helper)(error))),
-        },
+        Ok((request, passed)) => {
+            let mut passed = passed.into_iter();
+            match give_input(&request, &mut passed) {
+                Ok(()) if request.join => live::beside(&request, passed.next(), control),
+                Ok(()) => serve(request, control),
+                Err(error) => (control, Err(kernel(Stage::Helper)(error))),
+            }
+        }
         Err(error) => (control, Err(Failure::new(Stage::Helper, error.to_string(), Errno::INVAL))),
     };
     send(&mut control, &result.unwrap_or_else(Failure::into_report));
@@ -55,8 +61,14 @@ fn take_control() -> lapstrake_sys::Result<OwnedFd> {
     Ok(control)
 }
 
-/// A step that speaks over one socket reads from it what others have no input for.
-fn give_input(request: &Request) -> lapstrake_sys::Result<()> {
+/// A step that speaks over one socket reads from it what others have no input for; one that reads from a pipe
+/// is given it with the request.
+fn give_input(request: &Request, passed: &mut impl Iterator<Item = OwnedFd>) -> lapstrake_sys::Result<()> {
+    if request.spec.input == Input::Pipe {
+        let pipe = passed.next();
+        let pipe = pipe.ok_or_else(|| lapstrake_sys::Error::new("recvmsg", "the input", Errno::BADF))?;
+        return process::replace_stdio(pipe, 0);
+    }
     if !request.spec.duplex {
         return Ok(());
     }
@@ -87,7 +99,10 @@ fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
         }
         Ok(Side::Parent(child)) => {
             drop(writer);
-            let result = see_through(&request, &child, reader, &control);
+            let result = match request.live {
+                true => live::see_through(&request, &child, reader, &control),
+                false => see_through(&request, &child, reader, &control),
+            };
             drop(keeper); // Nothing of the step is left that it was kept for.
             (control, result)
         }
@@ -98,17 +113,19 @@ fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
 /// Stays with process 1 to its end.
 fn see_through(request: &Request, child: &Child, status: OwnedFd, control: &File) -> Result<Report, Failure> {
     let fail = kernel(Stage::Helper);
-    // The output's end is the step's alone to tell.
-    let null = open_null().map_err(&fail)?;
-    for stream in [0, 1, 2] {
-        process::replace_stdio(&null, stream).map_err(&fail)?;
-    }
+    let_go().map_err(&fail)?;
     supervise(child, control).map_err(&fail)?;
     let mut reports = Vec::new();
     File::from(status)
         .read_to_end(&mut reports)
         .map_err(|error| Failure::new(Stage::Helper, error.to_string(), Errno::IO))?;
     Ok(conclude(request, &reports))
+}
+
+/// The output's end is the step's alone to tell.
+fn let_go() -> lapstrake_sys::Result<()> {
+    let null = open_null()?;
+    [0, 1, 2].into_iter().try_for_each(|stream| process::replace_stdio(&null, stream))
 }
 
 fn split(network: Network) -> lapstrake_sys::Result<Side<Child>> {
@@ -145,7 +162,8 @@ fn conclude(request: &Request, reports: &[u8]) -> Report {
             init::remove_links(upper);
         }
     }
-    let told = reports.into_iter().find(|report| !matches!(report, Report::Stubs(_)));
+    let told =
+        reports.into_iter().find(|report| !matches!(report, Report::Stubs(_) | Report::Running { .. }));
     // Killed before it could tell: by us, by somebody outside, or for want of memory.
     told.unwrap_or(Report::Ended { code: 128 + 9, signal: Some(9) })
 }

@@ -62,6 +62,8 @@ impl Launcher {
             hosts: etc::hosts(hostname(&spec), &spec.extra_hosts),
             spec,
             probe,
+            join: false,
+            live: false,
         }
     }
 }

@@ -22,6 +22,7 @@ mod executor;
 mod helper;
 mod init;
 mod launch;
+mod live;
 mod protocol;
 pub mod sandbox;
 mod seccomp;
@@ -32,9 +33,10 @@ pub use error::RunError;
 pub use etc::Dns;
 pub use executor::{Executor, Sink};
 pub use helper::helper_main;
+pub use live::{Handle, Inside, Live, Streams, Terminal};
 pub use protocol::Stage;
 pub use spec::{
-    Changes, Emulator, ExtraHost, HOSTNAME_DEFAULT, MountSource, Network, PATH_DEFAULT, Rlimit, Rootfs,
-    SHM_BYTES_DEFAULT, SecretBytes, SecretVar, StepCertificates, StepExit, StepFile, StepMount, StepSpec,
-    Stream,
+    Changes, Emulator, ExtraHost, HOSTNAME_DEFAULT, Input, MountSource, Network, PATH_DEFAULT, Rlimit,
+    Rootfs, SHM_BYTES_DEFAULT, SecretBytes, SecretVar, StepCertificates, StepExit, StepFile, StepMount,
+    StepSpec, Stream,
 };

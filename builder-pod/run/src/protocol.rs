@@ -1,10 +1,12 @@
 //! What builder and helper say to each other over one socket: a request down, reports up.
 //!
-//! The request is a length (four bytes, big endian) and JSON. Whatever comes down after it, the
-//! end of the stream included, means: kill the step. Reports are lines of JSON; the last one
-//! tells the end.
+//! The request is a length (four bytes, big endian), with which descriptors may come, and JSON. After it
+//! the end of the stream means: kill the step; so does whatever else comes down, but for a step that is
+//! spoken with while it runs: then a byte is the number of a signal for its program, and 0 kills all of it.
+//! Reports are lines of JSON; the last one tells the end.
 
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,12 @@ pub(crate) struct Request {
     pub(crate) hosts: String,
     /// Set all up, then end without running a program.
     pub(crate) probe: bool,
+    /// The program is started beside that of a step which runs: a descriptor of its process 1 comes along.
+    #[serde(default)]
+    pub(crate) join: bool,
+    /// It is spoken with while it runs.
+    #[serde(default)]
+    pub(crate) live: bool,
 }
 
 /// What part of the set-up failed: decides what a person is advised to do.
@@ -82,6 +90,8 @@ pub(crate) enum Report {
     Failed { stage: Stage, message: String, errno: i32 },
     /// Mount points that had to be made in the upper directory; the helper removes them after.
     Stubs(crate::init::Stubs),
+    /// The program of a step that is spoken with runs, below a process 1 of this number (0: nobody's).
+    Running { init: i32 },
 }
 
 impl Report {
@@ -108,16 +118,22 @@ impl Request {
         Ok(bytes)
     }
 
-    pub(crate) fn read(from: &mut impl Read) -> std::io::Result<Self> {
+    /// The request, and the descriptors that came with it.
+    pub(crate) fn read(from: &mut (impl Read + AsFd)) -> std::io::Result<(Self, Vec<OwnedFd>)> {
         let mut length = [0; 4];
-        from.read_exact(&mut length)?;
+        let (count, fds) = lapstrake_sys::pass::receive(&*from, &mut length)
+            .map_err(|error| std::io::Error::from(error.errno))?;
+        if count == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        from.read_exact(&mut length[count..])?;
         let length = u32::from_be_bytes(length) as usize;
         if length > REQUEST_BYTES_MAX {
             return Err(std::io::Error::other("the step's description is too large"));
         }
         let mut body = vec![0; length];
         from.read_exact(&mut body)?;
-        Ok(serde_json::from_slice(&body)?)
+        Ok((serde_json::from_slice(&body)?, fds))
     }
 }
 

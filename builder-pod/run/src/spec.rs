@@ -66,6 +66,21 @@ pub struct StepSpec {
     /// Its standard output is a socket that is its standard input too; [`crate::Executor::run_on`] sets it.
     #[serde(default)]
     pub duplex: bool,
+    /// What it reads; other than nothing only for [`crate::Executor::start`].
+    #[serde(default)]
+    pub input: Input,
+}
+
+/// What a step's program has as its standard input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// Nothing: it is at its end.
+    #[default]
+    None,
+    /// A pipe.
+    Pipe,
+    /// A terminal, which is its output too.
+    Terminal,
 }
 
 /// A program that runs programs of another architecture.
@@ -97,6 +112,7 @@ impl StepSpec {
             emulator: None,
             insecure: false,
             duplex: false,
+            input: Input::None,
         }
     }
 }

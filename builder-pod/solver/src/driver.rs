@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::FutureExt as _;
-use lapstrake_llb::{Graph, Vertex};
+use lapstrake_llb::{Graph, Vertex, VertexDigest};
 use lapstrake_oci::Digest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -85,6 +85,13 @@ pub struct Step {
 }
 
 impl Step {
+    /// Work beside all jobs: nobody is told of it.
+    pub fn unwatched(cancel: CancellationToken) -> Self {
+        let (report, _) = mpsc::unbounded_channel();
+        let id = VertexId { digest: VertexDigest(Digest::of(b"")), ignore_cache: false };
+        Self { id, cancel, report, room: Arc::new(Semaphore::new(OUTPUT_BYTES_MAX)) }
+    }
+
     /// Passes on what the step printed; `stream` is 1 or 2. Blocks while more was printed than is shown, so
     /// that a step which prints without end fills no memory; needs a multi-threaded runtime.
     pub fn log(&self, stream: u8, bytes: &[u8]) {

@@ -357,7 +357,7 @@ fn assumed(plan: &Plan) -> Images {
     plan.images_assumed(Images::new(), |request| {
         let mut config = ImageConfig::of_platform(&request.key.platform);
         config.rootfs.diff_ids = vec![Digest::of(b"")];
-        ResolvedImage { digest: None, config }
+        ResolvedImage { digest: None, config, instead: None }
     })
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lapstrake_handoff::{Allow, StepNetwork};
 
 use crate::inputs::{Inputs, KnownHosts, SecretSource, SshFrom, SshSource};
+use crate::policy::{self, Policies};
 
 /// The flags.
 #[derive(Debug, Default, clap::Args)]
@@ -30,6 +31,10 @@ pub(crate) struct InputArgs {
     /// Directory of files that describe devices for `RUN --device`, in place of /etc/cdi and /var/run/cdi.
     #[arg(long = "cdi-spec-dir", value_name = "DIR", env = "LAPSTRAKE_CDI_SPEC_DIRS", value_delimiter = ':')]
     device_dirs: Vec<PathBuf>,
+    /// Rules about what the build may bring from outside, and what is taken in its place: JSON as
+    /// `buildctl --source-policy-file` reads it; may be given several times.
+    #[arg(long = "source-policy-file", value_name = "FILE")]
+    source_policies: Vec<PathBuf>,
     /// Certificates (PEM) for steps, see --step-certificates: a file, or a directory of them. The builder itself trusts the
     /// machine's and those of --registries.
     #[arg(long = "certificate", value_name = "FILE")]
@@ -62,6 +67,11 @@ impl InputArgs {
                 return Err(format!("--network {other}: it is one of default, none and host"));
             }
         }
+        let policies =
+            self.source_policies.iter().map(|path| policy::read(path)).collect::<Result<Vec<_>, _>>();
+        let policies = policies.map_err(|e| e.to_string())?;
+        let policies = Policies::new(&policies).map_err(|e| format!("--source-policy-file: {e}"))?;
+        inputs.policies = policies.and(&inputs.policies);
         inputs.device_dirs.extend(self.device_dirs.iter().cloned());
         for text in &self.allow {
             match text.as_str() {

@@ -105,6 +105,16 @@ impl Engine {
         }
     }
 
+    /// What runs programs of a platform that is not the machine's; none where the machine itself may know how.
+    pub(super) fn emulator_of(&self, platform: &Platform) -> Result<Option<Emulator>, BuildError> {
+        if platform.os != self.platform.os {
+            let message = format!("a program for {platform} can't run on {}", self.platform);
+            return Err(BuildError::new(Reason::NotSupported, message));
+        }
+        let may = self.emulators.refused.get().is_none();
+        Ok(self.emulators.find(&platform.architecture).filter(|_| may))
+    }
+
     /// No emulator of ours, and the kernel does not know the architecture either.
     fn cannot_emulate(&self, platform: &Platform, found: bool) -> BuildError {
         let name = emulated(&platform.architecture);

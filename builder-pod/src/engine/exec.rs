@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use lapstrake_handoff::Reason;
-use lapstrake_llb::pb;
+use lapstrake_llb::{Vertex, pb};
 use lapstrake_oci::Platform;
 use lapstrake_run::{
     Changes, ExtraHost, MountSource, Network, Rlimit, Rootfs, RunError, StepExit, StepMount, StepSpec, Stream,
@@ -23,15 +23,15 @@ const EXCERPT_BYTES_MAX: usize = 4096;
 /// A step on its way: the snapshots that receive its changes, by output.
 #[derive(Default)]
 pub(super) struct Prepared {
-    spec: Option<Rootfs>,
+    pub(super) spec: Option<Rootfs>,
     pub(super) mounts: Vec<StepMount>,
-    outputs: Vec<(usize, Target)>,
+    pub(super) outputs: Vec<(usize, Target)>,
     /// Copies that live as long as the step.
-    scratch: Vec<Active>,
+    pub(super) scratch: Vec<Active>,
 }
 
 /// Where an output of a step comes from.
-enum Target {
+pub(super) enum Target {
     Written(Active),
     /// A read-only mount yields what it was.
     Same(Option<SnapshotId>),
@@ -41,6 +41,7 @@ impl Engine {
     pub(super) async fn exec(
         &self,
         exec: &pb::ExecOp,
+        vertex: &Vertex,
         platform: &Platform,
         inputs: Vec<Res>,
         step: &Step,
@@ -83,6 +84,12 @@ impl Engine {
             .and_then(|exit| judge(exit, meta, &tail, disk_full, &given.absent))
             .map_err(|error| given.masked(&error));
         let Prepared { outputs, scratch, .. } = prepared;
+        let judged = match judged {
+            Err(error) if self.keeps_failed(&error) => {
+                return Err(self.with_remains(&error, vertex, exec, &inputs, outputs).await);
+            }
+            judged => judged,
+        };
         let (outputs, refuse) = if judged.is_ok() { (outputs, Vec::new()) } else { (Vec::new(), outputs) };
         // A failed step may leave many files: that they go must not hold up others.
         tokio::task::spawn_blocking(move || drop((scratch, refuse))).await.map_err(BuildError::internal)?;
@@ -121,7 +128,7 @@ impl Engine {
         }))
     }
 
-    async fn prepare_mount(
+    pub(super) async fn prepare_mount(
         &self,
         mount: &pb::Mount,
         inputs: &[Res],
@@ -201,7 +208,7 @@ fn check_supported(exec: &pb::ExecOp) -> Result<(), BuildError> {
     Err(BuildError::new(Reason::NotSupported, format!("{lacking} is not supported yet")))
 }
 
-fn step_spec(
+pub(super) fn step_spec(
     exec: &pb::ExecOp,
     meta: &pb::Meta,
     prepared: &mut Prepared,
@@ -225,6 +232,7 @@ fn step_spec(
         emulator: None,
         insecure: exec.security == pb::SecurityMode::Insecure as i32,
         duplex: false,
+        input: lapstrake_run::Input::None,
     })
 }
 

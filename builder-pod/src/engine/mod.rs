@@ -4,8 +4,10 @@
 mod advice;
 mod based;
 mod cdi;
+mod container;
 mod emulation;
 mod exec;
+mod failed;
 mod file;
 mod images;
 mod key;
@@ -18,6 +20,7 @@ mod remote;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
@@ -34,9 +37,12 @@ use tokio::sync::Semaphore;
 use crate::error::BuildError;
 use crate::inputs::{Inputs, StepInputs};
 use crate::lender::Lender;
+use crate::policy::Policies;
 use crate::reach::Reach;
 
+pub(crate) use container::{Container, Process, Wanted};
 use emulation::Emulators;
+pub(crate) use failed::FailedOp;
 pub(crate) use images::{Images, Resolved};
 pub(crate) use lazy::Watch;
 use lazy::not_realised;
@@ -113,6 +119,8 @@ pub(crate) struct Engine {
     outside: outside::Outside,
     /// Builds that want the same share its making.
     solver: Arc<OnceLock<Solver<Engine>>>,
+    /// What a failed step wrote is kept for who wants to look at it.
+    keeps_failed: AtomicBool,
 }
 
 /// Steps that run at the same time, where nothing else is said: one more than would keep the processors
@@ -141,6 +149,7 @@ impl Engine {
             inputs: Mutex::default(),
             outside: outside::Outside::default(),
             solver: Arc::default(),
+            keeps_failed: AtomicBool::new(false),
         })
     }
 
@@ -168,6 +177,7 @@ impl Engine {
             inputs: Mutex::default(),
             outside: self.outside.beside(),
             solver: Arc::clone(&self.solver),
+            keeps_failed: AtomicBool::new(false),
         }
     }
 
@@ -253,6 +263,11 @@ impl Engine {
         outside::access(self.step_inputs(), url, is_git).await
     }
 
+    /// Rules about what the build brings from outside.
+    pub(crate) fn policies(&self) -> Policies {
+        self.step_inputs().policies().clone()
+    }
+
     fn step_inputs(&self) -> Arc<StepInputs> {
         Arc::clone(&self.inputs.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -315,7 +330,7 @@ impl Engine {
         let inputs = self.based(vertex, inputs, step).await?;
         match &vertex.op {
             pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
-            pb::op::Op::Exec(exec) => self.exec(exec, &platform, inputs, step).await,
+            pb::op::Op::Exec(exec) => self.exec(exec, vertex, &platform, inputs, step).await,
             pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
             pb::op::Op::Merge(op) => merge::merge(self, op, inputs, step).await.map(|res| vec![res]),
             pb::op::Op::Diff(op) => merge::diff(self, op, inputs, step).await.map(|res| vec![res]),
@@ -457,7 +472,7 @@ impl World for Engine {
                 }
             }
         }
-        result.map_err(|error| located(&error, vertex))
+        result.map_err(|error| FailedOp::told(&located(&error, vertex), vertex))
     }
 
     fn save(&self, key: CacheKey, record: &Record<Res>) {

@@ -166,24 +166,32 @@ impl Engine {
     }
 }
 
-fn read(
-    exec: &pb::ExecOp,
-    inputs: Arc<StepInputs>,
-    sockets: PathBuf,
-) -> Result<(Given, Vec<StepMount>), BuildError> {
-    let mut mounts = Vec::new();
-    let mut secret_env = Vec::new();
-    let mut absent = Vec::new();
-    for variable in &exec.secretenv {
+/// Variables with secret values, and ids of those that are wanted and not there. Blocking.
+pub(super) fn secret_variables(
+    asked: &[pb::SecretEnv],
+    inputs: &StepInputs,
+) -> Result<(Vec<SecretVar>, Vec<String>), BuildError> {
+    let (mut secret_env, mut absent) = (Vec::new(), Vec::new());
+    for variable in asked {
         match inputs.secret(&variable.id)? {
             Some(value) => {
                 let value = SecretBytes::new(value);
                 secret_env.push(SecretVar { name: variable.name.clone(), value });
             }
             None if variable.optional => absent.push(variable.id.clone()),
-            None => return Err(no_secret(&variable.id, &inputs)),
+            None => return Err(no_secret(&variable.id, inputs)),
         }
     }
+    Ok((secret_env, absent))
+}
+
+fn read(
+    exec: &pb::ExecOp,
+    inputs: Arc<StepInputs>,
+    sockets: PathBuf,
+) -> Result<(Given, Vec<StepMount>), BuildError> {
+    let mut mounts = Vec::new();
+    let (secret_env, mut absent) = secret_variables(&exec.secretenv, &inputs)?;
     let mut served = Vec::new();
     let mut hosts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for mount in &exec.mounts {

@@ -17,6 +17,7 @@ use lapstrake_run::StepCertificates;
 
 use crate::error::BuildError;
 use crate::lender::Lender;
+use crate::policy::Policies;
 
 pub(crate) use mask::Masks;
 pub(crate) use ssh::Given as GivenAgent;
@@ -47,6 +48,8 @@ pub(crate) struct Inputs {
     pub(crate) device_dirs: Vec<PathBuf>,
     /// The client, which has what is not here.
     pub(crate) lender: Option<Lender>,
+    /// Rules about what is brought from outside.
+    pub(crate) policies: Policies,
 }
 
 /// A secret, or a folder of them.
@@ -167,6 +170,11 @@ impl StepInputs {
     /// Whether steps may ask for the builder's network by name.
     pub(crate) fn allows_host_network(&self) -> bool {
         self.inputs.allows_host_network()
+    }
+
+    /// Rules about what is brought from outside.
+    pub(crate) fn policies(&self) -> &Policies {
+        &self.inputs.policies
     }
 
     /// Names of the secrets that the build was given. Blocking.

@@ -14,6 +14,7 @@ use super::job::Job;
 use crate::build::Tree;
 use crate::error::BuildError;
 use crate::platforms::{self, Target};
+use crate::policy::{self, Policies};
 use crate::progress::HIDDEN;
 
 /// Key of an image's config among what is said about a result; of one of several with `/` and its platform's id.
@@ -32,16 +33,18 @@ pub(crate) struct Ref {
 }
 
 impl Ref {
-    /// The result of a definition; nothing is worked out.
+    /// The result of a definition, under the rules about what it may bring; nothing is worked out.
     ///
     /// # Errors
-    /// It is not a graph.
-    pub(crate) fn new(definition: pb::Definition) -> Result<Arc<Self>, BuildError> {
+    /// It is not a graph, or has a source that is denied.
+    pub(crate) fn new(definition: pb::Definition, policies: &Policies) -> Result<Arc<Self>, BuildError> {
         let invalid = |e: lapstrake_llb::GraphError| {
             BuildError::new(lapstrake_handoff::Reason::RequestInvalid, crate::error::chain(&e))
         };
-        let graph = Graph::decode(&definition).map_err(invalid)?;
-        let graph = Arc::new(copied(graph, &definition).map_err(invalid)?);
+        let converted = policy::applied(policies, &definition)?;
+        let counts = converted.as_ref().unwrap_or(&definition);
+        let graph = Graph::decode(counts).map_err(invalid)?;
+        let graph = Arc::new(copied(graph, counts).map_err(invalid)?);
         Ok(Arc::new(Self { id: super::id(), definition, graph, tree: OnceCell::new() }))
     }
 
@@ -268,7 +271,9 @@ impl Answer {
         };
         let of = |reference: &frontend::Ref| match (&reference.def, reference.id.as_str()) {
             (Some(definition), "") if !definition.def.is_empty() => {
-                Ref::new(definition.clone()).map(Some).map_err(|e| super::errors::status(&e))
+                Ref::new(definition.clone(), &job.engine.policies())
+                    .map(Some)
+                    .map_err(|e| super::errors::status(&e))
             }
             (_, id) => by_id(id),
         };

@@ -2,10 +2,8 @@
 //! that run here.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::Stream;
 use lapstrake_api::apicaps::ApiCap;
 use lapstrake_api::frontend::llb_bridge_server::LlbBridge;
 use lapstrake_api::frontend::{
@@ -17,6 +15,7 @@ use lapstrake_api::frontend::{
     ReturnResponse, SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
     WarnResponse,
 };
+use lapstrake_api::sourcepolicy::Policy;
 use lapstrake_api::{control, pb};
 use lapstrake_oci::Platform;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,7 +26,7 @@ use super::errors::status;
 use super::host::Host;
 use super::job::{BRIDGE_WAIT, Job, Jobs};
 use super::trail::Trail;
-use super::{build, files};
+use super::{build, containers, files};
 use crate::engine::SourceFacts;
 
 /// By this a call on the control socket says which build it belongs to.
@@ -102,6 +101,7 @@ const LLB_CAPS: &[&str] = &[
     "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
+    "source.policy",
 ];
 
 /// What a frontend can ask.
@@ -121,6 +121,11 @@ const FRONTEND_CAPS: &[&str] = &[
     "reference.attestations",
     "frontend.inputs",
     "gateway.solve.metadata",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
+    "gateway.exec.filesystem",
     "frontend.caps",
     "gateway.solve.evaluate",
     "gateway.evaluate",
@@ -201,8 +206,20 @@ async fn image_config(
     job: &Job,
     request: ResolveImageConfigRequest,
 ) -> Result<ResolveImageConfigResponse, Status> {
-    let found = image(job, &request.r#ref, request.platform.as_ref(), &request.log_name).await?;
-    Ok(ResolveImageConfigResponse { digest: found.0, config: found.1, r#ref: request.r#ref })
+    let mut source =
+        pb::SourceOp { identifier: format!("docker-image://{}", request.r#ref), ..pb::SourceOp::default() };
+    judge(job, &request.source_policies, &mut source)?;
+    let no_image = || Status::unknown(format!("{} is no image", source.identifier));
+    let name = source.identifier.strip_prefix("docker-image://").ok_or_else(no_image)?;
+    let found = image(job, name, request.platform.as_ref(), &request.log_name).await?;
+    Ok(ResolveImageConfigResponse { digest: found.0, config: found.1, r#ref: name.to_owned() })
+}
+
+/// What counts in place of a source, under the rules of the build and of the request.
+fn judge(job: &Job, more: &[Policy], source: &mut pb::SourceOp) -> Result<(), Status> {
+    let policies = job.engine.policies().and(&build::policies(more)?);
+    let judged = policies.evaluate(source);
+    judged.map(drop).map_err(|error| status(&error.failure("could not resolve image due to policy")))
 }
 
 /// Digest and config of an image.
@@ -235,7 +252,8 @@ async fn source_meta(
     job: &Job,
     request: ResolveSourceMetaRequest,
 ) -> Result<ResolveSourceMetaResponse, Status> {
-    let source = request.source.ok_or_else(|| Status::invalid_argument("no source was given"))?;
+    let mut source = request.source.ok_or_else(|| Status::invalid_argument("no source was given"))?;
+    judge(job, &request.source_policies, &mut source)?;
     if let Some(name) = source.identifier.strip_prefix("docker-image://") {
         let (digest, config) = image(job, name, request.platform.as_ref(), &request.log_name).await?;
         let no_config = request.image.as_ref().is_some_and(|image| image.no_config);
@@ -287,12 +305,6 @@ fn returned(job: &Job, request: ReturnRequest) -> Result<Result<Answer, Status>,
         (None, Some(result)) => Ok(Answer::from_message(job, result)?),
         (None, None) => Ok(Answer::one(None)),
     })
-}
-
-type ExecMessages = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
-
-fn no_containers<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("containers of frontends are not supported yet"))
 }
 
 #[tonic::async_trait]
@@ -349,7 +361,7 @@ impl LlbBridge for Bridge {
     ) -> Result<Response<EvaluateResponse>, Status> {
         let (job, request) = self.of(request).await?;
         let result = job.kept(&request.r#ref)?;
-        result.tree(&job).await.map_err(|e| status(&e))?;
+        result.tree(&job).await.map_err(|e| job.containers.status(&e))?;
         Ok(Response::new(EvaluateResponse {}))
     }
 
@@ -379,46 +391,53 @@ impl LlbBridge for Bridge {
 
     async fn new_container(
         &self,
-        _: Request<NewContainerRequest>,
+        request: Request<NewContainerRequest>,
     ) -> Result<Response<NewContainerResponse>, Status> {
-        no_containers()
+        let (job, request) = self.of(request).await?;
+        containers::create(&job, request).await.map(Response::new)
     }
 
     async fn release_container(
         &self,
-        _: Request<ReleaseContainerRequest>,
+        request: Request<ReleaseContainerRequest>,
     ) -> Result<Response<ReleaseContainerResponse>, Status> {
-        no_containers()
+        let (job, request) = self.of(request).await?;
+        job.containers.release(&request.container_id).await?;
+        Ok(Response::new(ReleaseContainerResponse {}))
     }
 
-    type ExecProcessStream = ExecMessages;
+    type ExecProcessStream = containers::Messages;
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<ExecMessage>>,
+        request: Request<Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        no_containers()
+        let (job, messages) = self.of(request).await?;
+        Ok(Response::new(containers::exec(job, messages)))
     }
 
     async fn read_file_container(
         &self,
-        _: Request<ReadFileRequest>,
+        request: Request<ReadFileRequest>,
     ) -> Result<Response<ReadFileResponse>, Status> {
-        no_containers()
+        let (job, request) = self.of(request).await?;
+        files::read_file_container(&job, request).await.map(Response::new)
     }
 
     async fn read_dir_container(
         &self,
-        _: Request<ReadDirRequest>,
+        request: Request<ReadDirRequest>,
     ) -> Result<Response<ReadDirResponse>, Status> {
-        no_containers()
+        let (job, request) = self.of(request).await?;
+        files::read_dir_container(&job, request).await.map(Response::new)
     }
 
     async fn stat_file_container(
         &self,
-        _: Request<StatFileRequest>,
+        request: Request<StatFileRequest>,
     ) -> Result<Response<StatFileResponse>, Status> {
-        no_containers()
+        let (job, request) = self.of(request).await?;
+        files::stat_file_container(&job, request).await.map(Response::new)
     }
 
     async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {

@@ -29,13 +29,14 @@ use crate::error::BuildError;
 use crate::export;
 use crate::options::{BuildOptions, Context, Image, Output};
 use crate::platforms::{self, Target};
+use crate::policy::Policies;
 
 /// Key of the time that a result says that it is from, seconds since 1970.
 pub(crate) const EPOCH: &str = "source.date.epoch";
 /// The frontend that is built in.
 const DOCKERFILE: &str = "dockerfile.v0";
 /// The frontend that runs images.
-const GATEWAY: &str = "gateway.v0";
+pub(crate) const GATEWAY: &str = "gateway.v0";
 
 /// What a frontend is asked.
 pub(crate) struct Asked {
@@ -43,6 +44,8 @@ pub(crate) struct Asked {
     pub(crate) frontend: String,
     pub(crate) opts: HashMap<String, String>,
     pub(crate) inputs: HashMap<String, pb::Definition>,
+    /// Rules for the definition beside those of the build.
+    pub(crate) policies: Policies,
 }
 
 fn sorted(attributes: &HashMap<String, String>) -> Attributes {
@@ -100,7 +103,9 @@ async fn ask(host: &Arc<Host>, job: &Arc<Job>, trail: &Arc<Trail>, asked: Asked)
     match asked.frontend.as_str() {
         "" => {
             let definition = asked.definition.filter(|definition| !definition.def.is_empty());
-            let result = definition.map(Ref::new).transpose().map_err(|e| status(&e))?;
+            let policies = job.engine.policies().and(&asked.policies);
+            let result = definition.map(|definition| Ref::new(definition, &policies)).transpose();
+            let result = result.map_err(|e| status(&e))?;
             Ok(Answer::one(result))
         }
         DOCKERFILE if !frontends.dockerfile => disabled(DOCKERFILE),
@@ -262,7 +267,9 @@ pub(crate) async fn as_image(
     definition: &pb::Definition,
     metadata: HashMap<String, Vec<u8>>,
 ) -> Result<Reference, BuildError> {
-    let result = (!definition.def.is_empty()).then(|| Ref::new(definition.clone())).transpose()?;
+    let result = (!definition.def.is_empty())
+        .then(|| Ref::new(definition.clone(), &job.engine.policies()))
+        .transpose()?;
     let answer = Answer { refs: Refs::One(result), metadata, attestations: BTreeMap::new() };
     let all = answer.all()?;
     let solved = solve(job, &answer, &all).await?;
@@ -335,6 +342,13 @@ async fn bases(job: &Job, graph: &lapstrake_llb::Graph) -> Result<Vec<Arc<Resolv
     Ok(all)
 }
 
+/// Rules of a request.
+pub(crate) fn policies<'a>(
+    of: impl IntoIterator<Item = &'a lapstrake_api::sourcepolicy::Policy>,
+) -> Result<Policies, Status> {
+    Policies::new(of).map_err(|error| Status::unknown(error.to_string()))
+}
+
 /// Answers a frontend that asks for more.
 pub(crate) async fn nested(
     host: &Arc<Host>,
@@ -347,10 +361,11 @@ pub(crate) async fn nested(
         frontend: request.frontend,
         opts: request.frontend_opt,
         inputs: request.frontend_inputs,
+        policies: policies(&request.source_policies)?,
     };
     let answer = answer(host, job, trail, asked).await?;
     if request.evaluate {
-        evaluate(job, &answer).await.map_err(|e| status(&e))?;
+        evaluate(job, &answer).await.map_err(|e| job.containers.status(&e))?;
     }
     let result = answer.to_message(job);
     if request.allow_result_return {

@@ -20,6 +20,7 @@ use super::errors::{self, status};
 use super::job::{Job, STATUS_WAIT};
 use super::{Daemon, personality, usage};
 use crate::lender::Lender;
+use crate::policy::Policies;
 
 /// Does what may wait for the disk.
 async fn blocking<T: Send + 'static>(
@@ -72,12 +73,17 @@ impl Daemon {
             build::request(&self.host, &request.frontend, &request.frontend_attrs, &request.frontend_inputs);
         job.trail = super::trail::Trail::of(root);
         job.lend(&request.entitlements);
+        job.inputs_of_steps.policies = build::policies(&request.source_policy)?;
         job.inputs.clone_from(&request.frontend_inputs);
         let imports = request.cache.iter().flat_map(|cache| &cache.imports);
         let entry = |one: &lapstrake_api::control::CacheOptionsEntry| {
             (one.r#type.clone(), one.attrs.clone().into_iter().collect())
         };
         job.imports = imports.map(entry).collect();
+        if request.frontend.is_empty() || request.frontend == build::GATEWAY {
+            // Frontends can enter what failed.
+            job.engine.keep_failed();
+        }
         job.engine.give(&job.inputs_of_steps, &crate::reach::Reach::default());
         Ok(job)
     }
@@ -99,6 +105,7 @@ impl Daemon {
                 frontend: request.frontend,
                 opts: request.frontend_attrs,
                 inputs: request.frontend_inputs,
+                policies: Policies::default(),
             };
             build::answer(&self.host, job, &job.trail, asked).await?
         };

@@ -196,7 +196,7 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
         }
         let result = match definition.def.is_empty() {
             true => None,
-            false => Some(Ref::new(definition)?),
+            false => Some(Ref::new(definition, &job.engine.policies())?),
         };
         refs.push((key, result));
     }

@@ -8,6 +8,7 @@ use prost::Message as _;
 use serde_json::json;
 use tonic::{Code, Status};
 
+use crate::engine::FailedOp;
 use crate::error::BuildError;
 
 /// Where the types of details are at home.
@@ -15,6 +16,11 @@ const TYPES: &str = "github.com/moby/buildkit";
 
 /// The status that says so.
 pub(crate) fn status(error: &BuildError) -> Status {
+    status_with(error, Vec::new())
+}
+
+/// The same with more details.
+pub(crate) fn status_with(error: &BuildError, more: Vec<Any>) -> Status {
     let code = match error.failure().reason {
         Reason::Canceled => Code::Cancelled,
         Reason::NotSupported => Code::Unimplemented,
@@ -25,6 +31,7 @@ pub(crate) fn status(error: &BuildError) -> Status {
     let mut details = Vec::new();
     details.extend(source(error));
     details.extend(failure(error));
+    details.extend(more);
     let whole = rpc::Status { code: code as i32, message: message.clone(), details };
     Status::with_details(code, message, whole.encode_to_vec().into())
 }
@@ -81,6 +88,20 @@ fn words(error: &BuildError) -> String {
 pub(crate) fn message(status: &Status) -> rpc::Status {
     let whole = rpc::Status::decode(status.details()).unwrap_or_default();
     rpc::Status { code: status.code() as i32, message: status.message().to_owned(), details: whole.details }
+}
+
+/// The operation that failed, with the ids under which what it began with and what it left can be asked for.
+pub(crate) fn solve(failed: &FailedOp, inputs: &[String], mounts: &[String]) -> Any {
+    let mut value = json!({ "op": lapstrake_llb::protojson::op(&failed.op) });
+    for (key, ids) in [("inputIDs", inputs), ("mountIDs", mounts)] {
+        if let (Some(object), false) = (value.as_object_mut(), ids.is_empty()) {
+            object.insert(key.to_owned(), json!(ids));
+        }
+    }
+    if let (Some(object), false) = (value.as_object_mut(), failed.description.is_empty()) {
+        object.insert("description".to_owned(), json!(failed.description));
+    }
+    Any { type_url: format!("{TYPES}/errdefs.Solve+json"), value: value.to_string().into_bytes() }
 }
 
 /// The file and the lines that an error is about.

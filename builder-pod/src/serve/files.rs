@@ -50,17 +50,41 @@ fn mode(mode: u32) -> u32 {
     kind | special | mode & 0o777
 }
 
-/// Mounts a result and looks into it.
+/// What is looked into.
+enum Place<'a> {
+    /// A result of the build, by its id.
+    Result(&'a str),
+    /// A mount of a container, by its place.
+    Mount(&'a str, i32),
+}
+
+/// Mounts what is looked into, and looks.
 async fn look<T: Send + 'static>(
     job: &Arc<Job>,
-    id: &str,
+    place: Place<'_>,
     look: impl FnOnce(OwnedFd) -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
+    let id = match place {
+        Place::Result(id) => id,
+        Place::Mount(id, mount) => {
+            let container = job.containers.get(id)?;
+            let mount = usize::try_from(mount).map_err(|_| Status::invalid_argument("a negative mount"))?;
+            let userxattr = job.engine.userxattr();
+            let work = move || {
+                let (root, below) = container.look_into(mount, userxattr).map_err(|e| status(&e))?;
+                match below.to_str() {
+                    None | Some("") => look(root),
+                    Some(below) => look(open(&root, below, OFlags::PATH | OFlags::DIRECTORY)?),
+                }
+            };
+            return tokio::task::spawn_blocking(work).await.map_err(|e| status(&BuildError::internal(e)))?;
+        }
+    };
     let snapshot = match id {
         "" => None,
         id => {
             let result = job.kept(id)?;
-            let tree = result.tree(job).await.map_err(|e| status(&e))?;
+            let tree = result.tree(job).await.map_err(|e| job.containers.status(&e))?;
             job.engine.snapshot_of(tree, &job.cancel).await.map_err(|e| status(&e))?
         }
     };
@@ -98,6 +122,23 @@ fn failed(action: &str, path: &str, error: Errno) -> Status {
 }
 
 pub(crate) async fn read_file(job: &Arc<Job>, request: ReadFileRequest) -> Result<ReadFileResponse, Status> {
+    let id = request.r#ref.clone();
+    read_file_in(job, request, Place::Result(&id)).await
+}
+
+pub(crate) async fn read_file_container(
+    job: &Arc<Job>,
+    request: ReadFileRequest,
+) -> Result<ReadFileResponse, Status> {
+    let (id, mount) = (request.r#ref.clone(), request.mount_index);
+    read_file_in(job, request, Place::Mount(&id, mount)).await
+}
+
+async fn read_file_in(
+    job: &Arc<Job>,
+    request: ReadFileRequest,
+    place: Place<'_>,
+) -> Result<ReadFileResponse, Status> {
     let path = request.file_path;
     let range = request.range.unwrap_or_default();
     let offset = u64::try_from(range.offset).map_err(|_| Status::invalid_argument("a negative offset"))?;
@@ -128,7 +169,7 @@ pub(crate) async fn read_file(job: &Arc<Job>, request: ReadFileRequest) -> Resul
         data.truncate(at);
         Ok(ReadFileResponse { data })
     };
-    look(job, &request.r#ref, read).await
+    look(job, place, read).await
 }
 
 fn stat_of(dir: &OwnedFd, name: &str, shown: &str) -> Result<Stat, Status> {
@@ -167,6 +208,23 @@ fn stat_of(dir: &OwnedFd, name: &str, shown: &str) -> Result<Stat, Status> {
 }
 
 pub(crate) async fn stat_file(job: &Arc<Job>, request: StatFileRequest) -> Result<StatFileResponse, Status> {
+    let id = request.r#ref.clone();
+    stat_file_in(job, request, Place::Result(&id)).await
+}
+
+pub(crate) async fn stat_file_container(
+    job: &Arc<Job>,
+    request: StatFileRequest,
+) -> Result<StatFileResponse, Status> {
+    let (id, mount) = (request.r#ref.clone(), request.mount_index);
+    stat_file_in(job, request, Place::Mount(&id, mount)).await
+}
+
+async fn stat_file_in(
+    job: &Arc<Job>,
+    request: StatFileRequest,
+    place: Place<'_>,
+) -> Result<StatFileResponse, Status> {
     let path = request.path;
     let stat = move |root: OwnedFd| {
         let clean = lapstrake_fileop::path::clean_lexically(&format!("/{path}"));
@@ -176,10 +234,27 @@ pub(crate) async fn stat_file(job: &Arc<Job>, request: StatFileRequest) -> Resul
         stat.path = clean.trim_start_matches('/').to_owned();
         Ok(StatFileResponse { stat: Some(stat) })
     };
-    look(job, &request.r#ref, stat).await
+    look(job, place, stat).await
 }
 
 pub(crate) async fn read_dir(job: &Arc<Job>, request: ReadDirRequest) -> Result<ReadDirResponse, Status> {
+    let id = request.r#ref.clone();
+    read_dir_in(job, request, Place::Result(&id)).await
+}
+
+pub(crate) async fn read_dir_container(
+    job: &Arc<Job>,
+    request: ReadDirRequest,
+) -> Result<ReadDirResponse, Status> {
+    let (id, mount) = (request.r#ref.clone(), request.mount_index);
+    read_dir_in(job, request, Place::Mount(&id, mount)).await
+}
+
+async fn read_dir_in(
+    job: &Arc<Job>,
+    request: ReadDirRequest,
+    place: Place<'_>,
+) -> Result<ReadDirResponse, Status> {
     let path = request.dir_path;
     let patterns = match request.include_pattern.as_str() {
         "" => None,
@@ -210,7 +285,7 @@ pub(crate) async fn read_dir(job: &Arc<Job>, request: ReadDirRequest) -> Result<
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(ReadDirResponse { entries })
     };
-    look(job, &request.r#ref, read).await
+    look(job, place, read).await
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use super::job::Job;
 use super::trail::Trail;
 use crate::engine::{Program, native_platform};
 use crate::error::BuildError;
+use crate::policy::Policies;
 
 /// What a frontend is that names no program.
 const PROGRAM_DEFAULT: &str = "/run";
@@ -57,7 +58,8 @@ pub(crate) async fn solve(
         return Err(Status::permission_denied(format!("'{image}' is not an allowed gateway source")));
     }
     let step = job.progress.step(&format!("resolve image config for docker-image://{named}"));
-    let found = step.close(job.engine.images().resolve(&named, &native).await).map_err(|e| status(&e))?;
+    let found = async { job.engine.images().resolve(&job.engine.policies().image(&named)?, &native).await };
+    let found = step.close(found.await).map_err(|e| status(&e))?;
     let root = root(&found.reference.to_string()).map_err(|e| status(&e))?;
     let tree = root.tree(job).await.map_err(|e| status(&e))?.clone();
     let snapshot = job.engine.snapshot_of(&tree, &job.cancel).await.map_err(|e| status(&e))?;
@@ -150,7 +152,8 @@ fn root(name: &str) -> Result<Arc<Ref>, BuildError> {
         ..Default::default()
     };
     let vertex = builder.add(&op, pb::OpMetadata::default(), &[]);
-    Ref::new(builder.finish(Some(lapstrake_llb::Output { vertex, index: 0 })))
+    // Its name has been judged.
+    Ref::new(builder.finish(Some(lapstrake_llb::Output { vertex, index: 0 })), &Policies::default())
 }
 
 /// What the request needs and the image does not say that it can.
@@ -200,6 +203,7 @@ mod tests {
             frontend: String::new(),
             opts: [("frontend.caps".to_owned(), caps.to_owned())].into(),
             inputs: HashMap::new(),
+            policies: Policies::default(),
         };
         assert!(check_caps("a,b", &asked("a,c+")).is_ok());
         let refused = check_caps("a", &asked("a,c")).expect_err("c is needed");

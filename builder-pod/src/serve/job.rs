@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::answer::{Answer, Ref};
+use super::containers::Containers;
 use super::status::{StatusLog, Wire};
 use super::trail::Trail;
 use crate::engine::Engine;
@@ -51,6 +52,8 @@ pub(crate) struct Job {
     pub(crate) environment: serde_json::Map<String, serde_json::Value>,
     /// What a record keeps of it.
     outcome: Mutex<super::attested::Outcome>,
+    /// Containers that its frontends asked for.
+    pub(crate) containers: Containers,
     refs: Mutex<HashMap<String, Arc<Ref>>>,
     /// Where a frontend on the client's side returns its result to.
     parked: Mutex<Parked>,
@@ -89,6 +92,7 @@ impl Job {
             trail: Arc::default(),
             environment: serde_json::Map::new(),
             outcome: Mutex::default(),
+            containers: Containers::default(),
             refs: Mutex::default(),
             parked: Mutex::default(),
         }
@@ -214,6 +218,7 @@ impl Jobs {
     /// A build has ended; for some seconds it can still be asked what happened.
     fn end(self: &Arc<Self>, job: &Arc<Job>) {
         job.status.end();
+        job.containers.end();
         job.refs().clear();
         self.ended.notify_one();
         let (jobs, job) = (Arc::clone(self), Arc::clone(job));

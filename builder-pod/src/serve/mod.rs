@@ -7,6 +7,7 @@ mod build;
 mod buildctl;
 pub(crate) mod caches;
 mod clock;
+mod containers;
 mod contents;
 mod control;
 mod dockerfile;

@@ -49,7 +49,8 @@ pub(crate) async fn solve(
     let job = Arc::new(job);
     let mut opts = request.opts;
     opts.insert("cmdline".to_owned(), request.image.clone());
-    let asked = Asked { definition: None, frontend: String::new(), opts, inputs: HashMap::new() };
+    let (inputs, policies) = (HashMap::new(), crate::policy::Policies::default());
+    let asked = Asked { definition: None, frontend: String::new(), opts, inputs, policies };
     let answer = gateway::solve(&host, &job, &job.trail, &request.image, asked).await;
     let answer = answer.map_err(|status| errors::of_frontend(&status, &request.file))?;
     let all = answer.all()?;

@@ -18,9 +18,11 @@ pub mod idmap;
 pub mod mount;
 pub mod net;
 pub mod overlay;
+pub mod pass;
 pub mod process;
 pub mod seccomp;
 pub mod signal;
+pub mod terminal;
 pub mod xattr;
 
 pub use error::{Context, Error, Result};

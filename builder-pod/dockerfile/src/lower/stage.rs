@@ -191,8 +191,7 @@ impl<'a> Lowering<'a> {
         // Triggers run here and are not handed on.
         image.config.on_build.clear();
         let platform = asked;
-        let reference =
-            found.digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
+        let reference = found.pinned(reference);
         let empty = image.rootfs.diff_ids.is_empty() && image.history.iter().all(|h| h.empty_layer);
         let output = if empty {
             None
@@ -260,8 +259,7 @@ impl<'a> Lowering<'a> {
                 if image.rootfs.diff_ids.is_empty() && image.history.iter().all(|h| h.empty_layer) {
                     return Ok(None);
                 }
-                let pinned =
-                    found.digest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
+                let pinned = found.pinned(reference);
                 let metadata = named(&format!("FROM {pinned}"));
                 let line = self.plan.source.line_of(span.start);
                 Ok(Some(self.image(&pinned, &platform, metadata, Some((line, line)))))

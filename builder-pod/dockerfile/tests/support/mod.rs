@@ -60,7 +60,7 @@ impl Case {
 pub(crate) fn resolve(plan: &Plan) -> Images {
     plan.images_assumed(Images::new(), |request| {
         let config = config(request.key.reference.repository(), &request.key.platform);
-        ResolvedImage { digest: format!("sha256:{}", "2".repeat(64)).parse().ok(), config }
+        ResolvedImage { digest: format!("sha256:{}", "2".repeat(64)).parse().ok(), config, instead: None }
     })
 }
 

@@ -30,7 +30,7 @@ pub(crate) use stubs::Stubs;
 
 use crate::emulation::Keeper;
 use crate::protocol::{Report, Request, Stage, send};
-use crate::spec::{Network, StepSpec};
+use crate::spec::{Input, Network, StepSpec};
 
 /// What a step may do as root: the usual list of containers.
 pub(crate) fn step_capabilities() -> CapabilitySet {
@@ -81,6 +81,8 @@ struct Ready {
     identity: user::Identity,
     filter: Vec<Instruction>,
     null: OwnedFd,
+    /// The program's end of its terminal.
+    terminal: Option<OwnedFd>,
 }
 
 /// Runs as process 1; reports through `status`.
@@ -98,6 +100,7 @@ pub(crate) fn run(request: &Request, keeper: Option<&Keeper>, status: OwnedFd) -
 fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     let spec = &request.spec;
     follow_parent(status)?;
+    rustix::process::setsid().about("setsid", "init").map_err(kernel(Stage::Helper))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     limits::offer_to_oom_killer();
     lapstrake_sys::mount::isolate_propagation(false).map_err(kernel(Stage::Tree))?;
@@ -116,9 +119,15 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
     if spec.network == Network::None {
         lapstrake_sys::net::loopback_up().map_err(kernel(Stage::Network))?;
     }
+    ready(request, &more)
+}
+
+/// What the program needs, looked up in the tree that is the root by now.
+fn ready(request: &Request, more: &[(&'static str, &'static str)]) -> Result<Ready, Failure> {
+    let spec = &request.spec;
     let identity = identity(&spec.user)?;
     change_directory(&spec.cwd)?;
-    let env = program::environment(&certificates::with_variables(spec, &more), &identity.home);
+    let env = program::environment(&certificates::with_variables(spec, more), &identity.home);
     let program = match spec.args.first() {
         Some(name) => {
             program::locate(name, &env).map_err(|text| Failure::new(Stage::Program, text, Errno::NOENT))?
@@ -136,7 +145,49 @@ fn prepare(request: &Request, status: &mut File) -> Result<Ready, Failure> {
         identity,
         filter: crate::seccomp::compile(),
         null,
+        terminal: (spec.input == Input::Terminal).then(terminal).transpose()?,
     })
+}
+
+/// Makes the program's terminal, and sends the builder's end of it over what is the standard output so far.
+fn terminal() -> Result<OwnedFd, Failure> {
+    let fail = kernel(Stage::Dev);
+    let (master, slave) = lapstrake_sys::terminal::open(Path::new("/dev/pts/ptmx")).map_err(&fail)?;
+    lapstrake_sys::pass::send(std::io::stdout(), b"t", &[master.as_fd()]).map_err(&fail)?;
+    Ok(slave)
+}
+
+/// Runs as a program beside that of the step whose process 1 `inside` is; reports through `status`.
+pub(crate) fn join(request: &Request, keeper: Option<&Keeper>, inside: &OwnedFd, status: OwnedFd) -> ! {
+    let mut status = File::from(status);
+    let outcome = follow_parent(&status)
+        .and_then(|()| move_beside(request.spec.network, inside))
+        .and_then(|()| ready(request, &[]));
+    let failure = match outcome {
+        Ok(ready) => become_program(request, keeper, &ready),
+        Err(failure) => Some(failure),
+    };
+    if let Some(failure) = failure {
+        send(&mut status, &failure.into_report());
+        process::exit_now(127)
+    }
+    process::exit_now(0)
+}
+
+/// Into the namespaces of a step, but for that of its processes, which our parent chose.
+fn move_beside(network: Network, inside: &OwnedFd) -> Result<(), Failure> {
+    use rustix::thread::{ThreadNameSpaceType as Kind, move_into_thread_name_spaces};
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    limits::offer_to_oom_killer();
+    let mut kinds = Kind::MOUNT | Kind::HOST_NAME_AND_NIS_DOMAIN_NAME | Kind::INTER_PROCESS_COMMUNICATION;
+    kinds.set(Kind::NETWORK, network == Network::None);
+    match move_into_thread_name_spaces(inside.as_fd(), kinds | Kind::CONTROL_GROUP) {
+        // Kernels without cgroups have no namespaces of them.
+        Err(Errno::INVAL) => move_into_thread_name_spaces(inside.as_fd(), kinds),
+        result => result,
+    }
+    .about("setns", "the step's namespaces")
+    .map_err(kernel(Stage::Namespaces))
 }
 
 /// The environment with its secret variables, which win over others of their name.
@@ -193,7 +244,6 @@ fn follow_parent(status: &File) -> Result<(), Failure> {
     if polled[0].revents().contains(PollFlags::ERR) {
         process::exit_now(1);
     }
-    rustix::process::setsid().about("setsid", "init").map_err(kernel(Stage::Helper))?;
     Ok(())
 }
 
@@ -215,8 +265,18 @@ fn text(text: String) -> Result<CString, Failure> {
 }
 
 fn start(request: &Request, keeper: Option<&Keeper>, ready: Ready, mut status: File) -> ! {
+    // Closed by the program's start, or by its end.
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).about("pipe", "start");
+    let (started, starts) = match request.live.then(pipe).transpose() {
+        Ok(pipe) => pipe.unzip(),
+        Err(error) => {
+            send(&mut status, &kernel(Stage::Helper)(error).into_report());
+            process::exit_now(1)
+        }
+    };
     match process::fork() {
         Ok(Side::Child) => {
+            drop(started);
             let failure = become_program(request, keeper, &ready);
             if let Some(failure) = failure {
                 send(&mut status, &failure.into_report());
@@ -226,6 +286,12 @@ fn start(request: &Request, keeper: Option<&Keeper>, ready: Ready, mut status: F
         }
         Ok(Side::Parent(child)) => {
             let null = ready.null.as_fd();
+            drop(starts);
+            if let Some(started) = started {
+                // Where it could not start, it has said so before.
+                process::retry(|| rustix::io::read(&started, &mut [0])).ok();
+                send(&mut status, &Report::Running { init: 0 });
+            }
             let watched = lock_init(null).and_then(|()| watch(child.pid));
             let report = watched.unwrap_or_else(|failure| failure.into_report());
             send(&mut status, &report);
@@ -292,10 +358,16 @@ fn confine(spec: &StepSpec, keeper: Option<&Keeper>, ready: &Ready) -> Result<()
     let fail = kernel(Stage::Confine);
     let identity = &ready.identity;
     rustix::process::setsid().about("setsid", "step").map_err(&helper)?;
-    if !spec.duplex {
+    if !spec.duplex && spec.input == Input::None {
         process::replace_stdio(&ready.null, 0).map_err(&helper)?;
     }
-    give_streams(identity)?;
+    if let Some(terminal) = &ready.terminal {
+        lapstrake_sys::terminal::control(terminal).map_err(&helper)?;
+        for stream in 0..=2 {
+            process::replace_stdio(terminal, stream).map_err(&helper)?;
+        }
+    }
+    give_streams(identity, ready.terminal.is_some())?;
     if let Some(keeper) = keeper {
         keeper.join().map_err(kernel(Stage::Emulation))?;
     }
@@ -321,10 +393,16 @@ fn confine(spec: &StepSpec, keeper: Option<&Keeper>, ready: &Ready) -> Result<()
 }
 
 /// The step's user may open `/dev/stdout` again: the pipes become its own.
-fn give_streams(identity: &user::Identity) -> Result<(), Failure> {
+fn give_streams(identity: &user::Identity, terminal: bool) -> Result<(), Failure> {
     use rustix::fs::{Gid, Uid};
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    for stream in [std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
+    if terminal {
+        // Its group stays that of all terminals.
+        return rustix::fs::fchown(std::io::stdin(), Some(uid), None)
+            .about("fchown", "terminal")
+            .map_err(kernel(Stage::Helper));
+    }
+    for stream in [std::io::stdin().as_fd(), std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
         let stat = rustix::fs::fstat(stream).about("fstat", "output").map_err(kernel(Stage::Helper))?;
         if FileType::from_raw_mode(stat.st_mode).is_fifo() {
             rustix::fs::fchown(stream, Some(uid), Some(gid))

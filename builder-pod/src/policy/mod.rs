@@ -1,0 +1,300 @@
+//! Source policies: rules about what a build may bring from outside, and about what is taken in its place.
+//!
+//! Pure: rules and an operation in, the operation that counts out, or why there is none.
+
+mod context;
+mod definition;
+mod file;
+
+use lapstrake_api::pb::SourceOp;
+use lapstrake_api::sourcepolicy::{
+    AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector, Update,
+};
+use lapstrake_handoff::Reason;
+use lapstrake_oci::Reference;
+use regex::Regex;
+
+pub(crate) use context::context;
+pub(crate) use definition::applied;
+pub(crate) use file::read;
+
+use crate::error::BuildError;
+
+/// An operation is converted so often at most: rules may turn in a circle.
+const CONVERSIONS_MAX: usize = 20;
+/// Rules of all policies of a request at most.
+const RULES_MAX: usize = 10_000;
+/// What stands before the name of an image.
+const IMAGE: &str = "docker-image://";
+
+/// Why a source is not what a build gets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Error {
+    /// A rule denies it.
+    #[error("source {0:?} denied by policy: source denied by policy")]
+    Denied(String),
+    /// Rules turn in a circle.
+    #[error("too many mutations on a single source: too many operations")]
+    TooMany,
+    /// A rule's selector is not valid.
+    #[error("error matching source policy: {0}")]
+    Match(String),
+    /// A rule's conversion is not valid.
+    #[error("error mutating source policy: {0}")]
+    Convert(String),
+    /// A rule is not valid.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// As the failure of a build; `what` is what was done when the rules were asked.
+    pub(crate) fn failure(&self, what: &str) -> BuildError {
+        let reason = match self {
+            Self::Denied(_) => Reason::SourceDenied,
+            _ => Reason::RequestInvalid,
+        };
+        BuildError::new(reason, format!("{what}: {self}"))
+    }
+}
+
+/// A rule made ready.
+#[derive(Debug, Clone)]
+struct Ready {
+    action: PolicyAction,
+    identifier: String,
+    pattern: Pattern,
+    constraints: Vec<(AttrConstraint, Option<Regex>)>,
+    updates: Option<Update>,
+}
+
+/// What an identifier is compared with beside the selector's own.
+#[derive(Debug, Clone)]
+enum Pattern {
+    Exact,
+    Wildcard(Regex),
+    Regex(Regex),
+    /// It can't be read, which is told where it counts.
+    Broken(String),
+}
+
+/// The policies of a build, in their order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Policies(Vec<Vec<Ready>>);
+
+fn regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| match error {
+        regex::Error::Syntax(text) => {
+            let line = text.lines().last().unwrap_or_default();
+            format!("error parsing regexp: {}", line.trim_start_matches("error: "))
+        }
+        error => format!("error parsing regexp: {error}"),
+    })
+}
+
+fn wildcard(text: &str) -> Result<Regex, String> {
+    if text.contains("**") {
+        return Err(format!("failed to translate wildcard {text:?} to regexp: invalid wildcard: \"**\""));
+    }
+    regex(&format!("^{}$", regex::escape(text).replace("\\*", "(.*)")))
+}
+
+impl Ready {
+    fn new(rule: &Rule) -> Result<Self, Error> {
+        let invalid = |what: &str| Error::Invalid(what.to_owned());
+        let selector = rule.selector.as_ref().ok_or_else(|| invalid("invalid nil selector in policy"))?;
+        let action = PolicyAction::try_from(rule.action).map_err(|_| {
+            Error::Invalid(format!(
+                "source policy: rule {} {}: unknown type",
+                rule.action, selector.identifier
+            ))
+        })?;
+        let constraints = selector.constraints.iter().map(constraint).collect::<Result<_, _>>()?;
+        let (identifier, pattern) = (selector.identifier.clone(), pattern(selector)?);
+        Ok(Self { action, identifier, pattern, constraints, updates: rule.updates.clone() })
+    }
+
+    fn matches(&self, op: &SourceOp) -> Result<bool, Error> {
+        for (constraint, regex) in &self.constraints {
+            let value = op.attrs.get(&constraint.key).map(String::as_str).unwrap_or_default();
+            let holds = match (AttrMatch::try_from(constraint.condition), regex) {
+                (Ok(AttrMatch::Equal), _) => value == constraint.value,
+                (Ok(AttrMatch::Notequal), _) => value != constraint.value,
+                (_, Some(regex)) => regex.is_match(value),
+                (_, None) => false,
+            };
+            if !holds {
+                return Ok(false);
+            }
+        }
+        if self.identifier == op.identifier {
+            return Ok(true);
+        }
+        match &self.pattern {
+            Pattern::Exact => Ok(false),
+            Pattern::Wildcard(regex) | Pattern::Regex(regex) => Ok(regex.is_match(&op.identifier)),
+            Pattern::Broken(why) => Err(Error::Match(why.clone())),
+        }
+    }
+
+    /// Converts an operation; whether that changed it.
+    fn convert(&self, op: &mut SourceOp) -> Result<bool, Error> {
+        let missing = || Error::Convert("missing destination for convert rule".to_owned());
+        let updates = self.updates.as_ref().ok_or_else(missing)?;
+        let to = if updates.identifier.is_empty() { &self.identifier } else { &updates.identifier };
+        let to = self.format(&op.identifier, to)?;
+        let mut changed = false;
+        if !to.is_empty() && op.identifier != to {
+            op.identifier = to;
+            changed = true;
+        }
+        for (key, value) in &updates.attrs {
+            // What is not there is empty.
+            if op.attrs.get(key).map(String::as_str).unwrap_or_default() != value {
+                op.attrs.insert(key.clone(), value.clone());
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The identifier that takes the place of one that matches.
+    fn format(&self, from: &str, to: &str) -> Result<String, Error> {
+        match &self.pattern {
+            Pattern::Exact => Ok(to.to_owned()),
+            Pattern::Regex(regex) => Ok(regex.replace_all(from, to).into_owned()),
+            Pattern::Wildcard(regex) => Ok(regex.captures(from).map_or_else(
+                || from.to_owned(),
+                |found| {
+                    let mut text = String::new();
+                    found.expand(to, &mut text);
+                    text
+                },
+            )),
+            Pattern::Broken(why) => Err(Error::Convert(format!("error formatting destination: {why}"))),
+        }
+    }
+}
+
+fn constraint(one: &AttrConstraint) -> Result<(AttrConstraint, Option<Regex>), Error> {
+    let regex = match AttrMatch::try_from(one.condition) {
+        Ok(AttrMatch::Matches) => Some(
+            regex(&one.value).map_err(|why| Error::Match(format!("invalid regex {:?}: {why}", one.value)))?,
+        ),
+        Ok(_) => None,
+        Err(_) => return Err(Error::Match(format!("unknown attr condition: {}", one.condition))),
+    };
+    Ok((one.clone(), regex))
+}
+
+fn pattern(selector: &Selector) -> Result<Pattern, Error> {
+    let text = &selector.identifier;
+    let made = match MatchType::try_from(selector.match_type) {
+        Ok(MatchType::Exact) => return Ok(Pattern::Exact),
+        Ok(MatchType::Wildcard) => wildcard(text).map(Pattern::Wildcard),
+        Ok(MatchType::Regex) => regex(text).map(Pattern::Regex),
+        Err(_) => return Err(Error::Match(format!("unknown match type: {}", selector.match_type))),
+    };
+    Ok(made.unwrap_or_else(Pattern::Broken))
+}
+
+impl Policies {
+    /// Reads policies; the earlier one has the first word.
+    ///
+    /// # Errors
+    /// A rule without a selector, of an unknown kind, or with a condition that can't be read; too many rules.
+    pub(crate) fn new<'a>(policies: impl IntoIterator<Item = &'a Policy>) -> Result<Self, Error> {
+        let policies: Vec<_> = policies.into_iter().filter(|policy| !policy.rules.is_empty()).collect();
+        let rules: usize = policies.iter().map(|policy| policy.rules.len()).sum();
+        if rules > RULES_MAX {
+            return Err(Error::Invalid(format!("source policies have {rules} rules, more than {RULES_MAX}")));
+        }
+        let ready = |policy: &Policy| policy.rules.iter().map(Ready::new).collect();
+        policies.into_iter().map(ready).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether nothing is ruled.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// These, and behind them others.
+    pub(crate) fn and(&self, more: &Self) -> Self {
+        Self(self.0.iter().chain(&more.0).cloned().collect())
+    }
+
+    /// The operation that counts in place of one: converted as long as a rule converts it. Within a policy the
+    /// last rule that allows or denies wins; a conversion begins anew with the first policy.
+    ///
+    /// # Errors
+    /// It is denied, rules turn in a circle, or one that counts can't be read.
+    pub(crate) fn evaluate(&self, op: &mut SourceOp) -> Result<bool, Error> {
+        let mut changed = false;
+        for _ in 0..=CONVERSIONS_MAX {
+            if !self.once(op)? {
+                return Ok(changed);
+            }
+            changed = true;
+        }
+        Err(Error::TooMany)
+    }
+
+    fn once(&self, op: &mut SourceOp) -> Result<bool, Error> {
+        for policy in &self.0 {
+            let mut denied = false;
+            for rule in policy {
+                if !rule.matches(op)? {
+                    continue;
+                }
+                match rule.action {
+                    PolicyAction::Allow => denied = false,
+                    PolicyAction::Deny => denied = true,
+                    PolicyAction::Convert => {
+                        if rule.convert(op)? {
+                            return Ok(true);
+                        }
+                    }
+                }
+            }
+            if denied {
+                return Err(Error::Denied(op.identifier.clone()));
+            }
+        }
+        Ok(false)
+    }
+
+    /// The image that counts in place of one.
+    ///
+    /// # Errors
+    /// As [`Policies::evaluate`]; what takes its place is no image.
+    pub(crate) fn image(&self, reference: &Reference) -> Result<Reference, BuildError> {
+        if self.is_empty() {
+            return Ok(reference.clone());
+        }
+        const WHAT: &str = "could not resolve image due to policy";
+        let mut op = SourceOp { identifier: format!("{IMAGE}{reference}"), ..SourceOp::default() };
+        if !self.evaluate(&mut op).map_err(|error| error.failure(WHAT))? {
+            return Ok(reference.clone());
+        }
+        let other = || {
+            let why = format!(
+                "{WHAT}: image {reference} can't be replaced by {}, which is no image",
+                op.identifier
+            );
+            BuildError::new(Reason::RequestInvalid, why)
+        };
+        op.identifier.strip_prefix(IMAGE).and_then(|name| name.parse().ok()).ok_or_else(other)
+    }
+
+    /// Refuses a source that is fetched as it is named; one that is converted is named anew.
+    ///
+    /// # Errors
+    /// As [`Policies::evaluate`].
+    pub(crate) fn source(&self, op: &mut SourceOp) -> Result<(), BuildError> {
+        let what = "failed to load LLB: error evaluating the source policy";
+        self.evaluate(op).map(drop).map_err(|error| error.failure(what))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,457 @@
+//! Containers of frontends: `NewContainer`, `ExecProcess`, and what is left of failed steps, which they may enter.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::{Stream, StreamExt as _};
+use lapstrake_api::frontend::exec_message::Input as Message;
+use lapstrake_api::frontend::{
+    DoneMessage, ExecMessage, ExitMessage, FdMessage, InitMessage, NewContainerRequest, NewContainerResponse,
+    StartedMessage,
+};
+use lapstrake_api::{pb, rpc};
+use lapstrake_run::{Handle, Input, Live, StepExit, Streams, Terminal};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+
+use super::errors::{self, status};
+use super::job::Job;
+use crate::engine::{Container, FailedOp, Process, Res, Wanted};
+use crate::error::BuildError;
+
+/// Answers of `ExecProcess`.
+pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
+
+/// Pieces that wait for a program, and for a client, at most.
+const WAITING_MAX: usize = 16;
+/// Bytes of output in one message.
+const PIECE_BYTES: usize = 32 << 10;
+/// The exit code of a program that never ran.
+const UNKNOWN_EXIT: u32 = 255;
+/// Containers of one build at the same time.
+const CONTAINERS_MAX: usize = 256;
+
+/// Containers of a build, and what failed steps left.
+#[derive(Default)]
+pub(crate) struct Containers {
+    remains: Mutex<HashMap<String, (Res, Arc<FailedOp>)>>,
+    running: Mutex<HashMap<String, Arc<Container>>>,
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Containers {
+    /// A failure as frontends are told it: with what they can enter.
+    pub(crate) fn status(&self, error: &BuildError) -> Status {
+        let Some(failed) = error.failed_op() else { return status(error) };
+        let inputs = self.keep(&failed.inputs, failed);
+        let mounts = self.keep(&failed.mounts, failed);
+        errors::status_with(error, vec![errors::solve(failed, &inputs, &mounts)])
+    }
+
+    fn keep(&self, results: &[Option<Res>], failed: &Arc<FailedOp>) -> Vec<String> {
+        let mut remains = locked(&self.remains);
+        let mut keep = |result: &Option<Res>| match result {
+            None => String::new(),
+            Some(result) => {
+                let id = super::id();
+                remains.insert(id.clone(), (result.clone(), Arc::clone(failed)));
+                id
+            }
+        };
+        results.iter().map(&mut keep).collect()
+    }
+
+    /// A container by its id.
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<Container>, Status> {
+        let unknown = || Status::not_found(format!("container {id:?} previously released or not created"));
+        locked(&self.running).get(id).cloned().ok_or_else(unknown)
+    }
+
+    /// Ends a container; nothing of it runs when this returns.
+    pub(crate) async fn release(&self, id: &str) -> Result<(), Status> {
+        let container = locked(&self.running).remove(id);
+        let unknown = || Status::unknown(format!("container details for {id} not found"));
+        container.ok_or_else(unknown)?.release().await;
+        Ok(())
+    }
+
+    /// The build has ended: so do its containers.
+    pub(crate) fn end(&self) {
+        for (_, container) in locked(&self.running).drain() {
+            container.cancel.cancel();
+        }
+        locked(&self.remains).clear();
+    }
+
+    /// What an id stands for: something that a failed step left, or else a result of the build.
+    async fn content(
+        &self,
+        job: &Arc<Job>,
+        mount: &pb::Mount,
+    ) -> Result<(Res, Option<Arc<FailedOp>>), Status> {
+        let id = &mount.result_id;
+        if let Some((result, of)) = locked(&self.remains).get(id).cloned() {
+            return Ok((result, Some(of)));
+        }
+        let missing = |e: Status| {
+            Status::not_found(format!("failed to find ref {id} for {:?} mount: {}", mount.dest, e.message()))
+        };
+        let result = job.kept(id).map_err(missing)?;
+        let tree = result.tree(job).await.map_err(|e| self.status(&e))?;
+        let snapshot = job.engine.snapshot_of(tree, &job.cancel).await.map_err(|e| status(&e))?;
+        Ok((Res::Snapshot(snapshot), None))
+    }
+}
+
+/// Makes a container.
+pub(crate) async fn create(
+    job: &Arc<Job>,
+    request: NewContainerRequest,
+) -> Result<NewContainerResponse, Status> {
+    let id = request.container_id;
+    let mut wanted = Wanted {
+        network: request.network,
+        hostname: request.hostname,
+        hosts: request.extra_hosts,
+        ..Wanted::default()
+    };
+    wanted.platform = request.platform.filter(|p| !p.os.is_empty()).map(|p| {
+        let variant = Some(p.variant.as_str()).filter(|variant| !variant.is_empty());
+        lapstrake_oci::Platform::new(&p.os, &p.architecture, variant)
+    });
+    for mount in request.mounts {
+        if mount.mount_type == pb::MountType::Ssh as i32 && mount.ssh_opt.is_none() {
+            return Err(Status::invalid_argument(format!("SSH mount {:?} requires options", mount.dest)));
+        }
+        let content = match mount.result_id.as_str() {
+            "" => None,
+            _ => {
+                let (content, of) = job.containers.content(job, &mount).await?;
+                wanted.of.extend(of);
+                Some(content)
+            }
+        };
+        wanted.mounts.push((mount, content));
+    }
+    let cancel = job.cancel.child_token();
+    let container = job.engine.container(wanted, cancel).await.map_err(|e| status(&e))?;
+    let mut running = locked(&job.containers.running);
+    if job.status.has_ended() {
+        return Err(Status::failed_precondition(format!("build {} has ended", job.id)));
+    }
+    if running.contains_key(&id) {
+        return Err(Status::already_exists(format!("Container {id} already exists")));
+    }
+    if running.len() >= CONTAINERS_MAX {
+        return Err(Status::resource_exhausted(format!(
+            "a build has at most {CONTAINERS_MAX} containers at the same time; release one"
+        )));
+    }
+    running.insert(id, Arc::new(container));
+    Ok(NewContainerResponse {})
+}
+
+type Out = mpsc::Sender<Result<ExecMessage, Status>>;
+
+/// A program's side that messages go to.
+struct Program {
+    stdin: Option<mpsc::Sender<Vec<u8>>>,
+    terminal: Option<Arc<Terminal>>,
+    handle: Handle,
+}
+
+/// Serves one stream of messages, which are about any number of programs.
+pub(crate) fn exec(job: Arc<Job>, mut inbound: Streaming<ExecMessage>) -> Messages {
+    let (out, receiver) = mpsc::channel(WAITING_MAX);
+    tokio::spawn(async move {
+        let mut programs = HashMap::new();
+        let end = loop {
+            let message = tokio::select! {
+                message = inbound.message() => message,
+                () = out.closed() => return,
+            };
+            match message {
+                Ok(Some(message)) => {
+                    if let Err(status) = take(&job, message, &mut programs, &out).await {
+                        break Err(status);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(status),
+            }
+        };
+        if let Err(status) = end {
+            out.send(Err(status)).await.ok(); // the client may have gone
+            for program in programs.values() {
+                program.handle.kill();
+            }
+        }
+        // Programs go on until their ends, with nothing more to read.
+    });
+    ReceiverStream::new(receiver).boxed()
+}
+
+async fn take(
+    job: &Arc<Job>,
+    message: ExecMessage,
+    programs: &mut HashMap<String, Program>,
+    out: &Out,
+) -> Result<(), Status> {
+    let id = message.process_id;
+    if id.is_empty() {
+        return Err(Status::invalid_argument("ProcessID required"));
+    }
+    let Some(input) = message.input else { return Ok(()) };
+    if let Message::Init(init) = input {
+        if programs.contains_key(&id) {
+            return Err(Status::already_exists(format!("Process {id} already exists")));
+        }
+        if let Some(program) = begin(job, &id, init, out).await? {
+            programs.insert(id, program);
+        }
+        return Ok(());
+    }
+    let unknown = || Status::not_found(format!("IO for process {id:?} not found"));
+    let program = programs.get_mut(&id).ok_or_else(unknown)?;
+    match input {
+        Message::File(file) if file.fd == 0 => {
+            if let Some(stdin) = program.stdin.as_ref().filter(|_| !file.data.is_empty()) {
+                stdin.send(file.data).await.ok(); // a program that has ended reads nothing
+            }
+            if file.eof {
+                program.stdin = None;
+            }
+        }
+        Message::File(file) => {
+            return Err(Status::out_of_range(format!("fd {} unavailable to write", file.fd)));
+        }
+        Message::Resize(size) => {
+            if let Some(terminal) = &program.terminal {
+                let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+                terminal.resize(cells(size.rows), cells(size.cols)).ok(); // it may be gone
+            }
+        }
+        Message::Signal(signal) => {
+            let unknown = || Status::invalid_argument(format!("Unknown signal {}", signal.name));
+            program.handle.signal(number(&signal.name).ok_or_else(unknown)?);
+        }
+        Message::Init(_) | Message::Started(_) | Message::Exit(_) | Message::Done(_) => {}
+    }
+    Ok(())
+}
+
+/// Starts a program; none where it could not be started, which the client has been told.
+async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result<Option<Program>, Status> {
+    let meta = init.meta.ok_or_else(|| Status::invalid_argument("process meta is required"))?;
+    let container = job.containers.get(&init.container_id)?;
+    let input = match (init.tty, init.fds.contains(&0)) {
+        (true, _) => Input::Terminal,
+        (false, true) => Input::Pipe,
+        (false, false) => Input::None,
+    };
+    let process = Process { meta, secret_env: init.secretenv, security: init.security, input };
+    let token = container.programs.token();
+    let teller = Teller { id: id.to_owned(), out: out.clone(), fds: init.fds };
+    let (live, streams) = match job.engine.start_in(&container, process).await {
+        Ok(started) => started,
+        Err(error) => {
+            teller.tell(Message::Started(StartedMessage {})).await;
+            teller.tell_end(Err(&error)).await;
+            return Ok(None);
+        }
+    };
+    let (typed, stdin) = mpsc::channel(WAITING_MAX);
+    let (terminal, pipes) = match streams {
+        Streams::Terminal(terminal) => (Some(Arc::new(terminal)), None),
+        Streams::Pipes { stdin, stdout, stderr } => (None, Some((stdin, stdout, stderr))),
+    };
+    let reads = teller.fds.contains(&0);
+    let program =
+        Program { stdin: reads.then_some(typed), terminal: terminal.clone(), handle: live.handle() };
+    tokio::spawn(async move {
+        let _token = token;
+        teller.tell(Message::Started(StartedMessage {})).await;
+        let exit = see_through(&container, live, terminal, pipes, stdin, &teller).await;
+        teller.tell_end(exit.as_ref()).await;
+    });
+    Ok(Some(program))
+}
+
+type Pipes = (Option<Sender>, Receiver, Receiver);
+
+/// Stays with a program to its end; its output has gone to the client then.
+async fn see_through(
+    container: &Container,
+    live: Live,
+    terminal: Option<Arc<Terminal>>,
+    pipes: Option<Pipes>,
+    stdin: mpsc::Receiver<Vec<u8>>,
+    teller: &Teller,
+) -> Result<StepExit, BuildError> {
+    let ended = CancellationToken::new();
+    let handle = live.handle();
+    let watch = async {
+        let mut wait = std::pin::pin!(live.wait());
+        let exit = tokio::select! {
+            exit = &mut wait => exit,
+            () = container.cancel.cancelled() => { handle.kill(); wait.await }
+            // Nobody hears it any more.
+            () = teller.out.closed() => { handle.kill(); wait.await }
+        };
+        ended.cancel();
+        exit
+    };
+    let exit = match (terminal, pipes) {
+        (Some(terminal), _) => {
+            let typing = until(&ended, type_in(&terminal, stdin));
+            tokio::join!(watch, typing, teller.copy_terminal(&terminal, &ended)).0
+        }
+        (None, Some((to, stdout, stderr))) => {
+            let typing = until(&ended, pass_in(to, stdin));
+            let (out, err) = (teller.copy(1, stdout, &ended), teller.copy(2, stderr, &ended));
+            tokio::join!(watch, typing, out, err).0
+        }
+        (None, None) => watch.await,
+    };
+    exit.map_err(|error| BuildError::internal(crate::error::chain(&error)))
+}
+
+async fn until(ended: &CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = ended.cancelled() => {}
+    }
+}
+
+async fn type_in(terminal: &Terminal, mut stdin: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = stdin.recv().await {
+        if terminal.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn pass_in(to: Option<Sender>, mut stdin: mpsc::Receiver<Vec<u8>>) {
+    let Some(mut to) = to else { return };
+    while let Some(bytes) = stdin.recv().await {
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells the client of a program.
+struct Teller {
+    id: String,
+    out: Out,
+    /// Streams that the client wants.
+    fds: Vec<u32>,
+}
+
+impl Teller {
+    /// Whether the client still listens.
+    async fn tell(&self, input: Message) -> bool {
+        let message = ExecMessage { process_id: self.id.clone(), input: Some(input) };
+        self.out.send(Ok(message)).await.is_ok()
+    }
+
+    async fn tell_end(&self, exit: Result<&StepExit, &BuildError>) {
+        let exit = match exit {
+            Ok(exit) if exit.code == 0 => ExitMessage::default(),
+            Ok(exit) => {
+                let code = u32::try_from(exit.code).unwrap_or(UNKNOWN_EXIT);
+                let message = format!("exit code: {code}");
+                ExitMessage {
+                    code,
+                    error: Some(rpc::Status { code: Code::Unknown as i32, message, details: Vec::new() }),
+                }
+            }
+            Err(error) => ExitMessage { code: UNKNOWN_EXIT, error: Some(errors::message(&status(error))) },
+        };
+        self.tell(Message::Exit(exit)).await;
+        self.tell(Message::Done(DoneMessage {})).await;
+    }
+
+    async fn output(&self, fd: u32, data: &[u8]) -> bool {
+        // Where nobody wants it, it is read nevertheless: the program goes on.
+        !self.fds.contains(&fd)
+            || self.tell(Message::File(FdMessage { fd, eof: false, data: data.to_vec() })).await
+    }
+
+    async fn end_of(&self, fd: u32) {
+        if self.fds.contains(&fd) {
+            self.tell(Message::File(FdMessage { fd, eof: true, data: Vec::new() })).await;
+        }
+    }
+
+    /// Passes a stream on until its end; once the program has ended, what is in it by then.
+    async fn copy(&self, fd: u32, mut from: Receiver, ended: &CancellationToken) {
+        let mut buffer = vec![0; PIECE_BYTES];
+        loop {
+            let read = tokio::select! {
+                biased;
+                read = from.read(&mut buffer) => read,
+                () = ended.cancelled() => from.try_read(&mut buffer),
+            };
+            let Ok(count @ 1..) = read else { break };
+            if !self.output(fd, buffer.get(..count).unwrap_or_default()).await {
+                break;
+            }
+        }
+        self.end_of(fd).await;
+    }
+
+    async fn copy_terminal(&self, terminal: &Terminal, ended: &CancellationToken) {
+        let mut buffer = vec![0; PIECE_BYTES];
+        loop {
+            let read = tokio::select! {
+                biased;
+                read = terminal.read(&mut buffer) => read,
+                () = ended.cancelled() => terminal.try_read(&mut buffer),
+            };
+            let Ok(count @ 1..) = read else { break };
+            if !self.output(1, buffer.get(..count).unwrap_or_default()).await {
+                break;
+            }
+        }
+        self.end_of(1).await;
+        self.end_of(2).await;
+    }
+}
+
+/// A signal by its name, with `SIG` or without.
+fn number(name: &str) -> Option<u8> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    let name = match name {
+        "IOT" => "ABRT",
+        "CLD" => "CHLD",
+        "POLL" => "IO",
+        name => name,
+    };
+    let at = NAMES.iter().position(|one| *one == name)?;
+    u8::try_from(at + 1).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_the_numbers_of_linux() {
+        let numbers: Vec<_> = ["HUP", "SIGINT", "KILL", "TERM", "CLD", "SYS", "NONE"].map(number).into();
+        assert_eq!(numbers, [Some(1), Some(2), Some(9), Some(15), Some(17), Some(31), None]);
+    }
+}
