@@ -147,6 +147,6 @@ fn resolve(plan: &Plan) -> Images {
         if request.key.reference.repository().contains("/o") {
             config.config.on_build = vec!["COPY . /app".to_owned(), "RUN make $base".to_owned()];
         }
-        ResolvedImage { digest: Some(Digest::of(b"image")), config }
+        ResolvedImage { digest: Some(Digest::of(b"image")), config, instead: None }
     })
 }

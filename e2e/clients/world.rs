@@ -63,7 +63,8 @@ impl World {
             fs::write(bin.join(name), format!("#!/bin/sh\n{line}\n"))?;
             fs::set_permissions(bin.join(name), Permissions::from_mode(0o755))?;
         }
-        for program in [peer::buildctl(), peer::buildx().to_owned(), peer::llb().to_owned()] {
+        let own = [peer::llb().to_owned(), peer::containers().to_owned()];
+        for program in [peer::buildctl(), peer::buildx().to_owned()].into_iter().chain(own) {
             let name = program.file_name().unwrap_or_default();
             std::os::unix::fs::symlink(&program, bin.join(name))?;
         }

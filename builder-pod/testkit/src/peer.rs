@@ -97,12 +97,24 @@ pub fn buildx() -> &'static Path {
 /// As [`cluster`].
 pub fn llb() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let program = cache().join("bench-peers/llb");
-        fs::create_dir_all(cache().join("bench-peers")).expect("the folder for what is kept can be made");
-        go("bench/peers", &["build", "-o", &program.to_string_lossy(), "./llb"]);
-        program
-    })
+    PROGRAM.get_or_init(|| own("llb"))
+}
+
+/// The path of `containers`, which asks a daemon for containers: `bench/peers/containers`.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn containers() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| own("containers"))
+}
+
+/// A program of our own for the peers, from its folder there.
+fn own(name: &str) -> PathBuf {
+    let program = cache().join("bench-peers").join(name);
+    fs::create_dir_all(cache().join("bench-peers")).expect("the folder for what is kept can be made");
+    go("bench/peers", &["build", "-o", &program.to_string_lossy(), &format!("./{name}")]);
+    program
 }
 
 /// The path of BuildKit's Dockerfile frontend as a program of its own, as released; it needs no library.
