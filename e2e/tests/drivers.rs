@@ -2,11 +2,13 @@
 //! users know.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Secret;
-use lapstrake_e2e::{Buildx, Search, Sshd, Test, random_text, repository_root, run, ssh_client, values};
+use lapstrake_e2e::{
+    Buildx, Search, Sshd, Test, example, random_text, repository_root, run, ssh_client, values,
+};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use serde_json::json;
 
@@ -287,12 +289,9 @@ fn daemon(test: &Test, config: &str) -> Result<Vec<serde_json::Value>> {
         let pod = &mut object["spec"]["template"]["spec"];
         let container = &mut pod["containers"][0];
         container["image"] = json!(builder_image(test)?);
-        let lists = [(&mut container["args"], json!(["--tlscacert", "/certificates/ca"]))];
-        for (list, more) in lists {
-            let more = more.as_array().cloned().unwrap_or_default();
-            list.as_array_mut().context("a list")?.extend(more);
-        }
-        for (flag, key) in [("--tlscert", "cert"), ("--tlskey", "key")] {
+        // Other tests want the node's processors too.
+        container["resources"] = json!({});
+        for (flag, key) in [("--tlscacert", "ca"), ("--tlscert", "cert"), ("--tlskey", "key")] {
             let args = container["args"].as_array_mut().context("arguments")?;
             args.extend([json!(flag), json!(format!("/certificates/{key}"))]);
         }
@@ -308,6 +307,8 @@ fn daemon(test: &Test, config: &str) -> Result<Vec<serde_json::Value>> {
 struct Forwarded {
     child: Child,
     port: String,
+    /// It writes a line for each connection, and would end where nobody may read them.
+    _told: BufReader<ChildStdout>,
 }
 
 impl Drop for Forwarded {
@@ -330,14 +331,14 @@ impl Forwarded {
         command.args(["-n", &test.namespace, "port-forward", target, ":1234"]).stdout(Stdio::piped());
         let mut child = command.spawn().context("kubectl port-forward")?;
         let stdout = child.stdout.take().context("its output")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
+        let (mut told, mut line) = (BufReader::new(stdout), String::new());
+        told.read_line(&mut line)?;
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
         let Some(port) = port.map(str::to_owned) else {
             child.kill().ok(); // It may have ended.
             bail!("kubectl port-forward said {line:?}");
         };
-        Ok(Self { child, port })
+        Ok(Self { child, port, _told: told })
     }
 }
 
@@ -404,7 +405,7 @@ fn buildx_builds_with_a_daemon_without_privileges_that_knows_its_clients() {
             ])?;
             let refused = round.buildx.run(&["build", "--builder", "stranger", "."]);
             ensure!(refused.is_err(), "who has no certificate was let in");
-            Ok(())
+            kubectl(&["delete", "--wait", "-f", &file]).map(drop)
         })
     });
 }

@@ -67,7 +67,7 @@ impl Client {
     /// A client like this one that shows other credentials.
     pub fn with_credentials(&self, credentials: Credentials) -> Self {
         let config = Config { credentials, ..self.transport.config.clone() };
-        Self { transport: Arc::new(Transport::new(config)), cancel: self.cancel.clone() }
+        Self { transport: Arc::new(self.transport.beside(config)), cancel: self.cancel.clone() }
     }
 
     /// A client like this one that reaches a registry without TLS, or without checking its certificate where the
@@ -78,7 +78,7 @@ impl Client {
         host.insecure = true;
         host.http.get_or_insert(true);
         config.hosts.hosts.insert(registry.to_owned(), host);
-        Self { transport: Arc::new(Transport::new(config)), cancel: self.cancel.clone() }
+        Self { transport: Arc::new(self.transport.beside(config)), cancel: self.cancel.clone() }
     }
 
     /// Runs a whole method: its turn at the registry, its end by cancellation.

@@ -24,7 +24,8 @@ use crate::{Class, Error, body};
 pub(crate) struct Transport {
     pub(crate) config: Config,
     pub(crate) memory: Memory,
-    clients: Mutex<HashMap<Tls, reqwest::Client>>,
+    /// Connections, which say nothing of who uses them: each request brings its own authorisation.
+    clients: Arc<Mutex<HashMap<Tls, reqwest::Client>>>,
     permits: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
@@ -94,7 +95,13 @@ pub(crate) async fn read_some(response: &mut Response, max: usize) -> Vec<u8> {
 
 impl Transport {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, memory: Memory::default(), clients: Mutex::default(), permits: Mutex::default() }
+        Self { config, memory: Memory::default(), clients: Arc::default(), permits: Mutex::default() }
+    }
+
+    /// One with other settings over the same connections. Turns are its own: who waits for somebody's credentials keeps
+    /// nobody else from a registry.
+    pub(crate) fn beside(&self, config: Config) -> Self {
+        Self { clients: Arc::clone(&self.clients), ..Self::new(config) }
     }
 
     /// A turn at a registry; at most `limits.concurrency` are given out at a time.

@@ -267,3 +267,38 @@ async fn a_client_without_credentials_is_told_to_log_in() {
     assert_eq!(error.class(), Class::Denied);
     assert!(error.to_string().contains(&format!("docker login {}", registry.host())), "{error}");
 }
+
+/// A registry that has nothing, and counts its connections.
+async fn counted() -> (String, Arc<std::sync::atomic::AtomicUsize>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                // Requests without a body, each in one piece on loopback.
+                while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                    let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                }
+            });
+        }
+    });
+    (host, count)
+}
+
+#[tokio::test]
+async fn clients_with_credentials_of_their_own_share_connections() {
+    let (host, connections) = counted().await;
+    let first = client();
+    for number in 0..5 {
+        let other = first.with_credentials(Credentials::none().with_basic(&host, &format!("u{number}"), "p"));
+        let error = other.resolve(&reference(&host, "app:1")).await.unwrap_err();
+        assert_eq!(error.class(), Class::NotFound);
+    }
+    assert_eq!(connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
