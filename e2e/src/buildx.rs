@@ -79,18 +79,36 @@ impl Buildx {
     }
 }
 
-fn program() -> Result<PathBuf> {
+/// BuildKit's Dockerfile frontend as a program of its own, as released.
+pub fn dockerfile_frontend() -> Result<PathBuf> {
+    let peers = peers()?;
+    let place = peers.display().to_string();
+    let package = "github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend";
+    // A program that needs no library runs in an image that has none.
+    output(go(&["build", "-o", &place, package]).env("CGO_ENABLED", "0"))?;
+    Ok(peers.join("dockerfile-frontend"))
+}
+
+/// Where what was compiled once is kept.
+fn peers() -> Result<PathBuf> {
     let cache =
         std::env::var_os("LAPSTRAKE_CACHE").map_or_else(|| "/var/cache/lapstrake".into(), PathBuf::from);
     let peers = cache.join("bench-peers");
     std::fs::create_dir_all(&peers)?;
-    let go = |arguments: &[&str]| {
-        let mut go = Command::new("go");
-        output(go.args(arguments).current_dir(repository_root().join("bench/peers")))
-    };
-    let version = String::from_utf8(go(&["list", "-m", "-f", "{{.Version}}", MODULE])?)?;
+    Ok(peers)
+}
+
+fn go(arguments: &[&str]) -> Command {
+    let mut go = Command::new("go");
+    go.args(arguments).current_dir(repository_root().join("bench/peers"));
+    go
+}
+
+fn program() -> Result<PathBuf> {
+    let peers = peers()?;
+    let version = String::from_utf8(output(&mut go(&["list", "-m", "-f", "{{.Version}}", MODULE]))?)?;
     let flags = format!("-ldflags=-X {MODULE}/version.Version={}", version.trim());
     let place = peers.display().to_string();
-    go(&["build", "-o", &place, &flags, &format!("{MODULE}/cmd/buildx")])?;
+    output(&mut go(&["build", "-o", &place, &flags, &format!("{MODULE}/cmd/buildx")]))?;
     Ok(peers.join("buildx"))
 }

@@ -21,7 +21,7 @@ mod sshd;
 mod test;
 mod wait;
 
-pub use buildx::Buildx;
+pub use buildx::{Buildx, dockerfile_frontend};
 pub use cluster::{Cluster, FLAKY_REGISTRY_PORT, SYSTEM_NAMESPACE};
 pub use leaks::{Form, Leak, Place, Search, random_bytes, random_text};
 pub use manifest::{Manifest, example, example_file, examples, repository_root};

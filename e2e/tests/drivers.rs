@@ -7,7 +7,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use lapstrake_e2e::{
-    Buildx, Search, Sshd, Test, example, random_text, repository_root, run, ssh_client, values,
+    Buildx, Search, Sshd, Test, dockerfile_frontend, example, random_text, repository_root, run, ssh_client,
+    values,
 };
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use serde_json::json;
@@ -242,10 +243,28 @@ fn buildx_deploys_the_image_as_it_would_buildkit_s_and_builds_with_it() {
             let told = round.buildx.run(&["inspect", "here"])?;
             ensure!(told.contains("running") && told.contains("linux/arm64"), "{told}");
             round.all()?;
+            attested(&round)?;
             round.nothing_leaked("here0")?;
             round.buildx.run(&["rm", "here"]).map(drop)
         })
     });
+}
+
+/// What made an image is told beside it, and shown by the client's own tools.
+fn attested(round: &Round<'_>) -> Result<()> {
+    let image = round.test.image("attested");
+    let options = ["--provenance", "mode=max", "--secret", "id=word,src=word", "--target", "secret"];
+    round.build(&[&options[..], &["--tag", &image, "--push"]].concat())?;
+    let inspect = |format: &str| {
+        round.buildx.run(&["imagetools", "inspect", "--builder", "here", &image, "--format", format])
+    };
+    let provenance = inspect("{{json .Provenance}}")?;
+    for part in ["buildDefinition", "pkg:docker/", "\"word\""] {
+        ensure!(provenance.contains(part), "no {part} in {provenance}");
+    }
+    let told = round.buildx.run(&["history", "inspect", "--builder", "here"])?;
+    ensure!(told.contains("Completed") && told.contains("pkg:docker/"), "{told}");
+    Ok(())
 }
 
 /// Who signs, and what was signed for the daemon and for its client: certificates and keys.
@@ -353,6 +372,7 @@ fn buildx_builds_with_a_daemon_without_privileges_that_knows_its_clients() {
         }))
         .await?;
         let ssh = ssh_client(test).await?;
+        let frontend = test.image("frontend");
         tokio::task::block_in_place(|| {
             let round = Round::new(test)?;
             let config = round.buildx.read("buildkitd.toml")?;
@@ -391,6 +411,7 @@ fn buildx_builds_with_a_daemon_without_privileges_that_knows_its_clients() {
             clones_with_the_client_s_agent(&round, &ssh)?;
             packages_are_fetched_once(&round)?;
             round.nothing_leaked("lapstrake-daemon")?;
+            push_frontend(&round, &frontend)?;
 
             let stranger = format!("servername=lapstrake-daemon,cacert={folder}/ca.pem");
             round.buildx.run(&[
@@ -406,8 +427,27 @@ fn buildx_builds_with_a_daemon_without_privileges_that_knows_its_clients() {
             let refused = round.buildx.run(&["build", "--builder", "stranger", "."]);
             ensure!(refused.is_err(), "who has no certificate was let in");
             kubectl(&["delete", "--wait", "-f", &file]).map(drop)
-        })
+        })?;
+        // What a daemon's client pushed is a frontend for an ImageBuild.
+        let dockerfile = format!(
+            "# syntax={frontend}\nARG BASE\nFROM ${{BASE}}\nRUN echo asked > /word\nCMD [\"cat\", \"/word\"]\n"
+        );
+        let built = test.build(&test.manifest("asked", &dockerfile)).await?;
+        let image = built.status.and_then(|status| status.image).context("an image")?;
+        assert_eq!(test.run_image("asked-runs", &image).await?, "asked\n");
+        Ok(())
     });
+}
+
+/// Pushes BuildKit's Dockerfile frontend as an image.
+fn push_frontend(round: &Round<'_>, image: &str) -> Result<()> {
+    let folder = round.buildx.folder().join("frontend");
+    std::fs::create_dir(&folder)?;
+    std::fs::copy(dockerfile_frontend()?, folder.join("dockerfile-frontend"))?;
+    let dockerfile =
+        "FROM scratch\nCOPY dockerfile-frontend /bin/\nENTRYPOINT [\"/bin/dockerfile-frontend\"]\n";
+    std::fs::write(folder.join("Dockerfile"), dockerfile)?;
+    round.buildx.run(&["build", "--builder", "here", "--tag", image, "--push", "frontend"]).map(drop)
 }
 
 /// A package manager with a cache mount: its example, how a line tells that it fetched something, where its caches are
