@@ -33,7 +33,7 @@ unit: ## tests beside the code
 
 integration: ## tests of whole crates: real steps, real registries (as root)
 	@.ci/need
-	$(CARGO_TEST) $(WORKSPACE) --test '*'
+	cargo xtask integration
 
 e2e: ## tests on a real Kubernetes node; CLUSTER=current uses the kubeconfig's cluster
 	@.ci/need

@@ -2,9 +2,8 @@
 //! that two lanes run side by side; then those that need the cluster to themselves, one after the other.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -30,7 +29,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     process::run(cargo(root, &[]).arg("--no-run"))?;
     let mut failed = Vec::new();
     let mut busy = cargo(root, &lanes.busy);
-    let busy = thread::spawn(move || quietly(&mut busy));
+    let busy = thread::spawn(move || process::quietly(&mut busy));
     if process::run(cargo(root, &lanes.waiting).arg("--lib")).is_err() {
         failed.push("the waiting lane");
     }
@@ -46,18 +45,6 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
-}
-
-/// Runs a command; gives whether it succeeded, and what it wrote.
-fn quietly(command: &mut Command) -> Result<(bool, String)> {
-    let (mut reader, writer) = std::io::pipe()?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().context("cannot start cargo")?;
-    // Only the child may hold the other end.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut text = Vec::new();
-    reader.read_to_end(&mut text)?;
-    Ok((child.wait()?.success(), String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// `cargo test` of these test programs, of all where there is none.

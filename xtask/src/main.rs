@@ -17,6 +17,7 @@ mod e2e;
 mod generate;
 mod images;
 mod install;
+mod integration;
 mod phases;
 mod process;
 #[cfg(feature = "generate")]
@@ -41,6 +42,7 @@ const USAGE: &str = "usage: cargo xtask <command>
   images            builds our own images with Lapstrake and pushes them to the cluster's registry
   install           the same, then installs the chart and waits for the operator
   demo [down]       shows a build on a cluster; takes it away
+  integration       the tests of whole crates, in two lanes
   e2e               the tests on a cluster that has Lapstrake installed, several side by side
   test              all phases of `make test`
   bench [NAME...]   measures what docs/benchmarks.md reports, or what is named: frontend steps rebuild gzip apply seed memory
@@ -98,6 +100,7 @@ fn run(args: &[String]) -> Result<()> {
         }
         ["demo"] => demo::up(&root),
         ["demo", "down"] => demo::down(&root),
+        ["integration"] => integration::run(&root),
         ["e2e"] => e2e::run(&root),
         ["test"] => phases::run(&root),
         ["bench", ..] => bench::run(&root, &args[1..]),

@@ -1,7 +1,7 @@
 //! Other programs: started, watched, and their failures told in one line.
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -44,6 +44,18 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         bail!("{} failed: {}\n{}", spelled(command), output.status, errors.trim_end());
     }
     String::from_utf8(output.stdout).with_context(|| format!("{} wrote no text", spelled(command)))
+}
+
+/// Runs a command; gives whether it succeeded, and what it wrote.
+pub(crate) fn quietly(command: &mut Command) -> Result<(bool, String)> {
+    let (mut reader, writer) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().context("cannot start cargo")?;
+    // Only the child may hold the other end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut text = Vec::new();
+    reader.read_to_end(&mut text)?;
+    Ok((child.wait()?.success(), String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// Runs a command that reads `input`.
