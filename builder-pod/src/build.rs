@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lapstrake_handoff::{BaseImage, SourceFacts, Timings};
-use lapstrake_llb::Graph;
+use lapstrake_llb::{Graph, pb};
 use lapstrake_oci::{Digest, Platform, Reference};
 use lapstrake_solver::CacheKey;
 use lapstrake_store::SnapshotId;
 use tokio_util::sync::CancellationToken;
 
-use crate::attest::Attestation;
+use crate::attest::{self, Attestation};
 use crate::engine::{Engine, Lazy, Resolved};
 use crate::error::BuildError;
 use crate::excerpt::Excerpt;
@@ -62,6 +62,8 @@ pub(crate) struct Solved {
     pub(crate) bases: Vec<Arc<Resolved>>,
     /// The base image that the file system begins with.
     pub(crate) base: Option<Arc<Resolved>>,
+    /// What makes it; none of the empty file system.
+    pub(crate) definition: Option<pb::Definition>,
     /// What is attested of it.
     pub(crate) attestations: Vec<Attestation>,
 }
@@ -77,7 +79,17 @@ impl Solved {
     ) -> Result<Self, BuildError> {
         let base = base_of(engine, &tree, &config, &bases)?;
         let Tree { snapshot, lazy, key } = tree;
-        Ok(Self { platform, snapshot, lazy, key, config, bases, base, attestations: Vec::new() })
+        Ok(Self {
+            platform,
+            snapshot,
+            lazy,
+            key,
+            config,
+            bases,
+            base,
+            definition: None,
+            attestations: Vec::new(),
+        })
     }
 }
 
@@ -162,7 +174,8 @@ async fn run(
     let began = Instant::now();
     let (source_ms, left_out) = (loaded.source_ms, loaded.left_out());
     let (revision, facts) = (loaded.acquired.revision.clone(), loaded.acquired.facts.clone());
-    let (options, solved) = match loaded.other_frontend() {
+    let attested = attest::Built::of(&loaded);
+    let (options, mut solved) = match loaded.other_frontend() {
         Some(image) => {
             let asked = frontend_image::solve(engine, &loaded, &image, progress, cancel).await?;
             (asked.options, asked.solved)
@@ -170,6 +183,7 @@ async fn run(
         None => lowered(engine, loaded, progress, cancel).await?,
     };
     let solve_ms = millis(began);
+    attest::attach(engine, &attested, &options, &mut solved, progress, cancel).await?;
     let (image, mut timings) = export::export(engine, &solved, &options, progress, cancel).await?;
     timings.source_ms = source_ms;
     timings.solve_ms = solve_ms;
@@ -207,7 +221,9 @@ async fn lowered(
     let trees = platforms::solve(engine, &targets, progress, cancel).await?;
     let mut solved = Vec::new();
     for (tree, of) in trees.into_iter().zip(fronted.platforms) {
-        solved.push(Solved::new(engine, tree, of.platform, of.lowered.config, of.bases)?);
+        let mut one = Solved::new(engine, tree, of.platform, of.lowered.config, of.bases)?;
+        one.definition = Some(of.lowered.definition).filter(|definition| !definition.def.is_empty());
+        solved.push(one);
     }
     Ok((fronted.options, solved))
 }

@@ -26,6 +26,8 @@ pub(crate) struct BuildOptions {
     pub(crate) labels: BTreeMap<String, String>,
     /// Annotations.
     pub(crate) annotations: Annotations,
+    /// What is attested.
+    pub(crate) attested: crate::attest::Asked,
     /// What is filled in from the source's revision.
     pub(crate) from_source: FromSource,
     /// What stands for stages and images of these names.
@@ -271,6 +273,7 @@ impl BuildOptions {
             args: BTreeMap::new(),
             labels: BTreeMap::new(),
             annotations: Annotations::default(),
+            attested: crate::attest::Asked::default(),
             from_source: FromSource::default(),
             named: BTreeMap::new(),
             platforms: Vec::new(),

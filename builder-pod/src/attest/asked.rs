@@ -118,8 +118,12 @@ fn sbom(mut fields: BTreeMap<String, String>) -> Result<SbomAsked, String> {
     if generator.is_empty() {
         return Err("sbom generator cannot be empty".to_owned());
     }
-    let generator =
-        generator.parse().map_err(|e| format!("failed to parse sbom generator {generator}: {e}"))?;
+    let failed = |why: String| format!("failed to parse sbom generator {generator}: {why}");
+    let mut named: lapstrake_oci::Reference = generator.parse().map_err(|e| failed(format!("{e}")))?;
+    if named.tag().is_none() && named.digest().is_none() {
+        named = named.with_tag("latest").map_err(|e| failed(format!("{e}")))?;
+    }
+    let generator = named;
     Ok(SbomAsked { generator, parameters: fields })
 }
 

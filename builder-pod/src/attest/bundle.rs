@@ -15,7 +15,7 @@ const BYTES_MAX: u64 = 40 << 20;
 const ENTRIES_MAX: usize = 10_000;
 
 /// One of a directory: its path, kind and subjects, and the predicate.
-type Entry = (String, Option<(String, Vec<Subject>)>, Value);
+pub(super) type Entry = (String, Option<(String, Vec<Subject>)>, Value);
 
 /// A predicate that stands in a file. Links lead nowhere outside of `root`. Blocking.
 ///

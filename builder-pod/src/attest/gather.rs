@@ -1,13 +1,19 @@
 //! What the sources of a graph were found to be in this build.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use lapstrake_handoff::Reason;
 use lapstrake_llb::{Graph, pb};
 use serde_json::{Map, Value};
 
+use super::asked::SbomAsked;
 use super::capture::{Capture, ImageSource, Pin};
+use super::sbom::Scanner;
 use crate::engine::{Engine, SourceFacts, native_platform, platform_of};
+use crate::error::BuildError;
 use crate::options::Context;
+use crate::progress::Progress;
 
 /// What a context is called in the graphs of builds whose context is no directory of a client.
 const CONTEXT: &str = "context";
@@ -40,6 +46,34 @@ async fn outside(engine: &Engine, source: &pb::SourceOp) -> Option<Pin> {
         SourceFacts::Commit { commit, .. } => Some(Pin::Commit(commit)),
         SourceFacts::File { digest, .. } => Some(Pin::Digest(digest)),
     }
+}
+
+/// The definition of what a scanner writes about the result of another one; nothing is worked out.
+pub(crate) async fn scan(
+    engine: &Engine,
+    asked: &SbomAsked,
+    id: &str,
+    of: &pb::Definition,
+    extras: &BTreeMap<String, pb::Definition>,
+    ignore_cache: bool,
+    progress: &Progress,
+) -> Result<pb::Definition, BuildError> {
+    let native = native_platform();
+    let name = &asked.generator;
+    let step = progress.step(&format!("resolve image config for docker-image://{name}"));
+    let found = step.close(engine.images().resolve(name, &native).await)?;
+    let scanner = Scanner {
+        name,
+        config: &found.config.config,
+        platform: pb::Platform {
+            architecture: native.architecture.clone(),
+            os: native.os.clone(),
+            ..Default::default()
+        },
+        parameters: &asked.parameters,
+    };
+    let scanned = scanner.scan(id, of, extras, ignore_cache);
+    scanned.map_err(|why| BuildError::new(Reason::RequestInvalid, why))
 }
 
 /// Images whose tags were looked up in this build, by whoever worked for it.

@@ -1,7 +1,7 @@
 //! The manifest that stands beside an image in its index, and holds what is attested of it.
 
 use lapstrake_image::assemble::Beside;
-use lapstrake_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, media_type};
+use lapstrake_oci::{Descriptor, Digest, Manifest, Platform, media_type};
 
 use super::statement::{IN_TOTO, PREDICATE_TYPE, Statement};
 
@@ -37,9 +37,14 @@ pub(crate) fn manifest(
             (bytes, descriptor)
         }
         false => {
-            let mut config = ImageConfig::of_platform(&nowhere());
-            config.rootfs.diff_ids = layers.iter().map(|(bytes, _)| Digest::of(bytes)).collect();
-            let bytes = config.to_bytes()?;
+            let diff_ids: Vec<_> = layers.iter().map(|(bytes, _)| Digest::of(bytes)).collect();
+            let config = serde_json::json!({
+                "architecture": nowhere().architecture,
+                "os": nowhere().os,
+                "config": {},
+                "rootfs": { "type": "layers", "diff_ids": diff_ids },
+            });
+            let bytes = lapstrake_oci::to_json(&config, false)?;
             let descriptor = Descriptor::of(media_type::OCI_CONFIG, &bytes);
             (bytes, descriptor)
         }
@@ -85,7 +90,7 @@ mod tests {
         let old = manifest(&target, &[statement], false).expect("it can be written");
         let read: Manifest = serde_json::from_slice(&old.manifest.0).expect("a manifest");
         assert!(read.subject.is_none() && read.config.media_type == media_type::OCI_CONFIG);
-        let config: ImageConfig = serde_json::from_slice(&old.blobs[1].0).expect("a config");
+        let config: lapstrake_oci::ImageConfig = serde_json::from_slice(&old.blobs[1].0).expect("a config");
         assert_eq!((config.os.as_str(), config.rootfs.diff_ids.len()), ("unknown", 1));
     }
 }

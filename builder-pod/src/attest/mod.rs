@@ -9,22 +9,26 @@ mod bundle;
 mod capture;
 mod gather;
 mod manifest;
+mod of_build;
 mod op_json;
 mod predicate;
 mod purl;
 mod request;
+mod sbom;
 mod statement;
 mod steps;
 
 use std::sync::Arc;
 
-pub(crate) use asked::{Asked, ProvenanceAsked};
+pub(crate) use asked::{Asked, ProvenanceAsked, SbomAsked};
 pub(crate) use bundle::{bundle, predicate};
 pub(crate) use capture::{Capture, ImageSource};
-pub(crate) use gather::{environment, known_images, of_context, of_graph};
+pub(crate) use gather::{environment, known_images, of_context, of_graph, scan};
 pub(crate) use manifest::manifest;
+pub(crate) use of_build::{Built, attach};
 pub(crate) use predicate::{Made, Provenance, subject_name};
 pub(crate) use request::{FrontendRequest, RequestProvenance, arguments_of};
+pub(crate) use sbom::{CORE, SPDX, supplement};
 pub(crate) use statement::{IN_TOTO, PREDICATE_TYPE, Statement, Subject, SubjectOf, Subjects};
 
 /// The release of `docker/dockerfile` whose language the frontend speaks that is built in.
@@ -41,6 +45,8 @@ pub(crate) struct Attestation {
     pub(crate) subjects: Subjects,
     /// Only for what holds an image and its attestations together.
     pub(crate) inline_only: bool,
+    /// It is what a scanner found in the image itself.
+    pub(crate) core: bool,
     /// What is said.
     pub(crate) content: Content,
 }

@@ -21,7 +21,7 @@ const BUILD_TYPE_02: &str = "https://mobyproject.org/buildkit@v1";
 /// Which of its documents' behaviours a request asks for; there is one.
 const COMPATIBILITY: u32 = 30;
 /// The frontend whose version is told.
-const DOCKERFILE: &str = "dockerfile.v0";
+pub(super) const DOCKERFILE: &str = "dockerfile.v0";
 
 /// What is known of a build when its result is there.
 #[derive(Debug, Clone, Default)]

@@ -91,6 +91,16 @@ pub(crate) struct Args {
     /// name; may be given several times.
     #[arg(long = "cache-to", value_name = "CACHE")]
     cache_to: Vec<String>,
+    /// Attests how the image was made: `true`, `false`, or `mode=min|max,version=v1|v0.2,builder-id=URL,…`; the image is then an
+    /// index, with the attestation beside it.
+    #[arg(long, value_name = "ATTRIBUTES", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    provenance: Option<String>,
+    /// Attests what is in the image: `true`, `false`, or `generator=IMAGE,…`.
+    #[arg(long, value_name = "ATTRIBUTES", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    sbom: Option<String>,
+    /// The same as `type=provenance,…` or `type=sbom,…`.
+    #[arg(long = "attest", value_name = "type=TYPE,…")]
+    attests: Vec<String>,
     /// How progress is shown (on standard error).
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     progress: Format,
@@ -239,6 +249,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
             platforms.map(|p| p.parse::<Platform>().map_err(|e| usage(format!("--platform: {e}"))));
         options.platforms = platforms.collect::<Result<_, _>>()?;
     }
+    options.attested = attested(args)?;
     outputs(args, named, &mut options)?;
     for text in &args.cache_from {
         options.cache_from.push(cache::import(text).map_err(usage)?);
@@ -258,6 +269,34 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
         options.source_date_epoch = Some(seconds);
     }
     Ok(options)
+}
+
+/// What is to be attested, as buildx reads it: short forms over the long one.
+fn attested(args: &Args) -> Result<crate::attest::Asked, BuildError> {
+    let mut all = std::collections::BTreeMap::new();
+    let mut add = |kind: &str, text: &str| match text {
+        "false" => drop(all.remove(&format!("attest:{kind}"))),
+        "true" => drop(all.insert(format!("attest:{kind}"), String::new())),
+        text => drop(all.insert(format!("attest:{kind}"), text.to_owned())),
+    };
+    for text in &args.attests {
+        let mut fields: Vec<&str> = text.split(',').collect();
+        let at = fields.iter().position(|field| field.starts_with("type="));
+        let at = at.ok_or_else(|| usage(format!("--attest {text}: it has no type=TYPE")))?;
+        let kind = fields.remove(at).trim_start_matches("type=");
+        let disabled = fields.contains(&"disabled=true");
+        fields.retain(|field| !field.starts_with("disabled="));
+        match disabled {
+            true => add(kind, "false"),
+            false => add(kind, &fields.join(",")),
+        }
+    }
+    for (kind, text) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
+        if let Some(text) = text {
+            add(kind, text);
+        }
+    }
+    crate::attest::Asked::of(all.iter()).map_err(usage)
 }
 
 /// Build arguments that BuildKit's clients know as options.

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use lapstrake_handoff::Reason;
 use lapstrake_image::assemble::Beside;
 use lapstrake_image::export;
-use lapstrake_oci::{Digest, to_json};
+use lapstrake_oci::{Descriptor, Digest, to_json};
 
 use super::OfPlatform;
 use crate::attest::{self, Attestation, Statement, Subject};
@@ -43,10 +44,18 @@ pub(super) fn pack(
         .iter()
         .map(|name| Subject { name: attest::subject_name(name, &of.platform), digest: digest.clone() })
         .collect();
-    let statement = |one: &Attestation| {
-        Statement::new(&one.predicate_type, &one.subjects, &own, one.predicate(&of.layers))
-    };
-    let statements: Vec<_> = solved.attestations.iter().map(statement).collect();
+    let mut statements = Vec::new();
+    for one in &solved.attestations {
+        let mut predicate = one.predicate(&of.layers);
+        if one.core && one.predicate_type == attest::SPDX {
+            let dirs = match solved.snapshot {
+                Some(snapshot) => engine.store().lowers_top_first(snapshot)?,
+                None => Vec::new(),
+            };
+            attest::supplement(&mut predicate, &mut |name| layer_of(&dirs, &of.layers, name));
+        }
+        statements.push(Statement::new(&one.predicate_type, &one.subjects, &own, predicate));
+    }
     let made = attest::manifest(&of.manifest, &statements, image.attestations.artifact);
     let made = made.map_err(BuildError::internal)?;
     for (bytes, _) in made.blobs.iter().chain([&made.manifest]) {
@@ -54,6 +63,22 @@ pub(super) fn pack(
     }
     step.part(&format!("exporting attestation manifest {}", made.manifest.1.digest), began.elapsed());
     Ok(Some(made))
+}
+
+/// The layer that a file is in: of the directories of a snapshot, topmost first, and its layers, lowest first.
+fn layer_of(dirs: &[PathBuf], layers: &[Descriptor], name: &str) -> Option<Digest> {
+    let path = Path::new(name.trim_start_matches('/'));
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if dirs.len() != layers.len() || path.as_os_str().is_empty() || !path.components().all(plain) {
+        return None;
+    }
+    let there = |dir: &PathBuf| {
+        // What a layer takes away is a device there.
+        let meta = std::fs::symlink_metadata(dir.join(path));
+        meta.is_ok_and(|meta| !std::os::unix::fs::FileTypeExt::is_char_device(&meta.file_type()))
+    };
+    let (_, layer) = dirs.iter().zip(layers.iter().rev()).find(|(dir, _)| there(dir))?;
+    Some(layer.digest)
 }
 
 /// What is attested of a file system as files: their names and what is in them. `named`: the platform stands in their names.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use lapstrake_api::frontend;
+use lapstrake_api::{frontend, pb};
 use lapstrake_oci::Descriptor;
 use tonic::Status;
 
@@ -11,7 +11,8 @@ use super::answer::{Answer, Of, Ref};
 use super::job::Job;
 use super::values::refused;
 use crate::attest::{
-    self, Asked, Attestation, Capture, Content, Made, Provenance, ProvenanceAsked, Subject, SubjectOf,
+    self, Asked, Attestation, Capture, Content, Made, Provenance, ProvenanceAsked, SbomAsked, Subject,
+    SubjectOf,
 };
 use crate::build::Solved;
 use crate::engine::native_platform;
@@ -19,6 +20,9 @@ use crate::error::BuildError;
 
 /// What stands before the kinds of provenance, which only we say.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
+
+/// By this a scanner's statements say which of them is about the image itself.
+const SBOM_CORE: &str = "sbom-core";
 
 /// What a frontend says of a result.
 #[derive(Clone)]
@@ -135,18 +139,59 @@ impl Told {
                 )));
             }
             let content = Content::Json(Arc::new(predicate));
-            all.push(Attestation { path, predicate_type, subjects, inline_only, content });
+            let stem = path.rsplit('/').next().and_then(|name| name.split('.').next());
+            let of_image = self.metadata.get(SBOM_CORE).map(Vec::as_slice);
+            let core = of_image.is_some() && stem.map(str::as_bytes) == of_image;
+            all.push(Attestation { path, predicate_type, subjects, inline_only, core, content });
         }
         // What a scanner found in the image itself comes before what it found elsewhere.
-        if let Some(core) = self.metadata.get("sbom-core") {
-            let is_core = |one: &Attestation| {
-                let name = one.path.rsplit('/').next().unwrap_or_default();
-                name.split('.').next().map(str::as_bytes) == Some(core)
-            };
-            all.sort_by_key(|one| !is_core(one));
-        }
+        all.sort_by_key(|one| !one.core);
         Ok(all)
     }
+}
+
+/// Has a scanner write what is in a result, once that is needed. `extras` are further file systems, `id` is the platform.
+pub(crate) async fn scan(
+    job: &Job,
+    asked: &SbomAsked,
+    id: &str,
+    of: &pb::Definition,
+    extras: &BTreeMap<String, pb::Definition>,
+    ignore_cache: bool,
+) -> Result<Told, BuildError> {
+    let definition = attest::scan(&job.engine, asked, id, of, extras, ignore_cache, &job.progress).await?;
+    let said = [("reason", "sbom"), (SBOM_CORE, attest::CORE)];
+    Ok(Told {
+        bundle: true,
+        metadata: said.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect(),
+        result: Some(Ref::new(definition, &job.engine.policies())?),
+        path: String::new(),
+        predicate_type: attest::SPDX.to_owned(),
+        subjects: Vec::new(),
+    })
+}
+
+/// The answer with what scanners find in its results, where the frontend has not asked them.
+pub(crate) async fn scanned(
+    job: &Job,
+    answer: &Answer,
+    all: &[Of],
+    asked: &Asked,
+    ignore_cache: bool,
+) -> Result<Answer, BuildError> {
+    let mut answer = answer.clone();
+    let mut told = answer.attestations.values().flatten();
+    let Some(asked) = asked.sbom.as_ref().filter(|_| !told.any(|told| told.predicate_type == attest::SPDX))
+    else {
+        return Ok(answer);
+    };
+    for of in all {
+        let Some(result) = &of.result else { continue };
+        let id = of.key.clone().unwrap_or_else(|| of.platform.to_string());
+        let told = scan(job, asked, &id, &result.definition, &BTreeMap::new(), ignore_cache).await?;
+        answer.attestations.entry(id).or_default().push(told);
+    }
+    Ok(answer)
 }
 
 /// What is known when all results of a build are there.
@@ -207,6 +252,7 @@ pub(crate) async fn attach(
             predicate_type: provenance.predicate_type().to_owned(),
             subjects: Vec::new(),
             inline_only: asked.inline_only,
+            core: false,
             content: Content::Provenance(provenance),
         });
     }

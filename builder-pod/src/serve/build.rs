@@ -175,6 +175,8 @@ pub(crate) struct Wanted {
     pub(crate) exporters: Vec<Exporter>,
     pub(crate) cache_to: Vec<lapstrake_handoff::CacheExport>,
     pub(crate) attested: attest::Asked,
+    /// Nothing is taken from the cache.
+    pub(crate) no_cache: bool,
 }
 
 impl Wanted {
@@ -194,6 +196,7 @@ impl Wanted {
         Ok(Self {
             exporters,
             cache_to: caches::exports(exports.map(|one| (one.r#type.clone(), sorted(&one.attrs))))?,
+            no_cache: request.frontend_attrs.get("no-cache").is_some_and(String::is_empty),
             attested: attest::Asked::of(&request.frontend_attrs).map_err(refused)?,
         })
     }
@@ -207,6 +210,7 @@ pub(crate) async fn export(
 ) -> Result<HashMap<String, String>, BuildError> {
     let all = answer.all()?;
     let mut solved = solve(job, answer, &all).await?;
+    let answer = &attested::scanned(job, answer, &all, &wanted.attested, wanted.no_cache).await?;
     let known = Known::of(job, answer, &all).await;
     attested::attach(job, answer, &all, &known, &wanted.attested, &mut solved).await?;
     let record = |solved: &[Solved], layers: &[Vec<Descriptor>]| {
@@ -307,7 +311,9 @@ pub(crate) async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result
             Some(graph) => bases(job, graph).await?,
             None => Vec::new(),
         };
-        solved.push(Solved::new(&job.engine, tree, of.platform.clone(), config, bases)?);
+        let mut one = Solved::new(&job.engine, tree, of.platform.clone(), config, bases)?;
+        one.definition = of.result.as_ref().map(|result| result.definition.clone());
+        solved.push(one);
     }
     Ok(solved)
 }
