@@ -11,6 +11,7 @@ mod memory;
 mod mounts;
 mod peer;
 mod requests;
+mod serve;
 mod share;
 mod timeline;
 
@@ -28,8 +29,9 @@ use crate::process::{output, run as run_command};
 use crate::{images, install};
 
 /// What can be measured, in the order in which it is.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "frontend",
+    "serve",
     "steps",
     "mounts",
     "rebuild",
@@ -56,11 +58,16 @@ struct Bench<'a> {
 /// Measures what is named, or all.
 pub(crate) fn run(root: &Path, names: &[String]) -> Result<()> {
     let mut names = chosen(names)?;
-    if names.first() == Some(&"frontend") {
-        println!("\n== {} (load {})", names.remove(0), load());
-        frontend::frontend(root)?;
-        if names.is_empty() {
-            return Ok(());
+    // These need no cluster.
+    for (name, measure) in
+        [("frontend", frontend::frontend as fn(&Path) -> Result<()>), ("serve", serve::serve)]
+    {
+        if names.first() == Some(&name) {
+            println!("\n== {} (load {})", names.remove(0), load());
+            measure(root)?;
+            if names.is_empty() {
+                return Ok(());
+            }
         }
     }
     let cluster = Cluster::connect(root)?;

@@ -13,7 +13,7 @@ use crate::cluster::{self, cache};
 use crate::process::{output, run};
 
 /// Cgroup of its steps, in every hierarchy.
-const CGROUP: &str = "lapstrake-bench";
+pub(super) const CGROUP: &str = "lapstrake-bench";
 const CMD: &str = "github.com/moby/buildkit/cmd/";
 
 /// A running `buildkitd`; ended and swept away when dropped.
@@ -115,18 +115,23 @@ impl Drop for Peer {
         if asked.is_ok() {
             self.daemon.wait().ok(); // It was ours and has ended, however it ended.
         }
-        // It leaves these. Version 2 has one hierarchy, version 1 has one in each folder.
-        let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        for group in hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(CGROUP)) {
-            fs::remove_dir(group.join("buildkit")).ok(); // Most hierarchies have none.
-            fs::remove_dir(group).ok();
-        }
+        sweep();
+    }
+}
+
+/// Removes what a `buildkitd` that has ended leaves in cgroups.
+pub(super) fn sweep() {
+    // Version 2 has one hierarchy, version 1 has one in each folder.
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    for group in hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(CGROUP)) {
+        fs::remove_dir(group.join("buildkit")).ok(); // Most hierarchies have none.
+        fs::remove_dir(group).ok();
     }
 }
 
 /// Compiles both programs from the versions pinned in `bench/peers/go.mod`.
-fn compile(root: &Path) -> Result<PathBuf> {
+pub(super) fn compile(root: &Path) -> Result<PathBuf> {
     let folder = cache().join("bench-peers");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     println!("compiling buildkitd and buildctl, about 2 minutes the first time on 2 cores");

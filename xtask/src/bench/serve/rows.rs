@@ -1,0 +1,109 @@
+//! The rows.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::super::engine::timed;
+use super::Row;
+use super::contexts::Contexts;
+use super::daemon::Daemon;
+
+/// Clients that build at the same time.
+const CLIENTS: usize = 50;
+
+type Measured = Result<(Duration, Option<String>)>;
+
+pub(super) const ALL: &[Row] = &[
+    Row { name: "steps40", runs: 5, measure: |d, c, run| anew(d, c, "steps40", run) },
+    Row { name: "fan16", runs: 5, measure: |d, c, run| anew(d, c, "fan16", run) },
+    Row { name: "diamond", runs: 5, measure: |d, c, run| anew(d, c, "diamond", run) },
+    Row { name: "lazy-context", runs: 5, measure: lazy },
+    Row { name: "files20000-cold", runs: 5, measure: small_cold },
+    Row { name: "files20000-unchanged", runs: 7, measure: |d, c, run| again(d, c, "small", run) },
+    Row { name: "files20000-one-changed", runs: 5, measure: small_changed },
+    Row { name: "layer200-export-push", runs: 3, measure: layer },
+    Row { name: "apt-install", runs: 3, measure: |d, c, run| anew(d, c, "apt", run) },
+    Row { name: "rebuild-unchanged", runs: 21, measure: |d, c, run| again(d, c, "tree", run) },
+    Row { name: "rebuild-50-at-once", runs: 5, measure: at_once },
+    Row { name: "pull20", runs: 5, measure: pull },
+];
+
+/// All steps are run; what the build stands on is there.
+fn anew(daemon: &Daemon, contexts: &Contexts, name: &str, run: usize) -> Measured {
+    let context = contexts.of(name);
+    if run == 0 {
+        timed(&mut daemon.build(&context))?;
+    }
+    Ok((timed(daemon.build(&context).arg("--no-cache"))?, None))
+}
+
+/// Nothing has changed.
+fn again(daemon: &Daemon, contexts: &Contexts, name: &str, run: usize) -> Measured {
+    let context = contexts.of(name);
+    if run == 0 {
+        timed(&mut daemon.build(&context))?;
+    }
+    Ok((timed(&mut daemon.build(&context))?, None))
+}
+
+fn lazy(daemon: &Daemon, contexts: &Contexts, _: usize) -> Measured {
+    daemon.prune()?;
+    let took = timed(&mut daemon.counted_build(&contexts.of("lazy")))?;
+    Ok((took, Some(format!("{:.2} MiB sent", daemon.sent() as f64 / 1024.0 / 1024.0))))
+}
+
+fn small_cold(daemon: &Daemon, contexts: &Contexts, _: usize) -> Measured {
+    daemon.prune()?;
+    Ok((timed(&mut daemon.build(&contexts.of("small")))?, None))
+}
+
+fn small_changed(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
+    let file = contexts.of("small").join("files/7/777");
+    std::fs::write(file, format!("changed for {} in run {run}", daemon.name()))?;
+    Ok((timed(&mut daemon.build(&contexts.of("small")))?, None))
+}
+
+/// A layer that is there as files, compressed and pushed.
+fn layer(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
+    let build = || {
+        let mut build = daemon.build(&contexts.of("layer"));
+        build.arg("--opt").arg(format!("build-arg:RUN={}-{run}", daemon.name()));
+        build
+    };
+    timed(&mut build())?;
+    let name = format!("{}/{}/layer:{run}", contexts.registry, daemon.name());
+    Ok((timed(build().args(["--output", &format!("type=image,name={name},push=true")]))?, None))
+}
+
+fn at_once(daemon: &Daemon, contexts: &Contexts, _: usize) -> Measured {
+    let context = contexts.of("tree");
+    timed(&mut daemon.build(&context))?;
+    let start = Instant::now();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut build: Command = daemon.build(&context);
+        clients.push(build.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    }
+    for mut client in clients {
+        if !client.wait()?.success() {
+            bail!("one of {CLIENTS} clients failed");
+        }
+    }
+    Ok((start.elapsed(), None))
+}
+
+fn pull(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
+    if run == 0 && daemon.name() == "lapstrake" {
+        // Whoever made it, both pull the same.
+        let name = format!("{}/layers:20", contexts.registry);
+        timed(
+            daemon
+                .build(&contexts.of("layers20"))
+                .args(["--output", &format!("type=image,name={name},push=true")]),
+        )?;
+    }
+    daemon.prune()?;
+    Ok((timed(&mut daemon.build(&contexts.of("pull20")))?, None))
+}
