@@ -27,7 +27,10 @@ pub type Outbound = Pin<Box<dyn Stream<Item = Result<BytesMessage, Status>> + Se
 const SESSIONS_MAX: usize = 10_000;
 /// What one call may have on the way, and what all calls of a session may.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// No stream is sent more than its own window. What a connection may send in small pieces, as the list of a directory's files is,
+/// goes by this window: HTTP/2's library ends a connection of which unread pieces take more than half of it, with what it
+/// needs to keep each of them.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 
 /// The clients that are connected, by the id that each gave itself. Clones are the same set.
 #[derive(Clone, Default)]

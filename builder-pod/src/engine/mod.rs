@@ -123,10 +123,11 @@ pub(crate) struct Engine {
     keeps_failed: AtomicBool,
 }
 
-/// Steps that run at the same time, where nothing else is said: one more than would keep the processors
-/// busy, since steps wait for networks too.
+/// Steps that run at the same time, where nothing else is said: many more than would keep the processors busy, since steps wait for
+/// networks and for one another. BuildKit has no limit; this one keeps a graph of thousands of steps from starting thousands of
+/// processes.
 fn slots_default() -> usize {
-    std::thread::available_parallelism().map_or(4, |n| n.get() * 4).max(8)
+    std::thread::available_parallelism().map_or(4, |n| n.get() * 8).max(64)
 }
 
 impl Engine {

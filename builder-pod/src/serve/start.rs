@@ -33,6 +33,12 @@ const COLLECT_AFTER: Duration = Duration::from_secs(1);
 const COLLECT_EVERY: Duration = Duration::from_secs(60);
 /// The file in the state directory that keeps the worker's name.
 const WORKER_ID: &str = "workerid";
+/// What one stream of a client may send before anybody reads it.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// The same of all streams of a connection. It is as large as it is for sessions, whose client writes the list of its files in tens of
+/// thousands of small pieces: HTTP/2's library ends a connection of which unread pieces take, with what it needs to keep each of them,
+/// more than half of this window.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 
 fn failed(why: &str) -> ExitCode {
     writeln!(std::io::stderr(), "buildkitd: {why}").ok(); // nobody listens
@@ -121,6 +127,8 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let said = CancellationToken::new();
     tokio::spawn(collect(store.clone(), Arc::clone(&daemon)));
     let served = tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(control)
         .add_service(bridge)
         .add_service(contents)
