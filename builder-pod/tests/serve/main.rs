@@ -4,6 +4,8 @@
 //! Needs root: the daemon's steps are namespaces and overlays.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
+mod load;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -178,73 +180,4 @@ fn the_names_answer_without_a_daemon() {
     let unknown = place.run("buildctl", &["build"]);
     assert!(text(&unknown.stderr).contains("dial-stdio and debug workers only"));
     assert_eq!(unknown.status.code(), Some(1));
-}
-
-/// Builds that are killed with the daemon, each at another moment.
-const KILLS: u32 = 12;
-
-/// A build that runs a few steps with files, all of them made anew for another `number`.
-fn build(place: &Place, number: &str) -> Command {
-    let mut command = Command::new(lapstrake_testkit::peer::buildctl());
-    let context = place.path("context");
-    command.arg("--addr").arg(place.address()).args([
-        "build",
-        "--frontend",
-        "dockerfile.v0",
-        "--progress",
-        "plain",
-    ]);
-    for local in ["context", "dockerfile"] {
-        command.arg("--local").arg(format!("{local}={}", context.display()));
-    }
-    command.arg("--opt").arg(format!("build-arg:N={number}"));
-    command.args(["--output", "type=oci,dest=/dev/null"]).stdout(Stdio::null()).stderr(Stdio::piped());
-    command
-}
-
-fn bytes_below(path: &std::path::Path) -> u64 {
-    let du = Command::new("du").args(["-s", "--block-size=1"]).arg(path).output().unwrap();
-    text(&du.stdout).split_whitespace().next().and_then(|word| word.parse().ok()).unwrap()
-}
-
-#[test]
-fn a_kill_at_any_moment_loses_nothing_that_was_finished_and_leaves_nothing_behind() {
-    let place = Place::new();
-    let context = place.path("context");
-    lapstrake_testkit::rootfs::busybox_at(&context.join("root")).unwrap();
-    std::fs::write(
-        context.join("Dockerfile"),
-        "FROM scratch AS base\nCOPY root /\nFROM base\nARG N\n\
-         RUN for i in 1 2 3 4; do dd if=/dev/urandom of=/f$i bs=64k count=8 2>/dev/null; done; echo $N > /n\n\
-         RUN cat /f1 /f2 > /all\n",
-    )
-    .unwrap();
-    let mut daemon = place.daemon(&[]);
-    daemon.ready(&place);
-    let finished = build(&place, "finished").output().unwrap();
-    assert!(finished.status.success(), "{}", text(&finished.stderr));
-    for number in 0..KILLS {
-        let mut builds: Vec<Child> =
-            (0..3).map(|of| build(&place, &format!("{number}-{of}")).spawn().unwrap()).collect();
-        // The moment is what varies, not what is waited for.
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(number) * 37));
-        daemon.end("-KILL");
-        builds.iter_mut().for_each(|build| drop(build.wait()));
-        daemon = place.daemon(&[]);
-        daemon.ready(&place);
-        let again = build(&place, "finished").output().unwrap();
-        let told = text(&again.stderr);
-        assert!(again.status.success(), "{told}");
-        assert_eq!(told.matches("CACHED").count(), 3, "what was finished is there: {told}");
-    }
-    let du = Command::new(lapstrake_testkit::peer::buildctl())
-        .args(["--addr", &place.address(), "du", "--format", "{{json .}}"])
-        .output()
-        .unwrap();
-    let records: serde_json::Value = serde_json::from_slice(&du.stdout).unwrap();
-    let told: u64 = records.as_array().unwrap().iter().filter_map(|record| record["size"].as_u64()).sum();
-    let there = bytes_below(&place.path("root"));
-    assert!(told.abs_diff(there) * 20 < there, "du says {told}, the disk {there}");
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(place.path("root").to_str().unwrap()), "nothing stays mounted");
 }
