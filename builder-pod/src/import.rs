@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::future::join_all;
+use lapstrake_bucket::{Bucket, Settings};
 use lapstrake_cache::limits::DOCUMENT_BYTES_MAX;
 use lapstrake_cache::manifest::{self, Kind};
 use lapstrake_cache::{Records, inline};
-use lapstrake_handoff::{CacheImport, Reason};
+use lapstrake_handoff::{CacheImport, CacheStore, Reason};
 use lapstrake_oci::{Descriptor, Digest, Document, Index, Manifest, Reference};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::abortable;
 use crate::client::{Receiver, cache_store};
 use crate::engine::{Engine, Place};
-use crate::error::{Asked, BuildError};
+use crate::error::{Asked, BuildError, chain};
 use crate::progress::Progress;
 
 /// The annotation by which a layout names what is in it.
@@ -51,6 +52,7 @@ fn shown(cache: &CacheImport) -> &str {
     match cache {
         CacheImport::Registry { reference, .. } => reference,
         CacheImport::Local { src, .. } => src,
+        CacheImport::Store(store) => &store.kind,
     }
 }
 
@@ -87,7 +89,24 @@ async fn read(
             let document = document(&place, Some(digest)).await?;
             found(&place, document).await
         }
+        (CacheImport::Store(store), _) => {
+            let bucket = bucket(store).await?;
+            // As BuildKit: a name that nothing was written to yet is an empty cache.
+            let documents = bucket.documents().await.map_err(|e| damaged(chain(&e)))?;
+            let read = |document: Vec<u8>| {
+                let records = lapstrake_cache::object::read(&document).map_err(damaged)?;
+                Ok((records, Place::Bucket(bucket.clone())))
+            };
+            documents.into_iter().map(read).collect()
+        }
     }
+}
+
+/// Reaches the object store of a cache.
+pub(crate) async fn bucket(store: &CacheStore) -> Result<Bucket, BuildError> {
+    let settings = Settings::read(&store.kind, &store.attributes, |name| std::env::var(name).ok());
+    let settings = settings.map_err(|e| BuildError::new(Reason::RequestInvalid, e.to_string()))?;
+    Bucket::open(settings).await.map_err(|e| BuildError::new(Reason::ImageNotFound, chain(&e)))
 }
 
 /// What a layout calls by a tag; the only thing in it where nothing has a name.
@@ -117,7 +136,7 @@ async fn document(place: &Place, digest: Option<Digest>) -> Result<Document, Bui
             let fetched = client.manifest(&name).await.map_err(|e| BuildError::registry(&e, Asked::Pull))?;
             Document::parse(&fetched.bytes, &fetched.media_type).map_err(damaged)
         }
-        Place::Directory(_) | Place::Client { .. } => {
+        Place::Directory(_) | Place::Client { .. } | Place::Bucket(_) => {
             let digest = digest.ok_or_else(|| BuildError::internal("a layout is read by digest"))?;
             Document::parse(&blob(place, &Descriptor::new("", digest, 0)).await?, "").map_err(damaged)
         }
@@ -144,6 +163,8 @@ async fn blob(place: &Place, descriptor: &Descriptor) -> Result<Vec<u8>, BuildEr
             pulled.map_err(|e| BuildError::registry(&e, Asked::Pull))?;
             Ok(bytes)
         }
+        // Its documents have names, not digests, and describe themselves.
+        Place::Bucket(bucket) => Err(BuildError::internal(format!("{bucket} has layers only"))),
         Place::Client { receiver, store } => {
             let missing = || damaged(format!("{store} has no {}", descriptor.digest));
             let size = receiver.content_bytes(store, descriptor.digest).await?.ok_or_else(missing)?;

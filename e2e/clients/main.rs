@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         println!("\nrunning 0 tests\n\ntest result: ok. 0 passed; 0 failed");
         return ExitCode::SUCCESS;
     }
-    match Suite::new(has("--theirs"), has("--facts")).and_then(|suite| suite.run(&cases, all)) {
+    match Suite::new(&cases, has("--theirs"), has("--facts")).and_then(|suite| suite.run(&cases, all)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -79,7 +79,7 @@ struct Suite {
 }
 
 impl Suite {
-    fn new(theirs_alone: bool, shows: bool) -> Result<Self> {
+    fn new(cases: &[Case], theirs_alone: bool, shows: bool) -> Result<Self> {
         let user = Command::new("id").arg("-u").output()?.stdout;
         if user.trim_ascii() != b"0" {
             return Err("this suite needs root: steps are namespaces and overlays".into());
@@ -95,7 +95,7 @@ impl Suite {
             }
         }
         let host = registry.host();
-        let servers = Servers::start(dir.path())?;
+        let servers = Servers::start(dir.path(), cases)?;
         let config = format!(
             "insecure-entitlements = [\"network.host\", \"security.insecure\"]\n\
              [registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n[registry.\"{host}\"]\nhttp = true\n"

@@ -7,18 +7,28 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use lapstrake_testkit::stores::{Actions, Azure, S3};
+
 use crate::Result;
+use crate::case::Case;
 
 /// Both servers; they end when dropped.
 pub(crate) struct Servers {
     http: String,
     git_port: u16,
     git: Child,
+    s3: Option<S3>,
+    azure: Option<Azure>,
+    actions: Option<Actions>,
 }
 
 impl Servers {
-    /// Starts them on free ports, with what the cases read.
-    pub(crate) fn start(dir: &Path) -> Result<Self> {
+    /// Starts them on free ports, with what the cases read; object stores where one of the cases has them.
+    pub(crate) fn start(dir: &Path, cases: &[Case]) -> Result<Self> {
+        let asks = |name: &str| cases.iter().any(|case| case.script.contains(name));
+        let s3 = asks("$S3").then(|| S3::start(&dir.join("s3"))).transpose()?;
+        let actions = asks("$GHA").then(|| Actions::start(&dir.join("actions"))).transpose()?;
+        let azure = asks("$AZ").then(|| Azure::start(&dir.join("azure"))).transpose()?;
         let files = dir.join("web");
         let repositories = dir.join("git");
         fs::create_dir_all(&files)?;
@@ -44,11 +54,41 @@ impl Servers {
         while TcpStream::connect(("127.0.0.1", git_port)).is_err() {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        Ok(Self { http, git_port, git })
+        Ok(Self { http, git_port, git, s3, azure, actions })
     }
 
     pub(crate) fn http(&self) -> String {
         self.http.clone()
+    }
+
+    /// Attributes of a cache in the S3 server.
+    pub(crate) fn s3(&self) -> String {
+        let Some(s3) = &self.s3 else { return String::new() };
+        format!(
+            "type=s3,endpoint_url={},use_path_style=true,bucket={},region={},access_key_id={},secret_access_key={}",
+            s3.url,
+            S3::BUCKET,
+            S3::REGION,
+            S3::KEY,
+            S3::SECRET
+        )
+    }
+
+    /// Attributes of a cache in the server of GitHub Actions.
+    pub(crate) fn actions(&self) -> String {
+        let Some(actions) = &self.actions else { return String::new() };
+        format!("type=gha,version=1,url={}/,token={}", actions.url, Actions::token())
+    }
+
+    /// Attributes of a cache in the Azure server.
+    pub(crate) fn azure(&self) -> String {
+        let Some(azure) = &self.azure else { return String::new() };
+        format!(
+            "type=azblob,account_url={},account_name={},secret_access_key={}",
+            azure.url,
+            Azure::ACCOUNT,
+            Azure::KEY
+        )
     }
 
     pub(crate) fn git(&self) -> String {

@@ -85,6 +85,9 @@ impl World {
             ("WHO", who.to_owned()),
             ("HTTP", servers.http()),
             ("GIT", servers.git()),
+            ("S3", servers.s3()),
+            ("AZ", servers.azure()),
+            ("GHA", servers.actions()),
         ];
         let world = Self { who, dir, variables, _daemon: daemon };
         let create = ["create", "--name", "x", "--driver", "remote", world.variable("BUILDKIT_HOST")];

@@ -1,5 +1,8 @@
 //! Caches outside of the builder: where records and layers of other builds are read from and written to.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::request::{Compression, is_false};
@@ -30,6 +33,32 @@ pub enum CacheImport {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         digest: Option<String>,
     },
+    /// In an object store.
+    Store(CacheStore),
+}
+
+/// A cache in a store that BuildKit's attributes name: `s3`, `azblob`. Prints without credentials.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheStore {
+    /// The type, as clients name it.
+    pub kind: String,
+    /// Its attributes, with credentials.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for CacheStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("CacheStore");
+        shown.field("kind", &self.kind);
+        for key in ["bucket", "container", "prefix", "name"] {
+            if let Some(value) = self.attributes.get(key) {
+                shown.field(key, value);
+            }
+        }
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// A cache that a build writes after it succeeded.
@@ -84,6 +113,8 @@ pub enum CacheTarget {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tag: Option<String>,
     },
+    /// Into an object store.
+    Store(CacheStore),
     /// Into the config of the image itself.
     Inline,
 }

@@ -16,7 +16,7 @@ pub mod progress;
 pub mod request;
 pub mod steps;
 
-pub use cache::{CacheExport, CacheImport, CacheMode, CacheTarget};
+pub use cache::{CacheExport, CacheImport, CacheMode, CacheStore, CacheTarget};
 pub use error::Error;
 pub use inputs::{Allow, ArgInput, Certificates, Proxy, SecretInput, SshInput, StepNetwork};
 pub use outcome::{BaseImage, Class, Failure, Outcome, Reason, Success, Timings};

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("builder-pod/store", &["oci", "sys"]),
     ("builder-pod/run", &["sys"]),
     ("builder-pod/registry", &["oci"]),
+    ("builder-pod/bucket", &["oci", "registry"]),
     ("builder-pod/image", &["oci", "sys", "store"]),
     ("builder-pod/fileop", &["sys", "oci"]),
     ("builder-pod/ssh", &[]),

@@ -26,6 +26,26 @@ pub struct Layer {
     /// The layer below, -1 where there is none. Go leaves a zero out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub parent: i64,
+    /// What its descriptor says, where there is no manifest to say it: in object stores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<LayerAnnotations>,
+}
+
+/// A layer's descriptor, as object stores have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerAnnotations {
+    /// Media type of the blob.
+    #[serde(rename = "mediaType", default, skip_serializing_if = "String::is_empty")]
+    pub media_type: String,
+    /// Digest of its tar; empty where it is not told.
+    #[serde(rename = "diffID", default, skip_serializing_if = "String::is_empty")]
+    pub diff_id: String,
+    /// Bytes of the blob.
+    #[serde(default)]
+    pub size: u64,
+    /// When it was made.
+    #[serde(rename = "createdAt", default, with = "time")]
+    pub created: Option<Timestamp>,
 }
 
 /// What is known of one output of an operation.

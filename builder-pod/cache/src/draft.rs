@@ -119,7 +119,7 @@ impl Draft {
         };
         let layers = places
             .keys()
-            .map(|(blob, below)| Layer { blob: *blob, parent: at(below).unwrap_or(-1) })
+            .map(|(blob, below)| Layer { blob: *blob, parent: at(below).unwrap_or(-1), annotations: None })
             .collect();
         let records = self.records(|layers, created| {
             let digests: Vec<Digest> = layers.iter().map(|layer| layer.digest).collect();

@@ -89,6 +89,8 @@ pub fn read(config: &[u8], manifest: &Manifest) -> Result<Option<Records>, Error
         layers.push(layer);
     }
     let chain = layers.iter().enumerate();
-    let chain = chain.map(|(at, layer)| Layer { blob: layer.digest, parent: at as i64 - 1 }).collect();
+    let chain = chain
+        .map(|(at, layer)| Layer { blob: layer.digest, parent: at as i64 - 1, annotations: None })
+        .collect();
     Records::new(&Config { layers: chain, records }, &layers).map(Some)
 }

@@ -13,6 +13,7 @@ mod gojson;
 pub mod inline;
 pub mod limits;
 pub mod manifest;
+pub mod object;
 pub mod op;
 mod records;
 

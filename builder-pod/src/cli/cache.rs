@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lapstrake_handoff::{CacheExport, CacheImport, CacheMode, CacheTarget, Compression};
+use lapstrake_handoff::{CacheExport, CacheImport, CacheMode, CacheStore, CacheTarget, Compression};
 
 use super::output::{boolean, compression, fields, level};
 
@@ -20,7 +20,8 @@ pub(super) fn import(text: &str) -> Result<CacheImport, String> {
             tag: fields.remove("tag"),
             digest: fields.remove("digest"),
         },
-        other => return Err(unknown(FLAG, other, "registry and local")),
+        "s3" | "azblob" | "gha" => return store(FLAG, kind, fields).map(CacheImport::Store),
+        other => return Err(unknown(FLAG, other, "registry, local, s3, azblob and gha")),
     };
     nothing_left(FLAG, &kind, &fields)?;
     Ok(import)
@@ -39,7 +40,8 @@ pub(super) fn export(text: &str) -> Result<CacheExport, String> {
             CacheTarget::Local { dest: needed(FLAG, &kind, "dest", &mut fields)?, tag: fields.remove("tag") }
         }
         "inline" => CacheTarget::Inline,
-        other => return Err(unknown(FLAG, other, "registry, local and inline")),
+        "s3" | "azblob" | "gha" => CacheTarget::Store(store(FLAG, kind.clone(), fields.clone())?),
+        other => return Err(unknown(FLAG, other, "registry, local, s3, azblob, gha and inline")),
     };
     let mut export = CacheExport::new(to);
     export.mode = match fields.remove("mode").as_deref() {
@@ -57,8 +59,17 @@ pub(super) fn export(text: &str) -> Result<CacheExport, String> {
     export.compression_level = level(&mut fields)?;
     export.force_compression = boolean(&mut fields, "force-compression")?.unwrap_or(false);
     export.ignore_error = boolean(&mut fields, "ignore-error")?.unwrap_or(false);
-    nothing_left(FLAG, &kind, &fields)?;
+    // As BuildKit: what a store does not know is passed over.
+    if !matches!(export.to, CacheTarget::Store(_)) {
+        nothing_left(FLAG, &kind, &fields)?;
+    }
     Ok(export)
+}
+
+fn store(flag: &str, kind: String, attributes: BTreeMap<String, String>) -> Result<CacheStore, String> {
+    let read = lapstrake_bucket::Settings::read(&kind, &attributes, |name| std::env::var(name).ok());
+    read.map_err(|e| format!("{flag} type={kind}: {e}"))?;
+    Ok(CacheStore { kind, attributes })
 }
 
 fn kind(flag: &str, text: &str) -> Result<(String, BTreeMap<String, String>), String> {
@@ -130,7 +141,8 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (result, says) in [
-            (import("type=gha").map(drop), "type=gha is not known"),
+            (import("type=tape").map(drop), "type=tape is not known"),
+            (import("type=gha").map(drop), "type=gha: token not set"),
             (import("type=registry").map(drop), "needs ref="),
             (import("type=local,src=/c,mode=max").map(drop), "no option mode"),
             (import("ref=x").map(drop), "type=… is missing"),

@@ -303,22 +303,37 @@ impl Images {
                 writer = tokio::task::spawn_blocking(copy).await.map_err(BuildError::internal)??;
             }
             Place::Client { receiver, store } => {
-                let mut from = receiver.content(store, digest).await?;
-                let mut piece = vec![0; 256 << 10];
-                loop {
-                    let failed = |e: std::io::Error| {
-                        BuildError::new(Reason::ImageNotFound, format!("cache {store}: {e}"))
-                    };
-                    let read = cancel.run_until_cancelled(from.read(&mut piece)).await;
-                    let read = read.ok_or_else(BuildError::canceled)?.map_err(failed)?;
-                    let Some(bytes) = piece.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
-                    writer.write_all(bytes).map_err(failed)?;
-                }
+                let from = receiver.content(store, digest).await?;
+                copy(from, &mut writer, place, cancel).await?;
+            }
+            Place::Bucket(bucket) => {
+                let opened = cancel.run_until_cancelled(bucket.read(digest)).await;
+                let failed = |e| BuildError::new(Reason::ImageNotFound, chain(&e));
+                let from = opened.ok_or_else(BuildError::canceled)?.map_err(failed)?;
+                copy(from, &mut writer, place, cancel).await?;
             }
         }
         let commit = move || writer.commit_with(Some(digest), lapstrake_store::Durability::Batched);
         tokio::task::spawn_blocking(commit).await.map_err(BuildError::internal)??;
         Ok(())
+    }
+}
+
+/// Copies a blob from a place into the store, whose writer checks it at the end.
+async fn copy(
+    mut from: lapstrake_registry::BlobReader,
+    writer: &mut impl std::io::Write,
+    place: &Place,
+    cancel: &CancellationToken,
+) -> Result<(), BuildError> {
+    let failed =
+        |e: std::io::Error| BuildError::new(Reason::ImageNotFound, format!("cache {place}: {}", chain(&e)));
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = cancel.run_until_cancelled(from.read(&mut piece)).await;
+        let read = read.ok_or_else(BuildError::canceled)?.map_err(failed)?;
+        let Some(bytes) = piece.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
+        writer.write_all(bytes).map_err(failed)?;
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lapstrake_bucket::Bucket;
 use lapstrake_cache::{Alternatives, Found, NodeId, Records, content_record, inline, record_digest};
 use lapstrake_oci::{Descriptor, Digest, Reference};
 use lapstrake_registry::Client;
@@ -32,6 +33,8 @@ pub(crate) enum Place {
         /// Its name for the store.
         store: String,
     },
+    /// In an object store.
+    Bucket(Bucket),
 }
 
 impl std::fmt::Display for Place {
@@ -40,6 +43,7 @@ impl std::fmt::Display for Place {
             Self::Registry { name, .. } => name.fmt(f),
             Self::Directory(path) => path.display().fmt(f),
             Self::Client { store, .. } => f.write_str(store),
+            Self::Bucket(bucket) => bucket.fmt(f),
         }
     }
 }

@@ -9,7 +9,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_cache::limits::BUILDKIT_BYTES_MAX;
 use lapstrake_cache::manifest::Form;
 use lapstrake_cache::{Draft, RecordId, content_record, inline, record_digest};
-use lapstrake_handoff::{CacheExport, CacheMode, CacheTarget, Reason};
+use lapstrake_handoff::{CacheExport, CacheMode, CacheStore, CacheTarget, Reason};
 use lapstrake_image::{export, media};
 use lapstrake_oci::{Descriptor, Digest, Reference};
 use lapstrake_solver::CacheKey;
@@ -20,7 +20,7 @@ use super::{files, layers, push};
 use crate::build::{Solved, abortable};
 use crate::client::cache_store;
 use crate::engine::{CREATED, Engine, Res};
-use crate::error::{Asked, BuildError};
+use crate::error::{Asked, BuildError, chain};
 use crate::options::{BuildOptions, Output};
 use crate::progress::{Progress, Step};
 
@@ -44,6 +44,9 @@ pub(crate) async fn cache(
             CacheTarget::Inline => continue,
             CacheTarget::Registry { .. } => "exporting cache to registry",
             CacheTarget::Local { .. } => "exporting cache to client directory",
+            CacheTarget::Store(store) if store.kind == "s3" => "exporting cache to Amazon S3",
+            CacheTarget::Store(store) if store.kind == "gha" => "exporting to GitHub Actions Cache",
+            CacheTarget::Store(_) => "exporting cache to Azure Blob Storage",
         };
         let step = progress.step(name);
         let job = Job { engine, solved, options, export, step: &step, cancel };
@@ -184,6 +187,10 @@ impl Job<'_> {
             return Ok(None);
         }
         let (config, descriptors) = draft.finish();
+        if let CacheTarget::Store(store) = &self.export.to {
+            self.keep(store, config, &descriptors, &made).await?;
+            return Ok(None);
+        }
         let config = serde_json::to_vec(&config).map_err(BuildError::internal)?;
         if config.len() as u64 > BUILDKIT_BYTES_MAX {
             let size = config.len();
@@ -209,7 +216,7 @@ impl Job<'_> {
                 self.write(PathBuf::from(dest), tag, descriptors, &made, config, &bytes, manifest.clone())
                     .await?;
             }
-            CacheTarget::Inline => {}
+            CacheTarget::Inline | CacheTarget::Store(_) => {}
         }
         self.step.part(&format!("writing cache manifest {}", manifest.digest), began.elapsed());
         Ok(Some(manifest))
@@ -397,6 +404,36 @@ impl Job<'_> {
             receiver.blob(store, descriptor, &source).await?;
         }
         Ok(())
+    }
+
+    /// Into an object store: what it has is not sent again, and the document goes last.
+    async fn keep(
+        &self,
+        store: &CacheStore,
+        config: lapstrake_cache::doc::Config,
+        descriptors: &[Descriptor],
+        made: &HashMap<Digest, layers::Layer>,
+    ) -> Result<(), BuildError> {
+        let failed = |e: lapstrake_bucket::Error| BuildError::new(Reason::RegistryUnavailable, chain(&e));
+        let bucket = crate::import::bucket(store).await?;
+        let document = lapstrake_cache::object::write(config, descriptors).map_err(BuildError::internal)?;
+        let sends = descriptors.iter().filter_map(|d| made.get(&d.digest)).map(|layer| {
+            let (bucket, began) = (&bucket, Instant::now());
+            async move {
+                let (digest, size) = (layer.descriptor.digest, layer.descriptor.size);
+                if bucket.keep(digest).await.map_err(failed)? {
+                    return Ok::<_, BuildError>(());
+                }
+                let source = push::source(self.engine, layer, self.cancel);
+                let from = source.open(0).await.map_err(|e| BuildError::internal(chain(&e)))?;
+                bucket.write(digest, size, from).await.map_err(failed)?;
+                self.step.part(&format!("writing layer {digest}"), began.elapsed());
+                Ok(())
+            }
+        });
+        let sends = stream::iter(sends.collect::<Vec<_>>()).buffer_unordered(bucket.parallelism());
+        sends.try_collect::<Vec<_>>().await?;
+        bucket.write_document(&document).await.map_err(failed)
     }
 
     /// Repositories of the cache's registry that this build pushed to.

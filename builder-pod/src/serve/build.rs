@@ -145,10 +145,8 @@ pub(crate) fn imports(job: &Job, opts: &HashMap<String, String>) -> Result<Vec<C
     let mut asked = job.imports.clone();
     if let Some(text) = opts.get("cache-imports").filter(|text| !text.is_empty()) {
         let entries: Vec<Entry> = serde_json::from_str(text).map_err(|e| {
-            BuildError::new(
-                Reason::RequestInvalid,
-                format!("failed to unmarshal cache-imports ({text}): {e}"),
-            )
+            // Not the text itself, as BuildKit does: it may hold credentials.
+            BuildError::new(Reason::RequestInvalid, format!("failed to unmarshal cache-imports: {e}"))
         })?;
         asked.extend(entries.into_iter().map(|entry| (entry.r#type, entry.attrs)));
     }

@@ -3,17 +3,14 @@
 //! Attributes, defaults and refusals are BuildKit's. A cache that can't be read fails no build there, so what is wrong
 //! with an import is told where it would be read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use lapstrake_handoff::{CacheExport, CacheImport, CacheMode, CacheTarget};
+use lapstrake_handoff::{CacheExport, CacheImport, CacheMode, CacheStore, CacheTarget};
 use lapstrake_oci::Reference;
 
 use super::Attributes;
 use super::values::{boolean, packing, refused};
 use crate::error::BuildError;
-
-/// Types that BuildKit has and that are not done here.
-const NOT_YET: [&str; 3] = ["gha", "s3", "azblob"];
 
 /// A cache to read, and what it is called in progress.
 #[derive(Debug)]
@@ -61,9 +58,7 @@ fn import(kind: &str, mut attributes: Attributes) -> Result<CacheImport, BuildEr
             let src = needed(attributes.remove("src"), "src")?;
             Ok(CacheImport::Local { src, tag: None, digest: Some(digest) })
         }
-        other if NOT_YET.contains(&other) => {
-            Err(refused(format!("cache importer {other:?} is not supported yet: use registry or local")))
-        }
+        "s3" | "azblob" | "gha" => store(kind, attributes).map(CacheImport::Store).map_err(failed),
         other => Err(refused(format!("unknown cache importer: {other}"))),
     }
 }
@@ -123,9 +118,17 @@ fn export(kind: &str, mut attributes: Attributes) -> Result<CacheExport, BuildEr
             export.image_manifest = image.unwrap_or(export.oci_media_types);
             export
         }
-        other if NOT_YET.contains(&other) => {
-            let why = format!("cache exporter {other:?} is not supported yet: use registry, local or inline");
-            return Err(refused(why));
+        "s3" | "azblob" | "gha" => {
+            let packing = match kind {
+                "s3" => packing(&mut attributes).map_err(failed_by)?,
+                // As BuildKit: it has its default there.
+                _ => super::values::Packing::default(),
+            };
+            let mut export =
+                CacheExport::new(CacheTarget::Store(store(kind, attributes.clone()).map_err(failed)?));
+            (export.compression, export.compression_level) = (packing.compression, packing.level);
+            export.force_compression = packing.force;
+            export
         }
         other => return Err(refused(format!("unknown cache exporter: {other:?}"))),
     };
@@ -135,6 +138,30 @@ fn export(kind: &str, mut attributes: Attributes) -> Result<CacheExport, BuildEr
     }
     export.ignore_error = attributes.get("ignore-error").is_some_and(|text| boolean(text) == Ok(true));
     Ok(export)
+}
+
+/// A cache in an object store, whose attributes are looked at before anything is built.
+fn store(kind: &str, attributes: Attributes) -> Result<CacheStore, String> {
+    let read = lapstrake_bucket::Settings::read(kind, &attributes, |name| std::env::var(name).ok());
+    read.map_err(|e| e.to_string())?;
+    Ok(CacheStore { kind: kind.to_owned(), attributes })
+}
+
+/// Attributes of a frontend as a record of the build may keep them: those of caches may hold credentials.
+pub(super) fn without_credentials(attributes: &HashMap<String, String>) -> HashMap<String, String> {
+    let mut kept = attributes.clone();
+    let Some(text) = kept.remove("cache-imports") else { return kept };
+    let Ok(mut entries) = serde_json::from_str::<serde_json::Value>(&text) else { return kept };
+    for entry in entries.as_array_mut().into_iter().flatten() {
+        let attributes = entry.get_mut("Attrs").and_then(serde_json::Value::as_object_mut);
+        for (key, value) in attributes.into_iter().flatten() {
+            if lapstrake_bucket::SECRETS.contains(&key.as_str()) {
+                *value = "[redacted]".into();
+            }
+        }
+    }
+    kept.insert("cache-imports".to_owned(), entries.to_string());
+    kept
 }
 
 fn reference(attributes: &mut Attributes) -> Result<String, String> {

@@ -55,11 +55,42 @@ fn what_buildkit_refuses_is_refused_in_its_words() {
         (&[("registry", "ref=r.example/c;compression=x")], "unsupported compression type x"),
         (&[("registry", "ref=r.example/c;image-manifest=x")], "failed to parse image-manifest"),
         (&[("local", "dest=/d"), ("local", "dest=/d")], "duplicate cache exports [local]"),
-        (&[("s3", "bucket=b")], "cache exporter \"s3\" is not supported yet"),
+        (
+            &[("gha", "token=t")],
+            "failed to configure gha cache exporter: url not set for github actions cache",
+        ),
+        (
+            &[("s3", "region=r")],
+            "failed to configure s3 cache exporter: bucket ($AWS_BUCKET) not set for s3 cache",
+        ),
+        (
+            &[("azblob", "")],
+            "failed to configure azblob cache exporter: failed to create azblob config: either",
+        ),
     ] {
         let error = exports(asked(all)).expect_err(why);
         assert!(error.failure().message.contains(why), "{error}");
     }
+}
+
+#[test]
+fn records_of_a_build_and_errors_hold_no_credential_of_a_cache() {
+    let attributes =
+        "bucket=b;region=r;access_key_id=AKIA;secret_access_key=hush;session_token=tok;compression=zstd";
+    let export = exports(asked(&[("s3", attributes)])).unwrap().remove(0);
+    assert_eq!(export.compression, lapstrake_handoff::Compression::Zstd);
+    let import = imports(asked(&[("s3", attributes)])).remove(0);
+    let told = format!("{export:?} {import:?}");
+    let text =
+        r#"[{"Type":"s3","Attrs":{"bucket":"b","secret_access_key":"hush","access_key_id":"AKIA"}},7]"#;
+    let opts = HashMap::from([("cache-imports".to_owned(), text.to_owned())]);
+    let kept = without_credentials(&opts)["cache-imports"].clone();
+    assert!(kept.contains(r#""bucket":"b""#), "{kept}");
+    for secret in ["AKIA", "hush", "tok\""] {
+        assert!(!told.contains(secret) && !kept.contains(secret), "{told} {kept}");
+    }
+    let broken = HashMap::from([("cache-imports".to_owned(), "hush".to_owned())]);
+    assert!(without_credentials(&broken).is_empty(), "what can't be read can't be shown");
 }
 
 #[test]
@@ -84,6 +115,6 @@ fn an_import_that_is_wrong_fails_only_itself() {
         .collect();
     assert_eq!(told[..2], ["r.example/c ok", "local:/c ok"]);
     assert!(told[2].contains("requires explicit digest"), "{told:?}");
-    assert!(told[3].contains("not supported yet"), "{told:?}");
+    assert!(told[3].contains("token not set for github actions cache"), "{told:?}");
     assert!(told[4].contains("unknown cache importer: tape"), "{told:?}");
 }

@@ -167,7 +167,7 @@ impl History {
         let record = BuildHistoryRecord {
             r#ref: id.to_owned(),
             frontend: request.frontend.clone(),
-            frontend_attrs: request.frontend_attrs.clone(),
+            frontend_attrs: super::caches::without_credentials(&request.frontend_attrs),
             exporters: request.exporters.clone(),
             ..BuildHistoryRecord::default()
         };

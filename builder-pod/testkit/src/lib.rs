@@ -10,5 +10,6 @@ pub mod image;
 pub mod peer;
 pub mod registry;
 pub mod rootfs;
+pub mod stores;
 
 pub use tempfile::{TempDir, tempdir};

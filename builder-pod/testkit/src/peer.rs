@@ -16,13 +16,14 @@ pub fn cache() -> PathBuf {
     std::env::var_os("LAPSTRAKE_CACHE").map_or_else(|| "/var/cache/lapstrake".into(), PathBuf::from)
 }
 
-fn repository() -> PathBuf {
+/// The tree's root.
+pub(crate) fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
 /// Runs a program that must succeed; what it printed.
-fn succeed(command: &mut Command, way_out: &str) -> String {
+pub(crate) fn succeed(command: &mut Command, way_out: &str) -> String {
     let name = command.get_program().to_string_lossy().into_owned();
     let out = command.output().unwrap_or_else(|e| panic!("{name} can't be started ({e}): {way_out}"));
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -89,6 +90,17 @@ pub fn buildx() -> &'static Path {
         go("bench/peers", &["build", "-o", &peers.to_string_lossy(), &flags, &command]);
         peers.join("buildx")
     })
+}
+
+/// The path of a Go program that a module of this tree pins, built where it is not there.
+///
+/// # Panics
+/// As [`cluster`].
+pub(crate) fn tool(module: &str, command: &str) -> PathBuf {
+    let folder = cache().join("bench-peers");
+    fs::create_dir_all(&folder).expect("the folder for what is kept can be made");
+    go(module, &["build", "-o", &folder.to_string_lossy(), command]);
+    folder.join(command.rsplit('/').next().unwrap_or(command))
 }
 
 /// The path of `llb`, which writes definitions of builds: `bench/peers/llb`.

@@ -141,7 +141,7 @@ mod tests {
             .into_iter()
             .filter_map(|import| match import {
                 CacheImport::Registry { reference, .. } => Some(reference),
-                CacheImport::Local { .. } => None,
+                CacheImport::Local { .. } | CacheImport::Store(_) => None,
             })
             .collect()
     }
