@@ -284,6 +284,7 @@ async fn http(
         Some(known) if checksum == Some(known.digest) => known,
         known => {
             let request = HttpRequest {
+                headers: Vec::new(),
                 url: url.to_owned(),
                 checksum,
                 etag: known.as_ref().and_then(|k| k.etag.clone()),

@@ -170,7 +170,7 @@ pub(crate) async fn layout(
 }
 
 /// Brings an image of a client's layout into the store, as far as the client has it.
-async fn lent(
+pub(crate) async fn lent(
     engine: &Engine,
     client: &Arc<dyn Receiver>,
     name: &Path,

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"os"
 	"time"
 
 	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/llbbuild"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -210,6 +212,27 @@ var builds = map[string]func() llb.State{
 	"http":          func() llb.State { return llb.HTTP(os.Getenv("HTTP") + "/file.txt") },
 	"http-attributes": func() llb.State {
 		return llb.HTTP(os.Getenv("HTTP")+"/file.txt", llb.Filename("f"), llb.Chmod(0o711), llb.Chown(3, 4))
+	},
+	"build": func() llb.State {
+		inner, err := file("/inner", "built twice\n").Marshal(context.Background(), llb.LinuxAmd64)
+		if err != nil {
+			panic(err)
+		}
+		bytes, err := inner.ToPB().MarshalVT()
+		if err != nil {
+			panic(err)
+		}
+		return llb.Scratch().File(llb.Mkfile("/def", 0o644, bytes)).With(llbbuild.Build(llbbuild.WithFilename("/def")))
+	},
+	"build-missing": func() llb.State {
+		return file("/other", "1").With(llbbuild.Build(llbbuild.WithFilename("/def")))
+	},
+	"http-headers": func() llb.State {
+		header := llb.HTTPHeader{Accept: "text/plain", UserAgent: "somebody/1"}
+		return llb.HTTP(os.Getenv("HTTP")+"/file.txt", llb.Header(header))
+	},
+	"oci-layout": func() llb.State {
+		return llb.OCILayout(os.Getenv("LAYOUT"), llb.OCIStore("", "store"))
 	},
 	"http-missing": func() llb.State { return llb.HTTP(os.Getenv("HTTP") + "/none") },
 	"http-checksum-wrong": func() llb.State {

@@ -28,15 +28,26 @@ pub fn git(key: &str) -> Digest {
     Digest::of(format!("buildkit.source.v0:{key}").as_bytes())
 }
 
-/// A download: its name as a file, the digest of its contents, and when the server says that they changed.
-pub fn http(filename: &str, mode: u32, contents: &Digest, last_modified: Option<&str>) -> Digest {
+/// A download: its name as a file, its mode, owner and group, the digest of its contents, when the server says that they
+/// changed, and what it was asked with beside the usual.
+pub fn http(
+    filename: &str,
+    [mode, uid, gid]: [u32; 3],
+    contents: &Digest,
+    last_modified: Option<&str>,
+    headers: &[(&str, String)],
+) -> Digest {
+    let header = |(name, value): &(&str, String)| {
+        Object::new().raw("Name", &quoted(name)).raw("Value", &quoted(value)).end()
+    };
     let json = Object::new()
         .raw("Filename", &quoted(filename))
         .raw("Perm", &mode.to_string())
-        .raw("UID", "0")
-        .raw("GID", "0")
+        .raw("UID", &uid.to_string())
+        .raw("GID", &gid.to_string())
         .raw("Checksum", &quoted(&contents.to_string()))
         .text("LastModTime", last_modified.unwrap_or_default())
+        .list("Header", headers.iter().map(header))
         .end();
     git(&Digest::of(json.as_bytes()).to_string())
 }

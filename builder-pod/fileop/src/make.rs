@@ -153,7 +153,7 @@ fn rm_one(view: View<'_>, given: &[u8], allow_not_found: bool) -> Result<(), Err
     let target = view.resolve(given, false)?;
     let Some((parent, name)) = path::split(&target) else { return Err(Error::Root("remove")) };
     if view.stat(&target)?.is_none() {
-        return if allow_not_found { Ok(()) } else { Err(Error::NotFound(path::show(&target))) };
+        return if allow_not_found { Ok(()) } else { Err(Errno::NOENT).on("remove", &target) };
     }
     let dir = at::beneath(view.root(), parent, OFlags::RDONLY | OFlags::DIRECTORY).on("open", parent)?;
     at::remove_all(dir.as_fd(), name).on("remove", &target)

@@ -4,6 +4,7 @@ mod stage;
 
 use std::io::Read;
 
+use lapstrake_run::{Input, StepSpec};
 use rustix::process::{Pid, Signal};
 use stage::{Bench, SETTINGS, eventually, processes_with, tree};
 
@@ -28,6 +29,37 @@ fn pid(child: &std::process::Child) -> Pid {
 fn mounts_of(bench: &Bench) -> usize {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     mounts.lines().filter(|line| line.contains(&bench.dir.path().display().to_string())).count()
+}
+
+/// What a script beside a step's program saw, and how the program ended when it was sent SIGTERM.
+fn beside(bench: &Bench, input: Input, script: &str) -> stage::Ran {
+    let program = "trap 'echo caught; exit 5' TERM; echo ready > /tmp/ready; while :; do sleep 0.02; done";
+    let spec = StepSpec { input, ..bench.spec(&["sh", "-c", program]) };
+    let mut command = bench.command();
+    command.arg("--beside").arg(script);
+    let output = bench.start_as(command, &spec).wait_with_output().expect("it ends");
+    Bench::ran(&spec, &output)
+}
+
+#[test]
+fn a_program_beside_a_step_s_own_is_in_the_same_tree_and_signals_arrive() {
+    let script =
+        "until [ -s /tmp/ready ]; do sleep 0.01; done; cat /tmp/ready; ps -o pid,args | grep -c '[t]rap'";
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let ran = beside(&bench, Input::Pipe, script);
+        assert_eq!((ran.code, ran.stdout.as_str()), (5, "ready\n1\ncaught\n"), "{setting:?} {ran:?}");
+        assert_eq!(mounts_of(&bench), 0);
+    }
+}
+
+#[test]
+fn programs_have_terminals_of_their_own() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let ran = beside(&bench, Input::Terminal, "tty; until [ -s /tmp/ready ]; do sleep 0.01; done");
+        assert_eq!((ran.code, ran.stdout.as_str()), (5, "/dev/pts/1\r\ncaught\r\n"), "{setting:?} {ran:?}");
+    }
 }
 
 #[test]

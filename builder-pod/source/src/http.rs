@@ -34,6 +34,8 @@ pub struct HttpRequest {
     pub last_modified: Option<String>,
     /// Size of the body at most.
     pub bytes_max: u64,
+    /// More headers, by their names.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// What came.
@@ -153,6 +155,9 @@ impl Http {
             && let Some(value) = auth.header().map_err(Attempt::Final)?
         {
             get = get.header(header::AUTHORIZATION, value);
+        }
+        for (name, value) in &request.headers {
+            get = get.header(*name, value);
         }
         // A body with a checksum is wanted itself: "not modified" would speak of whatever the caller has instead.
         let validated = request.checksum.is_none();

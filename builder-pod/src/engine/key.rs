@@ -68,6 +68,13 @@ pub(super) fn diff(op: &pb::DiffOp, vertex: &Vertex) -> OpKey {
     of_whole(b"diff\n", &op.encode_to_vec(), op::diff(op), vertex)
 }
 
+/// A definition that an input has: what it makes.
+pub(super) fn build(op: &pb::BuildOp, vertex: &Vertex) -> OpKey {
+    let bytes = op.encode_to_vec();
+    let name = Digest::of(&[b"buildkit.build.v0\n", bytes.as_slice()].concat());
+    of_whole(b"build\n", &bytes, name, vertex)
+}
+
 /// An operation with one result, whose inputs count by their keys.
 fn of_whole(kind: &[u8], bytes: &[u8], name: Digest, vertex: &Vertex) -> OpKey {
     let mut hasher = Hasher::new();

@@ -14,14 +14,16 @@ mod key;
 mod lazy;
 mod merge;
 mod mounts;
+mod nested;
 mod outside;
 mod program;
 mod remote;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use async_trait::async_trait;
 use lapstrake_handoff::Reason;
@@ -121,6 +123,10 @@ pub(crate) struct Engine {
     solver: Arc<OnceLock<Solver<Engine>>>,
     /// What a failed step wrote is kept for who wants to look at it.
     keeps_failed: AtomicBool,
+    /// Itself, as builds have it.
+    shared: OnceLock<Weak<Self>>,
+    /// Definitions that operations made, and that go on.
+    waits: Arc<nested::Waits>,
 }
 
 /// Steps that run at the same time, where nothing else is said: many more than would keep the processors busy, since steps wait for
@@ -151,6 +157,8 @@ impl Engine {
             outside: outside::Outside::default(),
             solver: Arc::default(),
             keeps_failed: AtomicBool::new(false),
+            shared: OnceLock::new(),
+            waits: Arc::default(),
         })
     }
 
@@ -179,7 +187,14 @@ impl Engine {
             outside: self.outside.beside(),
             solver: Arc::clone(&self.solver),
             keeps_failed: AtomicBool::new(false),
+            shared: OnceLock::new(),
+            waits: Arc::clone(&self.waits),
         }
+    }
+
+    /// Builds have it by this: some operations are builds of their own.
+    pub(crate) fn share(self: &Arc<Self>) {
+        self.shared.set(Arc::downgrade(self)).ok(); // it is the same every time
     }
 
     /// The solver of all builds that were begun beside each other; needs a tokio runtime.
@@ -335,8 +350,10 @@ impl Engine {
             pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
             pb::op::Op::Merge(op) => merge::merge(self, op, inputs, step).await.map(|res| vec![res]),
             pb::op::Op::Diff(op) => merge::diff(self, op, inputs, step).await.map(|res| vec![res]),
-            pb::op::Op::Build(_) => {
-                Err(BuildError::internal("an operation that was not described can't run"))
+            pb::op::Op::Build(op) => {
+                let shared = self.shared.get().and_then(Weak::upgrade);
+                let shared = shared.ok_or_else(|| BuildError::internal("a build in no build"))?;
+                shared.build(op, vertex, &inputs, step).await.map(|res| vec![res])
             }
         }
     }
@@ -347,8 +364,8 @@ impl Engine {
         platform: Platform,
         step: &Step,
     ) -> Result<Res, BuildError> {
-        if let Some(name) = source.identifier.strip_prefix("docker-image://") {
-            let resolved = self.images.resolve_text(name, &platform).await?;
+        if let Some(name) = image_name(source) {
+            let resolved = self.images.resolve_text(&name, &platform).await?;
             return Ok(Res::Snapshot(
                 self.images.pull(&self.store, &resolved, self.userxattr(), step).await?,
             ));
@@ -381,6 +398,16 @@ fn mountable<T>(layers: Vec<T>) -> Result<Vec<T>, BuildError> {
         return Err(BuildError::new(Reason::StepFailed, message));
     }
     Ok(layers)
+}
+
+/// The image that a source operation is about. One of a client's layout was brought here before, and is known by its
+/// digest alone.
+pub(crate) fn image_name(source: &pb::SourceOp) -> Option<Cow<'_, str>> {
+    if let Some(name) = source.identifier.strip_prefix("docker-image://") {
+        return Some(Cow::Borrowed(name));
+    }
+    let (_, digest) = source.identifier.strip_prefix("oci-layout://")?.rsplit_once('@')?;
+    Some(Cow::Owned(format!("localhost/oci-layout@{digest}")))
 }
 
 fn unsupported_source(identifier: &str) -> BuildError {
@@ -419,8 +446,8 @@ impl World for Engine {
         let platform = platform_of(vertex, &self.platform);
         match &vertex.op {
             pb::op::Op::Source(source) => {
-                if let Some(name) = source.identifier.strip_prefix("docker-image://") {
-                    let resolved = self.images.resolve_text(name, &platform).await?;
+                if let Some(name) = image_name(source) {
+                    let resolved = self.images.resolve_text(&name, &platform).await?;
                     let diff_ids = &resolved.config.rootfs.diff_ids;
                     return Ok(key::image(&resolved.digest, diff_ids, &platform));
                 }
@@ -436,9 +463,7 @@ impl World for Engine {
             pb::op::Op::File(file) => Ok(key::file(file, vertex)),
             pb::op::Op::Merge(merge) => Ok(key::merge(merge, vertex)),
             pb::op::Op::Diff(diff) => Ok(key::diff(diff, vertex)),
-            pb::op::Op::Build(_) => {
-                Err(BuildError::new(Reason::NotSupported, "build operations are not supported yet"))
-            }
+            pb::op::Op::Build(op) => Ok(key::build(op, vertex)),
         }
     }
 

@@ -178,7 +178,11 @@ pub(super) fn secret_variables(
                 let value = SecretBytes::new(value);
                 secret_env.push(SecretVar { name: variable.name.clone(), value });
             }
-            None if variable.optional => absent.push(variable.id.clone()),
+            None if variable.optional => {
+                absent.push(variable.id.clone());
+                // As BuildKit: the variable is there, and empty.
+                secret_env.push(SecretVar { name: variable.name.clone(), value: SecretBytes::default() });
+            }
             None => return Err(no_secret(&variable.id, inputs)),
         }
     }

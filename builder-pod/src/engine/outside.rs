@@ -70,6 +70,9 @@ struct File {
     digest: Digest,
     filename: String,
     mode: u32,
+    /// Owner and group.
+    #[serde(default)]
+    owner: (u32, u32),
     etag: Option<String>,
     last_modified: Option<String>,
 }
@@ -96,7 +99,7 @@ fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
 
 /// What a source operation may say. Times of a repository's files are the commit's whatever `git.mtime` says, and
 /// `git.advice` is about messages.
-const KNOWN_ATTRS: [&str; 14] = [
+const KNOWN_ATTRS: [&str; 16] = [
     "git.keepgitdir",
     "git.fullurl",
     "git.authheadersecret",
@@ -111,7 +114,18 @@ const KNOWN_ATTRS: [&str; 14] = [
     "http.checksum",
     "http.filename",
     "http.perm",
+    "http.uid",
+    "http.gid",
 ];
+
+/// Headers that a download may be asked with, and the attributes that say so; others mean nothing, as with BuildKit.
+const HEADERS: [(&str, &str); 2] =
+    [("http.header.accept", "Accept"), ("http.header.user-agent", "User-Agent")];
+
+fn headers(source: &pb::SourceOp) -> Vec<(&'static str, String)> {
+    let given = |(name, header): (&str, &'static str)| Some((header, attr(source, name)?.to_owned()));
+    HEADERS.into_iter().filter_map(given).collect()
+}
 
 /// What a source stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,8 +151,8 @@ pub(crate) enum Facts {
 /// Refuses what is asked for and not done.
 fn check_attrs(source: &pb::SourceOp) -> Result<(), BuildError> {
     let known = |name: &str, value: &str| {
-        let of_root = matches!(name, "http.uid" | "http.gid") && value == "0";
-        value.is_empty() || of_root || name == "http.authheadersecret" || KNOWN_ATTRS.contains(&name)
+        let is_header = name == "http.authheadersecret" || name.starts_with("http.header.");
+        value.is_empty() || is_header || KNOWN_ATTRS.contains(&name)
     };
     match source.attrs.iter().find(|(name, value)| !known(name, value)) {
         None => Ok(()),
@@ -201,11 +215,17 @@ impl Outside {
     pub(super) async fn key(&self, store: &Store, source: &pb::SourceOp) -> Result<OpKey, BuildError> {
         let (parts, name) = match self.find(store, source).await? {
             Found::File(file) => {
-                let File { digest, filename, mode, last_modified, .. } = file;
+                let File { digest, filename, mode, owner: (uid, gid), last_modified, .. } = file;
                 let mode = if mode == FILE_MODE { 0 } else { mode };
-                let name = op::http(&filename, mode, &digest, last_modified.as_deref());
+                let facts = [mode, uid, gid];
+                let name = op::http(&filename, facts, &digest, last_modified.as_deref(), &headers(source));
                 let modified = last_modified.unwrap_or_default();
-                (vec!["http".to_owned(), digest.to_string(), filename, format!("{mode:o}"), modified], name)
+                let mut parts =
+                    vec!["http".to_owned(), digest.to_string(), filename, format!("{mode:o}"), modified];
+                if (uid, gid) != (0, 0) {
+                    parts.push(format!("{uid}:{gid}"));
+                }
+                (parts, name)
             }
             Found::Commit(commit) => {
                 let key = commit_key(source, &commit);
@@ -344,8 +364,20 @@ impl Outside {
             Some(text) => u32::from_str_radix(text, 8).map_err(|_| wrong("its mode is no octal number"))?,
             None => FILE_MODE,
         };
+        let id = |name: &str| match attr(source, name) {
+            // As Go reads numbers: with a prefix for their base.
+            Some(text) => number(text).ok_or_else(|| wrong(&format!("{name} is no number"))),
+            None => Ok(0),
+        };
+        let owner = (id("http.uid")?, id("http.gid")?);
         let filename = attr(source, "http.filename").unwrap_or_else(|| name_in(url));
-        let remembered = context::digest_of(&["file", url, filename, &mode.to_string()]);
+        let headers = headers(source);
+        let mut place_of = vec!["file".to_owned(), url.clone(), filename.to_owned(), mode.to_string()];
+        if owner != (0, 0) || !headers.is_empty() {
+            place_of.push(format!("{owner:?} {headers:?}"));
+        }
+        let place_of: Vec<&str> = place_of.iter().map(String::as_str).collect();
+        let remembered = context::digest_of(&place_of);
         let known: Option<File> = store
             .get(Table::HTTP, remembered.as_bytes())
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -361,6 +393,7 @@ impl Outside {
             etag: known.as_ref().and_then(|k| k.etag.clone()),
             last_modified: known.as_ref().and_then(|k| k.last_modified.clone()),
             bytes_max: DOWNLOAD_BYTES_MAX,
+            headers,
         };
         let http = self.way().http(url)?.with_auth(auth::http(self.inputs(), source).await?);
         match (http.fetch(&request, &store.side_dir("download")?).await?, known) {
@@ -373,6 +406,7 @@ impl Outside {
                     digest: download.digest,
                     filename: filename.to_owned(),
                     mode,
+                    owner,
                     etag: download.etag.clone(),
                     last_modified: download.last_modified.clone(),
                 };
@@ -424,7 +458,10 @@ impl File {
     /// What decides which file it is.
     fn key(&self) -> Digest {
         let (mode, modified) = (self.mode.to_string(), self.last_modified.as_deref().unwrap_or_default());
-        context::digest_of(&[&self.digest.to_string(), &self.filename, &mode, modified])
+        let digest = self.digest.to_string();
+        let owner = format!("{:?}", self.owner);
+        let all = [&digest, &self.filename, &mode, modified, &owner];
+        context::digest_of(if self.owner == (0, 0) { &all[..4] } else { &all[..] })
     }
 }
 
@@ -435,22 +472,38 @@ fn place(store: &Store, file: &File) -> Result<Place, BuildError> {
 
 /// Puts a download into its directory, with the mode and the time that it should have.
 async fn keep(store: &Store, file: &File, download: Download) -> Result<(), BuildError> {
-    let (place, name, mode) = (place(store, file)?, file.filename.clone(), file.mode);
+    let (place, name, mode, owner) = (place(store, file)?, file.filename.clone(), file.mode, file.owner);
     let work = move || {
         let dir = place.fresh()?;
         let path = lapstrake_source::place_file(download.path(), &dir, &name)?;
-        dress(&path, mode, download.modified_seconds)
+        dress(&path, mode, owner, download.modified_seconds)
             .map_err(|e| BuildError::internal(format!("{}: {e}", path.display())))?;
         place.finish(&dir)
     };
     tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
 }
 
-fn dress(path: &Path, mode: u32, modified_seconds: Option<i64>) -> std::io::Result<()> {
+fn dress(
+    path: &Path,
+    mode: u32,
+    (uid, gid): (u32, u32),
+    modified_seconds: Option<i64>,
+) -> std::io::Result<()> {
+    if (uid, gid) != (0, 0) {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+    }
     let seconds = modified_seconds.unwrap_or(0).max(0).unsigned_abs();
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     std::fs::File::open(path)?.set_modified(time)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777))
+}
+
+/// A number as Go's sources have it: `0x` before sixteens, `0o` or `0` before eights, `0b` before twos.
+fn number(text: &str) -> Option<u32> {
+    let based = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
+    let of = |(prefix, base)| Some((text.strip_prefix(prefix).filter(|rest| !rest.is_empty())?, base));
+    let (digits, base) = based.into_iter().find_map(of).unwrap_or((text, 10));
+    u32::from_str_radix(digits, base).ok()
 }
 
 /// What a download is called whose address ends in a name.
@@ -473,10 +526,11 @@ mod tests {
             identifier: "https://h.example/f".to_owned(),
             attrs: [(name.to_owned(), value.to_owned())].into(),
         };
-        for (name, value) in [("http.perm", "0644"), ("http.uid", "0"), ("http.header.accept", "")] {
+        for (name, value) in [("http.perm", "0644"), ("http.uid", "7"), ("http.header.accept", "x")] {
             assert!(check_attrs(&source(name, value)).is_ok(), "{name}");
         }
-        for (name, value) in [("http.uid", "1"), ("http.header.accept", "x"), ("git.sig.pubkey", "k")] {
+        assert_eq!(["7", "0x10", "010", "0", "x"].map(number), [Some(7), Some(16), Some(8), Some(0), None]);
+        for (name, value) in [("http.sig.pubkey", "k"), ("git.bundle", "x"), ("git.sig.pubkey", "k")] {
             let error = check_attrs(&source(name, value)).expect_err(name);
             assert_eq!(error.failure().reason, Reason::NotSupported);
             assert!(error.to_string().contains(name), "{error}");

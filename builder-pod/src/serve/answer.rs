@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::attested::Told;
 use super::job::Job;
+use super::layouts;
 use crate::build::Tree;
 use crate::error::BuildError;
 use crate::platforms::{self, Target};
@@ -62,6 +63,7 @@ impl Ref {
     pub(crate) async fn tree(&self, job: &Job) -> Result<&Tree, BuildError> {
         self.tree
             .get_or_try_init(|| async {
+                layouts::bring(job, &self.graph).await?;
                 let platform = crate::engine::native_platform();
                 let target = Target { platform, graph: Arc::clone(&self.graph) };
                 let trees = platforms::solve(&job.engine, &[target], &job.progress, &job.cancel).await?;
@@ -76,9 +78,7 @@ impl Ref {
 fn copied(graph: Graph, definition: &pb::Definition) -> Result<Graph, lapstrake_llb::GraphError> {
     let Some(target) = graph.target() else { return Ok(graph) };
     let source = graph.vertex(target.vertex).and_then(|vertex| match &vertex.op {
-        pb::op::Op::Source(source) if !source.identifier.starts_with("docker-image://") => {
-            Some(vertex.name())
-        }
+        pb::op::Op::Source(source) if crate::engine::image_name(source).is_none() => Some(vertex.name()),
         _ => None,
     });
     let Some(name) = source else { return Ok(graph) };

@@ -59,6 +59,10 @@ const LLB_CAPS: &[&str] = &[
     "source.http.auth",
     "source.http.checksum",
     "source.http.perm",
+    // As BuildKit writes it.
+    "soruce.http.uidgid",
+    "source.http.header",
+    "source.ocilayout",
     "source.buildop.llbfilename",
     "exec.meta.base",
     "exec.meta.cgroup.parent",

@@ -20,7 +20,7 @@ use super::no_receiver::NoReceiver;
 use super::receiver::SessionReceiver;
 use super::trail::Trail;
 use super::values::refused;
-use super::{Attributes, caches, dockerfile, exporters, gateway};
+use super::{Attributes, caches, dockerfile, exporters, gateway, layouts};
 use crate::attest::{self, FrontendRequest};
 use crate::build::Solved;
 use crate::client::Receiver;
@@ -103,6 +103,9 @@ async fn ask(host: &Arc<Host>, job: &Arc<Job>, trail: &Arc<Trail>, asked: Asked)
     match asked.frontend.as_str() {
         "" => {
             let definition = asked.definition.filter(|definition| !definition.def.is_empty());
+            if definition.is_some() {
+                read_caches(job).await.map_err(|e| status(&e))?;
+            }
             let policies = job.engine.policies().and(&asked.policies);
             let result = definition.map(|definition| Ref::new(definition, &policies)).transpose();
             let result = result.map_err(|e| status(&e))?;
@@ -131,6 +134,16 @@ async fn ask(host: &Arc<Host>, job: &Arc<Job>, trail: &Arc<Trail>, asked: Asked)
         }
         unknown => Err(Status::unknown(format!("invalid frontend: {unknown}"))),
     }
+}
+
+/// Reads the caches that the client named, for a definition of its own; frontends do that for theirs.
+async fn read_caches(job: &Arc<Job>) -> Result<(), BuildError> {
+    let caches = imports(job, &HashMap::new())?;
+    if caches.is_empty() {
+        return Ok(());
+    }
+    let client = receiver(job).await?;
+    crate::import::caches(&job.engine, &caches, Some(&client), &job.progress, &job.cancel).await
 }
 
 /// Caches to read, of a request or of a frontend's attributes. One that can't be read is told of.
@@ -292,6 +305,9 @@ pub(crate) async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result
         .iter()
         .map(|(platform, result)| Target { platform: platform.clone(), graph: Arc::clone(result.graph()) })
         .collect();
+    for target in &targets {
+        layouts::bring(job, &target.graph).await?;
+    }
     let trees = platforms::solve(&job.engine, &targets, &job.progress, &job.cancel).await?;
     let mut trees = trees.into_iter();
     let mut solved = Vec::new();
@@ -336,10 +352,10 @@ async fn bases(job: &Job, graph: &lapstrake_llb::Graph) -> Result<Vec<Arc<Resolv
     let mut all = Vec::new();
     for vertex in graph.vertices() {
         let pb::op::Op::Source(source) = &vertex.op else { continue };
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else { continue };
+        let Some(name) = crate::engine::image_name(source) else { continue };
         let platform = crate::engine::platform_of(vertex, &crate::engine::native_platform());
         // A base that came from a cache was never looked up; its layers are then pushed as others are.
-        if let Some(known) = job.engine.images().known(name, &platform) {
+        if let Some(known) = job.engine.images().known(&name, &platform) {
             all.push(known);
         }
     }

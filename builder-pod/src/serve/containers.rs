@@ -43,6 +43,12 @@ pub(crate) struct Containers {
     running: Mutex<HashMap<String, Arc<Container>>>,
 }
 
+impl Drop for Containers {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -53,6 +53,12 @@ impl Daemon {
         if let Some(denied) = request.entitlements.iter().find(|one| !self.allows(one)) {
             return Err(Status::permission_denied(format!("{denied} is not allowed")));
         }
+        if !request.source_policy_session.is_empty() {
+            // To pass over it would allow what the client denies.
+            return Err(Status::unimplemented(
+                "source policies that the client decides are not supported yet",
+            ));
+        }
         let id = if request.r#ref.is_empty() { super::id() } else { request.r#ref.clone() };
         let lender = (!request.session.is_empty())
             .then(|| Lender::new(self.sessions.clone(), &request.session, Arc::clone(&self.dirs)));
@@ -73,6 +79,7 @@ impl Daemon {
             build::request(&self.host, &request.frontend, &request.frontend_attrs, &request.frontend_inputs);
         job.trail = super::trail::Trail::of(root);
         job.lend(&request.entitlements);
+        job.inputs_of_steps.device_dirs.clone_from(&self.config.cdi.spec_dirs);
         job.inputs_of_steps.policies = build::policies(&request.source_policy)?;
         job.inputs.clone_from(&request.frontend_inputs);
         let imports = request.cache.iter().flat_map(|cache| &cache.imports);

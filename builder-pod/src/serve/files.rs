@@ -217,7 +217,12 @@ pub(crate) async fn stat_file_container(
     request: StatFileRequest,
 ) -> Result<StatFileResponse, Status> {
     let (id, mount) = (request.r#ref.clone(), request.mount_index);
-    stat_file_in(job, request, Place::Mount(&id, mount)).await
+    let mut found = stat_file_in(job, request, Place::Mount(&id, mount)).await?;
+    if let Some(stat) = &mut found.stat {
+        // Of a container, the name alone.
+        stat.path = stat.path.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    Ok(found)
 }
 
 async fn stat_file_in(

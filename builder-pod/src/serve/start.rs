@@ -132,6 +132,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         .add_service(control)
         .add_service(bridge)
         .add_service(contents)
+        .add_service(super::traces::TraceServer)
         .add_service(HealthServer::new(health::Serving))
         .serve_with_incoming_shutdown(listeners.incoming(&said), said.clone().cancelled_owned());
     let farewell = async {

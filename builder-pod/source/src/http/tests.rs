@@ -40,7 +40,14 @@ fn status(line: &str) -> String {
 }
 
 fn request(url: &str) -> HttpRequest {
-    HttpRequest { url: url.to_owned(), checksum: None, etag: None, last_modified: None, bytes_max: 1 << 20 }
+    HttpRequest {
+        url: url.to_owned(),
+        checksum: None,
+        etag: None,
+        last_modified: None,
+        bytes_max: 1 << 20,
+        headers: Vec::new(),
+    }
 }
 
 async fn fetch(request: &HttpRequest) -> Result<(Option<Download>, TempDir), Error> {
