@@ -87,7 +87,7 @@ mod tests {
     fn a_statement_is_of_the_result_where_nothing_else_is_said() {
         let own = Subject { name: "pkg:docker/x".to_owned(), digest: BTreeMap::new() };
         let of_itself = Statement::new("t", &[], std::slice::from_ref(&own), Value::Null);
-        assert_eq!(of_itself.subject, [own.clone()]);
+        assert_eq!(of_itself.subject, std::slice::from_ref(&own));
         let named = [SubjectOf::Itself(Some("file".to_owned()))];
         let names = |statement: Statement| statement.subject.into_iter().map(|s| s.name).collect::<Vec<_>>();
         let both = Statement::new("t", &named, std::slice::from_ref(&own), Value::Null);

@@ -294,16 +294,19 @@ async fn attestations(
     root: &OwnedFd,
     files: &Files,
     named: Option<String>,
-) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
+) -> Result<Vec<Attached>, BuildError> {
     let root = root.try_clone().map_err(BuildError::internal)?;
     let (all, files) = (solved.attestations.clone(), files.clone());
     let work = move || super::attested::files(&all, root.as_fd(), &files, named.as_deref());
     tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
 }
 
+/// Name and content of a file.
+type Attached = (String, Vec<u8>);
+
 /// Puts files beside what is written below a name; they are there as long as what is returned.
 fn add(
-    files: Vec<(String, Vec<(String, Vec<u8>)>)>,
+    files: Vec<(String, Vec<Attached>)>,
     roots: &mut Vec<(String, OwnedFd)>,
 ) -> Result<Vec<tempfile::TempDir>, BuildError> {
     let mut dirs = Vec::new();

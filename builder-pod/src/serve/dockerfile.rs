@@ -14,6 +14,7 @@ use lapstrake_oci::Platform;
 use super::answer::{Answer, CONFIG, PLATFORMS, Ref, Refs, platform_list};
 use super::build::Asked;
 use super::job::Job;
+use super::scans;
 use super::status::digest_of_step;
 use super::trail::Trail;
 use crate::build::abortable;
@@ -22,6 +23,7 @@ use crate::front::{self, Dockerfile, Loaded};
 use crate::inputs::Inputs;
 use crate::named::{self, Named};
 use crate::options::{BuildOptions, Context, LentDir};
+use crate::platforms;
 
 /// The directory of the client that the Dockerfile is in, where nothing else is said.
 const DOCKERFILES: &str = "dockerfile";
@@ -168,6 +170,7 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
         return question(job, &loaded, id).await.map(Outcome::Answer);
     }
     let dockerfile = loaded.dockerfile.clone();
+    let parsed = loaded.parsed();
     let fronted = front::lower(&job.engine, loaded, &job.progress, &job.cancel).await?;
     for definition in asked.inputs.values() {
         if let Ok(graph) = lapstrake_llb::Graph::decode(definition) {
@@ -183,7 +186,12 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
     if let Some(epoch) = fronted.options.source_date_epoch {
         metadata.insert(super::build::EPOCH.to_owned(), epoch.to_string().into_bytes());
     }
-    let mut refs = Vec::new();
+    let sbom = crate::attest::Asked::of(opts).map_err(invalid)?.sbom;
+    let stages = match sbom.is_some() {
+        true => scanned_stages(job, &options, &parsed).await?,
+        false => Vec::new(),
+    };
+    let (mut refs, mut attestations) = (Vec::new(), BTreeMap::new());
     for of in fronted.platforms {
         let key = of.platform.to_string();
         let config = serde_json::to_vec(&of.lowered.config).map_err(BuildError::internal)?;
@@ -193,6 +201,11 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
         if let (Context::Client(dir), Some(source)) = (&options.context, &mut definition.source) {
             let info = source.infos.iter_mut().find(|info| info.filename == dockerfile.name);
             info.into_iter().for_each(|info| info.definition = Some(origin(dir, &dockerfile.name)));
+        }
+        if let (Some(sbom), false) = (&sbom, definition.def.is_empty()) {
+            let extras = scans::extras(&definition, stages.iter().filter(|(of, ..)| *of == key));
+            let told = super::attested::scan(job, sbom, &key, &definition, &extras, options.no_cache).await?;
+            attestations.insert(key.clone(), vec![told]);
         }
         let result = match definition.def.is_empty() {
             true => None,
@@ -204,7 +217,35 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
         (false, Some((_, only))) => Refs::One(only),
         (_, last) => Refs::Many(refs.into_iter().chain(last).collect()),
     };
-    Ok(Outcome::Answer(Answer { refs, metadata, attestations: BTreeMap::new() }))
+    Ok(Outcome::Answer(Answer { refs, metadata, attestations }))
+}
+
+/// Stages that a scanner is given beside the result, where the file asks for it: platform, name and definition. The context stands among
+/// them as a directory of its name.
+async fn scanned_stages(
+    job: &Arc<Job>,
+    options: &BuildOptions,
+    parsed: &lapstrake_dockerfile::Parsed,
+) -> Result<Vec<scans::Extra>, BuildError> {
+    let found = scans::of(parsed, &options.args, options.target.as_deref());
+    let mut all = Vec::new();
+    if let (Some(true), Context::Client(dir)) = (found.with_context, &options.context) {
+        all.extend(platforms::wanted(options).iter().map(|platform| {
+            let identifier = format!("local://{}", dir.name);
+            (platform.to_string(), CONTEXT.to_owned(), scans::What::Source(identifier))
+        }));
+    }
+    for stage in found.stages {
+        let asked = BuildOptions { target: Some(stage.clone()), ..options.clone() };
+        let loaded = front::load(&job.engine, &asked, &job.progress, &job.cancel).await?;
+        let fronted = front::lower(&job.engine, loaded, &job.progress, &job.cancel).await?;
+        all.extend(
+            fronted.platforms.into_iter().map(|of| {
+                (of.platform.to_string(), stage.clone(), scans::What::Stage(of.lowered.definition))
+            }),
+        );
+    }
+    Ok(all)
 }
 
 /// Where a Dockerfile at a client comes from, as a definition.

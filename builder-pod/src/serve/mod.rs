@@ -26,6 +26,7 @@ mod metrics;
 mod no_receiver;
 pub(crate) mod personality;
 mod receiver;
+mod scans;
 pub(crate) mod single;
 mod start;
 mod status;
