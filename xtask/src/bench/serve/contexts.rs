@@ -7,11 +7,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::daemon::Registry;
+use super::daemon::{Daemon, Registry};
 use crate::cluster;
 use crate::process::{output, run};
 
 const MIB: u64 = 1024 * 1024;
+/// How often each daemon does what it has never seen: contents of its own for each time, since to forget takes longer than to
+/// build.
+pub(super) const COLD_RUNS: usize = 3;
 /// Files of 1 MiB in the large context, of which these are used.
 const LAZY_FILES: u32 = 1024;
 const LAZY_USED: u32 = 25;
@@ -32,7 +35,7 @@ pub(super) struct Contexts {
 }
 
 impl Contexts {
-    pub(super) fn make(root: &Path, scratch: &Path, registry: &Registry) -> Result<Self> {
+    pub(super) fn make(root: &Path, programs: &Path, scratch: &Path, registry: &Registry) -> Result<Self> {
         let layout = |name: &str| -> Result<PathBuf> {
             let told = output(Command::new(cluster::tool(root)?).args(["layout", name]))?;
             Ok(PathBuf::from(told.lines().last().unwrap_or_default()))
@@ -44,21 +47,15 @@ impl Contexts {
         all.dockerfile("steps40", &format!("{base}\n{}", "RUN true\n".repeat(40)))?;
         all.dockerfile("fan16", &fan(&base))?;
         all.dockerfile("diamond", &diamond(&base))?;
-        all.lazy()?;
-        all.small()?;
+        for run in 0..COLD_RUNS {
+            all.lazy(run)?;
+            all.small(run)?;
+        }
         all.layer(&base)?;
         let apt = "RUN apt-get update -q && apt-get install -y -q --no-install-recommends jq\n";
         all.dockerfile("apt", &format!("FROM {}/debian:1\n{apt}", all.registry))?;
         all.tree(&base)?;
-        let mut many = format!("{base}\n");
-        for layer in 0..LAYERS {
-            writeln!(many, "RUN head -c {LAYER_KIB}k /dev/urandom > /layer-{layer}")?;
-        }
-        all.dockerfile("layers20", &many)?;
-        all.dockerfile(
-            "pull20",
-            &format!("FROM {}/layers:20\nRUN cat /layer-* > /dev/null\n", all.registry),
-        )?;
+        all.layers(&base, programs, scratch, registry)?;
         Ok(all)
     }
 
@@ -74,8 +71,8 @@ impl Contexts {
         Ok(folder)
     }
 
-    fn lazy(&self) -> Result<()> {
-        let folder = self.dockerfile("lazy", "FROM scratch\nCOPY used /used\n")?;
+    fn lazy(&self, run: usize) -> Result<()> {
+        let folder = self.dockerfile(&format!("lazy-{run}"), "FROM scratch\nCOPY used /used\n")?;
         for number in 0..LAZY_FILES {
             let is_used = number < LAZY_USED;
             let place = folder.join(if is_used { "used" } else { "unused" }).join(format!("{}", number / 64));
@@ -91,15 +88,34 @@ impl Contexts {
         Ok(())
     }
 
-    fn small(&self) -> Result<()> {
-        let folder = self.dockerfile("small", "FROM scratch\nCOPY files /files\n")?;
+    fn small(&self, run: usize) -> Result<()> {
+        let folder = self.dockerfile(&format!("small-{run}"), "FROM scratch\nCOPY files /files\n")?;
         for number in 0..SMALL_FILES {
             let place = folder.join(format!("files/{}", number / 100));
             if number % 100 == 0 {
                 fs::create_dir_all(&place)?;
             }
-            let text = format!("file {number}\n").repeat(64);
+            let text = format!("file {number} of {run}\n").repeat(50);
             fs::write(place.join(number.to_string()), text)?;
+        }
+        Ok(())
+    }
+
+    /// Images of many layers, made by a daemon of their own: neither of those that are measured has seen them.
+    fn layers(&self, base: &str, programs: &Path, scratch: &Path, registry: &Registry) -> Result<()> {
+        let mut text = format!("{base}\nARG RUN\n");
+        for layer in 0..LAYERS {
+            writeln!(text, "RUN head -c {LAYER_KIB}k /dev/urandom > /layer-{layer}")?;
+        }
+        let folder = self.dockerfile("layers20", &text)?;
+        let maker = Daemon::ours(programs, &scratch.join("m"), registry)?;
+        for run in 0..COLD_RUNS {
+            let name = format!("{}/layers:{run}", self.registry);
+            let mut make = maker.build(&folder);
+            make.arg("--opt").arg(format!("build-arg:RUN={run}"));
+            output(make.args(["--output", &format!("type=image,name={name},push=true")]))?;
+            let text = format!("FROM {name}\nRUN cat /layer-* > /dev/null\n");
+            self.dockerfile(&format!("pull20-{run}"), &text)?;
         }
         Ok(())
     }

@@ -133,11 +133,6 @@ impl Daemon {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Forgets everything that can be forgotten.
-    pub(super) fn prune(&self) -> Result<()> {
-        output(self.control().args(["prune", "--all"])).map(drop)
-    }
-
     /// Memory now and at its highest.
     pub(super) fn memory(&self) -> Result<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

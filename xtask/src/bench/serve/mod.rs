@@ -51,7 +51,7 @@ pub(super) fn serve(root: &Path) -> Result<()> {
 
 fn measure(root: &Path, programs: &Path, scratch: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
     let registry = Registry::start(root, scratch)?;
-    let contexts = Contexts::make(root, scratch, &registry)?;
+    let contexts = Contexts::make(root, programs, scratch, &registry)?;
     let ours = Daemon::ours(programs, scratch, &registry)?;
     let theirs = Daemon::theirs(root, scratch, &registry)?;
     println!("peer: {}", theirs.version()?);

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use super::super::engine::timed;
 use super::Row;
-use super::contexts::Contexts;
+use super::contexts::{COLD_RUNS, Contexts};
 use super::daemon::Daemon;
 
 /// Clients that build at the same time.
@@ -19,15 +19,15 @@ pub(super) const ALL: &[Row] = &[
     Row { name: "steps40", runs: 5, measure: |d, c, run| anew(d, c, "steps40", run) },
     Row { name: "fan16", runs: 5, measure: |d, c, run| anew(d, c, "fan16", run) },
     Row { name: "diamond", runs: 5, measure: |d, c, run| anew(d, c, "diamond", run) },
-    Row { name: "lazy-context", runs: 5, measure: lazy },
-    Row { name: "files20000-cold", runs: 5, measure: small_cold },
-    Row { name: "files20000-unchanged", runs: 7, measure: |d, c, run| again(d, c, "small", run) },
+    Row { name: "lazy-context", runs: COLD_RUNS, measure: lazy },
+    Row { name: "files20000-cold", runs: COLD_RUNS, measure: small_cold },
+    Row { name: "files20000-unchanged", runs: 7, measure: |d, c, run| again(d, c, "small-0", run) },
     Row { name: "files20000-one-changed", runs: 5, measure: small_changed },
     Row { name: "layer200-export-push", runs: 3, measure: layer },
     Row { name: "apt-install", runs: 3, measure: |d, c, run| anew(d, c, "apt", run) },
     Row { name: "rebuild-unchanged", runs: 21, measure: |d, c, run| again(d, c, "tree", run) },
     Row { name: "rebuild-50-at-once", runs: 5, measure: at_once },
-    Row { name: "pull20", runs: 5, measure: pull },
+    Row { name: "pull20", runs: COLD_RUNS, measure: pull },
 ];
 
 /// All steps are run; what the build stands on is there.
@@ -48,21 +48,19 @@ fn again(daemon: &Daemon, contexts: &Contexts, name: &str, run: usize) -> Measur
     Ok((timed(&mut daemon.build(&context))?, None))
 }
 
-fn lazy(daemon: &Daemon, contexts: &Contexts, _: usize) -> Measured {
-    daemon.prune()?;
-    let took = timed(&mut daemon.counted_build(&contexts.of("lazy")))?;
+fn lazy(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
+    let took = timed(&mut daemon.counted_build(&contexts.of(&format!("lazy-{run}"))))?;
     Ok((took, Some(format!("{:.2} MiB sent", daemon.sent() as f64 / 1024.0 / 1024.0))))
 }
 
-fn small_cold(daemon: &Daemon, contexts: &Contexts, _: usize) -> Measured {
-    daemon.prune()?;
-    Ok((timed(&mut daemon.build(&contexts.of("small")))?, None))
+fn small_cold(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
+    Ok((timed(&mut daemon.build(&contexts.of(&format!("small-{run}"))))?, None))
 }
 
 fn small_changed(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
-    let file = contexts.of("small").join("files/7/777");
+    let file = contexts.of("small-0").join("files/7/777");
     std::fs::write(file, format!("changed for {} in run {run}", daemon.name()))?;
-    Ok((timed(&mut daemon.build(&contexts.of("small")))?, None))
+    Ok((timed(&mut daemon.build(&contexts.of("small-0")))?, None))
 }
 
 /// A layer that is there as files, compressed and pushed.
@@ -95,15 +93,5 @@ fn at_once(daemon: &Daemon, contexts: &Contexts, _: usize) -> Measured {
 }
 
 fn pull(daemon: &Daemon, contexts: &Contexts, run: usize) -> Measured {
-    if run == 0 && daemon.name() == "lapstrake" {
-        // Whoever made it, both pull the same.
-        let name = format!("{}/layers:20", contexts.registry);
-        timed(
-            daemon
-                .build(&contexts.of("layers20"))
-                .args(["--output", &format!("type=image,name={name},push=true")]),
-        )?;
-    }
-    daemon.prune()?;
-    Ok((timed(&mut daemon.build(&contexts.of("pull20")))?, None))
+    Ok((timed(&mut daemon.build(&contexts.of(&format!("pull20-{run}"))))?, None))
 }
