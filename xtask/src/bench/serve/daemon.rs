@@ -133,6 +133,15 @@ impl Daemon {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// What it has used of processors' time, with its steps that have ended.
+    pub(super) fn processor(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, fields) = stat.rsplit_once(')').context("a name in parentheses")?;
+        // The kernel tells hundredths of a second, whatever its own clock is.
+        let times = fields.split_whitespace().skip(11).take(4).map(str::parse::<u64>);
+        Ok(Duration::from_millis(10 * times.sum::<Result<u64, _>>()?))
+    }
+
     /// Memory now and at its highest.
     pub(super) fn memory(&self) -> Result<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
