@@ -152,7 +152,9 @@ pub(crate) enum Facts {
 fn check_attrs(source: &pb::SourceOp) -> Result<(), BuildError> {
     let known = |name: &str, value: &str| {
         let is_header = name == "http.authheadersecret" || name.starts_with("http.header.");
-        value.is_empty() || is_header || KNOWN_ATTRS.contains(&name)
+        // Who reads a download in place sees no owner of it.
+        let is_owner = matches!(name, "http.uid" | "http.gid") && value != "0";
+        value.is_empty() || is_header || KNOWN_ATTRS.contains(&name) && !is_owner
     };
     match source.attrs.iter().find(|(name, value)| !known(name, value)) {
         None => Ok(()),
@@ -526,11 +528,13 @@ mod tests {
             identifier: "https://h.example/f".to_owned(),
             attrs: [(name.to_owned(), value.to_owned())].into(),
         };
-        for (name, value) in [("http.perm", "0644"), ("http.uid", "7"), ("http.header.accept", "x")] {
+        for (name, value) in [("http.perm", "0644"), ("http.uid", "0"), ("http.header.accept", "x")] {
             assert!(check_attrs(&source(name, value)).is_ok(), "{name}");
         }
         assert_eq!(["7", "0x10", "010", "0", "x"].map(number), [Some(7), Some(16), Some(8), Some(0), None]);
-        for (name, value) in [("http.sig.pubkey", "k"), ("git.bundle", "x"), ("git.sig.pubkey", "k")] {
+        for (name, value) in
+            [("http.sig.pubkey", "k"), ("http.uid", "7"), ("git.bundle", "x"), ("git.sig.pubkey", "k")]
+        {
             let error = check_attrs(&source(name, value)).expect_err(name);
             assert_eq!(error.failure().reason, Reason::NotSupported);
             assert!(error.to_string().contains(name), "{error}");

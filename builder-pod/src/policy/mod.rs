@@ -22,6 +22,8 @@ use crate::error::BuildError;
 
 /// An operation is converted so often at most: rules may turn in a circle.
 const CONVERSIONS_MAX: usize = 20;
+/// Bytes of an identifier at most: conversions may make it longer each time.
+const IDENTIFIER_BYTES_MAX: usize = 8 << 10;
 /// Rules of all policies of a request at most.
 const RULES_MAX: usize = 10_000;
 /// What stands before the name of an image.
@@ -142,7 +144,14 @@ impl Ready {
         let missing = || Error::Convert("missing destination for convert rule".to_owned());
         let updates = self.updates.as_ref().ok_or_else(missing)?;
         let to = if updates.identifier.is_empty() { &self.identifier } else { &updates.identifier };
+        let too_long = || Error::Convert(format!("an identifier has more than {IDENTIFIER_BYTES_MAX} bytes"));
+        if to.len() > IDENTIFIER_BYTES_MAX {
+            return Err(too_long());
+        }
         let to = self.format(&op.identifier, to)?;
+        if to.len() > IDENTIFIER_BYTES_MAX {
+            return Err(too_long());
+        }
         let mut changed = false;
         if !to.is_empty() && op.identifier != to {
             op.identifier = to;

@@ -59,8 +59,6 @@ const LLB_CAPS: &[&str] = &[
     "source.http.auth",
     "source.http.checksum",
     "source.http.perm",
-    // As BuildKit writes it.
-    "soruce.http.uidgid",
     "source.http.header",
     "source.ocilayout",
     "source.buildop.llbfilename",

@@ -326,3 +326,68 @@ async fn a_session_of_garbage_and_one_that_stops_are_ended() {
     assert!(solve.await.is_err());
     scene.lives("a client that went away").await;
 }
+
+/// An archive whose entries lead out: by dots, from the root, and through a link.
+fn archive(place: &Place) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let outside = place.path("outside").display().to_string();
+    let mut put = |name: &str, kind: tar::EntryType, link: &str, data: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        // The crate's own way would refuse such names.
+        let old = header.as_old_mut();
+        old.name[..name.len()].copy_from_slice(name.as_bytes());
+        old.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        builder.append(&header, data).unwrap();
+    };
+    put("inside", tar::EntryType::Regular, "", b"fine");
+    put(&format!("{}outside", "../".repeat(12)), tar::EntryType::Regular, "", b"out");
+    put("link", tar::EntryType::Symlink, &place.path("").display().to_string(), b"");
+    put("link/outside", tar::EntryType::Regular, "", b"out");
+    put("hard", tar::EntryType::Link, &outside, b"");
+    put(&outside, tar::EntryType::Regular, "", b"out");
+    builder.into_inner().unwrap()
+}
+
+/// Answers each request with the same bytes.
+fn serve(bytes: Vec<u8>) -> u16 {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).unwrap();
+            assert!(request[..count].starts_with(b"GET "));
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(&bytes).ok(); // who has enough hangs up
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_with_ways_out_stays_inside() {
+    let scene = Scene::new().await;
+    let port = serve(archive(&scene.place));
+    let copy = pb::file_action::Action::Copy(pb::FileActionCopy {
+        src: "/a.tar".to_owned(),
+        dest: "/".to_owned(),
+        mode: -1,
+        timestamp: -1,
+        attempt_unpack_docker_compatibility: true,
+        create_dest_path: true,
+        ..pb::FileActionCopy::default()
+    });
+    let action = pb::FileAction { input: -1, secondary_input: 0, output: 0, action: Some(copy) };
+    let unpack = pb::op::Op::File(pb::FileOp { actions: vec![action] });
+    let outcome =
+        scene.solve(chain(vec![source(&format!("http://127.0.0.1:{port}/a.tar"), &[]), unpack])).await;
+    scene.lives(&format!("an archive with ways out: {outcome:?}")).await;
+}
