@@ -21,13 +21,16 @@ use super::{Times, load, milliseconds};
 use crate::cluster::cache;
 use crate::images;
 
+/// The time that something took, and what else there is to say of it.
+type Measured = Result<(Duration, Option<String>)>;
+
 /// What a row measures.
 struct Row {
     name: &'static str,
     /// How often each daemon does it.
     runs: usize,
     /// Does it once, and says what else there is to say of it.
-    measure: fn(&Daemon, &Contexts, usize) -> Result<(Duration, Option<String>)>,
+    measure: fn(&Daemon, &Contexts, usize) -> Measured,
 }
 
 /// Measures all rows, or those that are named, and prints the table of docs/benchmarks.md.

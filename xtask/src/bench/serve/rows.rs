@@ -6,14 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::super::engine::timed;
-use super::Row;
 use super::contexts::{COLD_RUNS, Contexts};
 use super::daemon::Daemon;
+use super::{Measured, Row};
 
 /// Clients that build at the same time.
 const CLIENTS: usize = 50;
-
-type Measured = Result<(Duration, Option<String>)>;
 
 pub(super) const ALL: &[Row] = &[
     Row { name: "steps40", runs: 5, measure: |d, c, run| anew(d, c, "steps40", run) },
