@@ -1,9 +1,9 @@
 //! The rows.
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::bail;
 
 use super::super::engine::timed;
 use super::contexts::{COLD_RUNS, Contexts};
