@@ -34,10 +34,11 @@ fn retry(attempts: usize) -> RetryConfig {
     }
 }
 
+/// A store, and the same to make objects young.
+type Stores = (Arc<dyn ObjectStore>, Arc<dyn ObjectStore>);
+
 /// S3, and the same to make objects young.
-pub(crate) fn s3(
-    s3: &S3,
-) -> std::result::Result<(Arc<dyn ObjectStore>, Arc<dyn ObjectStore>), object_store::Error> {
+pub(crate) fn s3(s3: &S3) -> std::result::Result<Stores, object_store::Error> {
     let mut builder = match &s3.credentials {
         Some((key, secret, token)) => {
             let builder = AmazonS3Builder::new()
