@@ -124,12 +124,12 @@ fn the_documents_bytes_are_pinned() {
         config,
         format!(
             concat!(
-                r#"{{"created":"2022-01-01T00:00:00Z","architecture":"arm","variant":"v7","os":"linux","#,
-                r#""config":{{}},"rootfs":{{"type":"layers","diff_ids":["{}","{}"]}},"history":["#,
+                r#"{{"architecture":"arm","config":{{}},"created":"2022-01-01T00:00:00Z","history":["#,
                 r#"{{"created":"2020-01-01T00:00:00Z","created_by":"base"}},"#,
                 r#"{{"created":"2022-01-01T00:00:00Z","created_by":"ENV a=b","empty_layer":true}},"#,
                 r#"{{"created":"2022-01-01T00:00:00Z","created_by":"RUN one"}},"#,
-                r#"{{"created":"2022-01-01T00:00:00Z","created_by":"LABEL x=y","empty_layer":true}}]}}"#,
+                r#"{{"created":"2022-01-01T00:00:00Z","created_by":"LABEL x=y","empty_layer":true}}],"#,
+                r#""os":"linux","rootfs":{{"type":"layers","diff_ids":["{}","{}"]}},"variant":"v7"}}"#,
             ),
             Digest::of(b"tar base"),
             Digest::of(b"tar one")
