@@ -103,6 +103,9 @@ const LLB_CAPS: &[&str] = &[
     "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
+    "cache.gha",
+    "cache.s3",
+    "cache.azblob",
     "source.policy",
 ];
 
