@@ -263,7 +263,7 @@ fn attested(round: &Round<'_>) -> Result<()> {
         ensure!(provenance.contains(part), "no {part} in {provenance}");
     }
     let told = round.buildx.run(&["history", "inspect", "--builder", "here"])?;
-    ensure!(told.contains("Completed") && told.contains("pkg:docker/"), "{told}");
+    ensure!(told.contains("pkg:docker/") && told.contains("https://slsa.dev/provenance/v1"), "{told}");
     Ok(())
 }
 
