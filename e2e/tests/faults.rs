@@ -59,12 +59,11 @@ fn a_syntax_error_is_told_with_file_line_and_column() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_said_so_with_its_place() {
-    run("unsupported", async |test| {
-        let dockerfile = "# syntax=example.org/frontend:1\nARG BASE\nFROM ${BASE}\n";
-        let build = test.fails(&test.manifest("build", dockerfile), Reason::NotSupported).await?;
-        assert_eq!(failure(&build)?.line, Some(1));
-        has(message(&build), &["Dockerfile:1", "example.org/frontend:1"]);
+fn a_frontend_that_is_not_there_is_named() {
+    run("frontend", async |test| {
+        let dockerfile = format!("# syntax={}\nFROM scratch\nCOPY . /\n", test.image("no-frontend"));
+        let build = test.fails(&test.manifest("build", &dockerfile), Reason::ImageNotFound).await?;
+        has(message(&build), &["no-frontend"]);
         Ok(())
     });
 }
