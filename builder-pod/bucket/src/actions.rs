@@ -21,6 +21,8 @@ const VERSION: &[u8] = b"|go-actionscache-1.0";
 /// Bytes of one piece of an upload.
 const PIECE_BYTES: usize = 8 << 20;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Of what a library says of a failure, so much is told.
+const TOLD_BYTES_MAX: usize = 512;
 const TRIES: u32 = 5;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// How often a document is tried that somebody else is writing.
@@ -56,7 +58,7 @@ impl Failed {
 impl From<reqwest::Error> for Failed {
     fn from(error: reqwest::Error) -> Self {
         let mut told = error.without_url().to_string();
-        told.truncate(512);
+        told.truncate(told.floor_char_boundary(TOLD_BYTES_MAX));
         Self::Request(told)
     }
 }
@@ -155,7 +157,8 @@ impl Actions {
                 last.map_or(Ok(0), |entry| entry.key.rsplit('#').next().unwrap_or_default().parse::<u64>());
             let last = last.map_err(|_| Failed::Told(format!("the last number of {name} is none")))?;
             // A number that stays taken was given up by whoever took it.
-            let key = format!("{name}#{}", last + 1 + u64::from(blocked.saturating_sub(BLOCKED_MAX)));
+            let next = last.saturating_add(1 + u64::from(blocked.saturating_sub(BLOCKED_MAX)));
+            let key = format!("{name}#{next}");
             match self.reserve(&key).await {
                 Ok(place) => return self.fill(&key, &place, document.len() as u64, document).await,
                 Err(error) if error.exists() && blocked < 2 * BLOCKED_MAX => {

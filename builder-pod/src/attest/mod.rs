@@ -10,7 +10,6 @@ mod capture;
 mod gather;
 mod manifest;
 mod of_build;
-mod op_json;
 mod predicate;
 mod purl;
 mod request;
@@ -61,6 +60,18 @@ pub(crate) enum Content {
 }
 
 impl Attestation {
+    /// How a result was made, as was asked for.
+    pub(crate) fn provenance(asked: &ProvenanceAsked, provenance: Arc<Provenance>) -> Self {
+        Self {
+            path: asked.filename.clone().unwrap_or_else(|| "provenance.json".to_owned()),
+            predicate_type: provenance.predicate_type().to_owned(),
+            subjects: Vec::new(),
+            inline_only: asked.inline_only,
+            core: false,
+            content: Content::Provenance(provenance),
+        }
+    }
+
     /// The predicate, as it is now. `layers` are those of the image, lowest first, where it is known.
     pub(crate) fn predicate(&self, layers: &[lapstrake_oci::Descriptor]) -> serde_json::Value {
         match &self.content {

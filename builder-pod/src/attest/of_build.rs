@@ -124,14 +124,7 @@ pub(crate) async fn attach(
         let provenance = Provenance::new(capture, asked.clone(), made.clone(), Some(&definition), base);
         let provenance =
             provenance.map_err(|why| BuildError::new(lapstrake_handoff::Reason::RequestInvalid, why))?;
-        solved.attestations.push(Attestation {
-            path: asked.filename.clone().unwrap_or_else(|| "provenance.json".to_owned()),
-            predicate_type: provenance.predicate_type().to_owned(),
-            subjects: Vec::new(),
-            inline_only: asked.inline_only,
-            core: false,
-            content: Content::Provenance(Arc::new(provenance)),
-        });
+        solved.attestations.push(Attestation::provenance(asked, Arc::new(provenance)));
     }
     Ok(())
 }

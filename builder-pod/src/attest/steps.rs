@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lapstrake_llb::pb;
+use lapstrake_llb::protojson::Form;
 use lapstrake_oci::{Descriptor, Digest};
 use prost::Message as _;
 use serde_json::{Map, Value, json};
-
-use super::op_json;
 
 /// The steps of a result, and the files that they come from.
 #[derive(Debug, Clone)]
@@ -81,7 +80,7 @@ impl Numbered {
                 .iter()
                 .filter_map(|input| Some(format!("step{}:{}", self.number(&input.digest)?, input.index)));
             let inputs: Vec<String> = inputs.collect();
-            let mut step = json!({ "id": format!("step{number}"), "op": op_json::op(op) });
+            let mut step = json!({ "id": format!("step{number}"), "op": Form::Plain.op(&unnamed(op)) });
             if let (false, Some(step)) = (inputs.is_empty(), step.as_object_mut()) {
                 step.insert("inputs".to_owned(), json!(inputs));
             }
@@ -129,6 +128,15 @@ impl Numbered {
     }
 }
 
+/// An operation without the names of a session, which say nothing of what was built.
+fn unnamed(op: &pb::Op) -> pb::Op {
+    let mut op = op.clone();
+    if let Some(pb::op::Op::Source(source)) = &mut op.op {
+        source.attrs.retain(|key, _| !matches!(key.as_str(), "local.session" | "local.unique"));
+    }
+    op
+}
+
 /// The files of a definition and which steps come from where; none where there are no files.
 fn files(source: &pb::Source, numbered: &Numbered) -> Result<Option<Value>, String> {
     if source.infos.is_empty() {
@@ -151,7 +159,7 @@ fn files(source: &pb::Source, numbered: &Numbered) -> Result<Option<Value>, Stri
         infos.push(Value::Object(told));
     }
     let locations = source.locations.iter().filter_map(|(digest, of)| {
-        Some((format!("step{}", numbered.number(digest)?), op_json::locations(of)))
+        Some((format!("step{}", numbered.number(digest)?), Form::Plain.locations(of)))
     });
     let locations: Map<String, Value> = locations.collect();
     let mut told = json!({ "infos": infos });
@@ -188,6 +196,17 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_session_is_not_told() {
+        let attrs = [("local.session", "s"), ("local.unique", "u"), ("local.differ", "none")];
+        let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let source = pb::SourceOp { identifier: "local://context".into(), attrs };
+        let told =
+            Form::Plain.op(&unnamed(&pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() }));
+        let source = json!({ "identifier": "local://context", "attrs": { "local.differ": "none" } });
+        assert_eq!(told, json!({ "Op": { "source": source } }));
+    }
 
     fn input(op: &pb::Op, index: i64) -> pb::Input {
         pb::Input { digest: Digest::of(&op.encode_to_vec()).to_string(), index }

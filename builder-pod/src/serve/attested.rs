@@ -247,14 +247,7 @@ pub(crate) async fn attach(
         }
         let Some(asked) = &asked.provenance else { continue };
         let Some(provenance) = known.provenance(number, of, solved, asked)? else { continue };
-        solved.attestations.push(Attestation {
-            path: asked.filename.clone().unwrap_or_else(|| "provenance.json".to_owned()),
-            predicate_type: provenance.predicate_type().to_owned(),
-            subjects: Vec::new(),
-            inline_only: asked.inline_only,
-            core: false,
-            content: Content::Provenance(provenance),
-        });
+        solved.attestations.push(Attestation::provenance(asked, provenance));
     }
     Ok(())
 }

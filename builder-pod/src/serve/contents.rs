@@ -2,43 +2,35 @@
 //!
 //! Holds: only what is named by its digest is given; nothing can be written.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use lapstrake_api::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
 use lapstrake_oci::Digest;
 use lapstrake_store::Store;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::body::Body;
-use tonic::codegen::http;
-use tonic::server::{Grpc, NamedService};
+use tonic::server::Grpc;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use super::history::History;
+use super::service::{Answering, Call, Methods};
 
 /// Bytes of one answer.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// The service.
 #[derive(Clone)]
-pub(crate) struct ContentServer {
+pub(crate) struct Contents {
     pub(crate) history: Arc<History>,
     pub(crate) store: Store,
 }
 
-impl NamedService for ContentServer {
-    const NAME: &'static str = "containerd.services.content.v1.Content";
-}
-
 type Pieces = ReceiverStream<Result<ReadContentResponse, Status>>;
 
-impl ContentServer {
+impl Contents {
     /// The blob and its size. Blocking.
     fn open(&self, digest: &str) -> Result<(File, u64), Status> {
         let missing = || Status::not_found(format!("content {digest}: not found"));
@@ -109,33 +101,25 @@ fn pieces(
     Ok(())
 }
 
-impl tower::Service<http::Request<Body>> for ContentServer {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+impl Methods for Contents {
+    const NAME: &'static str = "containerd.services.content.v1.Content";
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let server = self.clone();
+    fn answer(self, method: String, call: Call) -> Answering {
         Box::pin(async move {
-            let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-            Ok(match method.as_str() {
+            match method.as_str() {
                 "Info" => {
-                    let info = tower::service_fn(move |request| server.clone().info(request));
-                    Grpc::new(ProstCodec::<InfoResponse, InfoRequest>::default()).unary(info, request).await
+                    let info = tower::service_fn(move |request| self.clone().info(request));
+                    Grpc::new(ProstCodec::<InfoResponse, InfoRequest>::default()).unary(info, call).await
                 }
                 "Read" => {
-                    let read = tower::service_fn(move |request| server.clone().read(request));
+                    let read = tower::service_fn(move |request| self.clone().read(request));
                     let codec = ProstCodec::<ReadContentResponse, ReadContentRequest>::default();
-                    Grpc::new(codec).server_streaming(read, request).await
+                    Grpc::new(codec).server_streaming(read, call).await
                 }
                 other => {
                     Status::unimplemented(format!("content can only be read here: no {other}")).into_http()
                 }
-            })
+            }
         })
     }
 }

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lapstrake_api::{Any, rpc};
 use lapstrake_handoff::{Failure, Reason};
+use lapstrake_llb::protojson::Form;
 use prost::Message as _;
 use serde_json::json;
 use tonic::{Code, Status};
@@ -92,7 +93,7 @@ pub(crate) fn message(status: &Status) -> rpc::Status {
 
 /// The operation that failed, with the ids under which what it began with and what it left can be asked for.
 pub(crate) fn solve(failed: &FailedOp, inputs: &[String], mounts: &[String]) -> Any {
-    let mut value = json!({ "op": lapstrake_llb::protojson::op(&failed.op) });
+    let mut value = json!({ "op": Form::Canonical.op(&failed.op) });
     for (key, ids) in [("inputIDs", inputs), ("mountIDs", mounts)] {
         if let (Some(object), false) = (value.as_object_mut(), ids.is_empty()) {
             object.insert(key.to_owned(), json!(ids));

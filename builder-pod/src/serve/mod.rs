@@ -27,6 +27,7 @@ mod no_receiver;
 pub(crate) mod personality;
 mod receiver;
 mod scans;
+mod service;
 pub(crate) mod single;
 mod start;
 mod status;

@@ -9,7 +9,7 @@ use super::build::{self, Asked, EPOCH};
 use super::errors;
 use super::gateway;
 use super::host::Host;
-use super::job::Job;
+use super::job::{Job, Jobs};
 use crate::build::Solved;
 use crate::engine::Engine;
 use crate::error::BuildError;
@@ -47,6 +47,8 @@ pub(crate) async fn solve(
     job.progress = progress.clone();
     job.cancel = cancel.clone();
     let job = Arc::new(job);
+    // What the frontend left running ends with it.
+    let _ends = Arc::new(Jobs::default()).ends(&job);
     let mut opts = request.opts;
     opts.insert("cmdline".to_owned(), request.image.clone());
     let (inputs, policies) = (HashMap::new(), crate::policy::Policies::default());

@@ -18,9 +18,11 @@ use lapstrake_session::Sessions;
 use lapstrake_store::Store;
 use tokio_util::sync::CancellationToken;
 
-use super::contents::ContentServer;
+use super::contents::Contents;
 use super::history::History;
 use super::host::Host;
+use super::service::Service;
+use super::traces::Traces;
 use super::{Daemon, bridge, control, health, metrics, usage, workers};
 use crate::error::{BuildError, chain};
 use crate::wiring;
@@ -55,6 +57,10 @@ pub(crate) fn start(flags: &Flags) -> ExitCode {
         Ok(sandbox) => sandbox,
         Err(error) => return failed(&format!("steps can't run here: {error}")),
     };
+    let lock = match RootLock::take(&config.root) {
+        Ok(lock) => lock,
+        Err(error) => return failed(&chain(&error)),
+    };
     if let Err(error) = sandbox.preflight(&config.root) {
         return failed(&format!("steps can't run here: {error}"));
     }
@@ -63,10 +69,9 @@ pub(crate) fn start(flags: &Flags) -> ExitCode {
     wiring::raise_open_files();
     // One provider for all of TLS; a second installation is refused, which is fine.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    match wiring::block_on(serve(config, &sandbox)) {
-        Ok(code) => code,
-        Err(error) => failed(&error.to_string()),
-    }
+    let served = wiring::block_on(serve(config, &sandbox));
+    drop(lock);
+    served.unwrap_or_else(|error| failed(&error.to_string()))
 }
 
 fn outside(error: &lapstrake_daemon::Error) -> BuildError {
@@ -74,7 +79,6 @@ fn outside(error: &lapstrake_daemon::Error) -> BuildError {
 }
 
 async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError> {
-    let _lock = RootLock::take(&config.root).map_err(|e| outside(&e))?;
     let stop = Stop::on_signals(config.drain).map_err(BuildError::internal)?;
     let mut registry = lapstrake_registry::Config { hosts: config.registries.clone(), ..Default::default() };
     if let Some(connections) = config.registry_connections_max {
@@ -116,7 +120,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         tracing::info!("debug handlers listening at {address}");
         tokio::spawn(metrics::serve(listener, Arc::clone(&daemon)));
     }
-    let contents = ContentServer { history: Arc::clone(&daemon.history), store: store.clone() };
+    let contents = Contents { history: Arc::clone(&daemon.history), store: store.clone() };
     listeners.announce();
     let control = ControlServer::from_arc(Arc::new(control::Control(Arc::clone(&daemon))))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -131,8 +135,8 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(control)
         .add_service(bridge)
-        .add_service(contents)
-        .add_service(super::traces::TraceServer)
+        .add_service(Service(contents))
+        .add_service(Service(Traces))
         .add_service(HealthServer::new(health::Serving))
         .serve_with_incoming_shutdown(listeners.incoming(&said), said.clone().cancelled_owned());
     let farewell = async {
