@@ -36,6 +36,12 @@ pub struct Output {
     pub index: u32,
 }
 
+/// The operation whose result a definition names, by its digest as it stands there; none where there is no definition.
+pub fn head(definition: &pb::Definition) -> Option<String> {
+    let last = <pb::Op as prost::Message>::decode(definition.def.last()?.as_slice()).ok()?;
+    Some(last.inputs.into_iter().next()?.digest)
+}
+
 /// The operation that copies all of its only input onto nothing: the same files, as a file system of its own.
 pub fn copy_of_all() -> pb::FileOp {
     let copy = pb::FileActionCopy {

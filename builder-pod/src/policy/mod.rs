@@ -12,7 +12,7 @@ use lapstrake_api::sourcepolicy::{
 };
 use lapstrake_handoff::Reason;
 use lapstrake_oci::Reference;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 pub(crate) use context::context;
 pub(crate) use definition::applied;
@@ -26,6 +26,9 @@ const CONVERSIONS_MAX: usize = 20;
 const IDENTIFIER_BYTES_MAX: usize = 8 << 10;
 /// Rules of all policies of a request at most.
 const RULES_MAX: usize = 10_000;
+/// Patterns among them at most, and the bytes that each of them takes once it is made ready, and again where it is used.
+const PATTERNS_MAX: usize = 1_000;
+const PATTERN_BYTES_MAX: usize = 256 << 10;
 /// What stands before the name of an image.
 const IMAGE: &str = "docker-image://";
 
@@ -85,7 +88,9 @@ enum Pattern {
 pub(crate) struct Policies(Vec<Vec<Ready>>);
 
 fn regex(text: &str) -> Result<Regex, String> {
-    Regex::new(text).map_err(|error| match error {
+    let limited =
+        RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).build();
+    limited.map_err(|error| match error {
         regex::Error::Syntax(text) => {
             let line = text.lines().last().unwrap_or_default();
             format!("error parsing regexp: {}", line.trim_start_matches("error: "))
@@ -185,6 +190,18 @@ impl Ready {
     }
 }
 
+/// How many patterns a rule has; a wildcard without a star is a name.
+fn patterns(rule: &Rule) -> usize {
+    let Some(selector) = &rule.selector else { return 0 };
+    let matches = |one: &&AttrConstraint| one.condition == AttrMatch::Matches as i32;
+    let own = match MatchType::try_from(selector.match_type) {
+        Ok(MatchType::Exact) => false,
+        Ok(MatchType::Wildcard) => selector.identifier.contains('*'),
+        _ => true,
+    };
+    usize::from(own) + selector.constraints.iter().filter(matches).count()
+}
+
 fn constraint(one: &AttrConstraint) -> Result<(AttrConstraint, Option<Regex>), Error> {
     let regex = match AttrMatch::try_from(one.condition) {
         Ok(AttrMatch::Matches) => Some(
@@ -217,6 +234,13 @@ impl Policies {
         let rules: usize = policies.iter().map(|policy| policy.rules.len()).sum();
         if rules > RULES_MAX {
             return Err(Error::Invalid(format!("source policies have {rules} rules, more than {RULES_MAX}")));
+        }
+        let patterns = policies.iter().flat_map(|policy| &policy.rules).map(patterns).sum::<usize>();
+        if patterns > PATTERNS_MAX {
+            let why = format!(
+                "source policies have {patterns} patterns, more than {PATTERNS_MAX}; name what is known exactly"
+            );
+            return Err(Error::Invalid(why));
         }
         let ready = |policy: &Policy| policy.rules.iter().map(Ready::new).collect();
         policies.into_iter().map(ready).collect::<Result<_, _>>().map(Self)

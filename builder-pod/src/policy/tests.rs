@@ -60,6 +60,18 @@ fn what_takes_a_place_is_judged_in_its_turn() {
 }
 
 #[test]
+fn patterns_take_no_more_memory_than_is_planned_for() {
+    let new = |rules: Vec<Rule>| Policies::new(&[Policy { version: 1, rules }]);
+    assert!(new(vec![deny("docker-image://x/*"); PATTERNS_MAX]).is_ok());
+    let error = new(vec![deny("docker-image://x/*"); PATTERNS_MAX + 1]).expect_err("too many").to_string();
+    assert!(error.contains("name what is known exactly"), "{error}");
+    assert!(new(vec![deny(BUSYBOX); PATTERNS_MAX + 1]).is_ok(), "names are no patterns");
+    let large = rule(PolicyAction::Deny, MatchType::Regex, r"(\w{1,200}){1,200}", "");
+    let error = evaluate(&[&[large]], BUSYBOX).expect_err("too large").to_string();
+    assert!(error.contains("size limit"), "{error}");
+}
+
+#[test]
 fn rules_that_turn_in_a_circle_end() {
     let rules = [convert(BUSYBOX, ALPINE), convert(ALPINE, BUSYBOX)];
     assert_eq!(evaluate(&[&rules], BUSYBOX), Err(Error::TooMany));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lapstrake_api::pb;
 use lapstrake_dockerfile::Parsed;
 use lapstrake_dockerfile::ast::Kind;
+use lapstrake_llb::head;
 use lapstrake_oci::Digest;
 use prost::Message as _;
 
@@ -51,12 +52,6 @@ pub(crate) fn extras<'a>(
         extras.extend(definition.map(|definition| (name.clone(), definition)));
     }
     extras
-}
-
-/// The operation whose result a definition names.
-fn head(definition: &pb::Definition) -> Option<String> {
-    let last = pb::Op::decode(definition.def.last()?.as_slice()).ok()?;
-    Some(last.inputs.first()?.digest.clone())
 }
 
 /// The definition of a source that another one takes.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lapstrake_api::pb;
-use prost::Message as _;
+use lapstrake_llb::head;
 
 use super::answer::{Answer, Of, Ref, Refs};
 use super::job::Job;
@@ -202,10 +202,4 @@ impl Requests {
             !jobs.is_empty()
         });
     }
-}
-
-/// The operation whose result a definition names.
-fn head(definition: &pb::Definition) -> Option<String> {
-    let last = pb::Op::decode(definition.def.last()?.as_slice()).ok()?;
-    Some(last.inputs.first()?.digest.clone())
 }
