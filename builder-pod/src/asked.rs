@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lapstrake_dockerfile::{ExtraHost, Options, Ulimit};
-use lapstrake_handoff::{ContextFrom, GitRef, GitSource, HttpSource, Reason, Request, Source};
+use lapstrake_handoff::{
+    Attestations, ContextFrom, GitRef, GitSource, HttpSource, ProvenanceMode, Reason, Request, Source,
+};
 
+use crate::attest;
 use crate::error::BuildError;
 use crate::named::{self, Named};
 use crate::options::{BuildOptions, Context};
@@ -167,6 +170,7 @@ pub(crate) fn of_request(request: &Request, options: &mut BuildOptions) -> Resul
         })?;
         options.steps.limit(limit);
     }
+    options.attested = attested(&request.attestations)?;
     options.steps.shm_bytes = steps.shm_bytes;
     options.steps.hostname.clone_from(&steps.hostname);
     for context in &request.contexts {
@@ -178,6 +182,26 @@ pub(crate) fn of_request(request: &Request, options: &mut BuildOptions) -> Resul
         options.named.insert(context_name(&context.name)?, named);
     }
     Ok(())
+}
+
+/// What is to be attested.
+pub(crate) fn attested(asked: &Attestations) -> Result<attest::Asked, BuildError> {
+    let mode = |mode| match mode {
+        ProvenanceMode::Min => "mode=min",
+        ProvenanceMode::Max => "mode=max",
+    };
+    let provenance = asked.provenance.as_ref().map(|of| mode(of.mode).to_owned());
+    let generator = |of: &lapstrake_handoff::Sbom| {
+        let named = of.generator.as_deref().filter(|generator| !generator.is_empty());
+        named.map(|generator| format!("generator={generator}")).unwrap_or_default()
+    };
+    let all = [
+        ("attest:provenance".to_owned(), provenance),
+        ("attest:sbom".to_owned(), asked.sbom.as_ref().map(generator)),
+    ];
+    let all: BTreeMap<_, _> = all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    attest::Asked::of(&all)
+        .map_err(|why| BuildError::new(Reason::RequestInvalid, format!("spec.output.attestations: {why}")))
 }
 
 /// A context's name, in the form in which names are compared.
@@ -218,7 +242,7 @@ mod tests {
         let options = options(
             r#"{"noCacheStages":["test"],"frontendOptions":{"image-resolve-mode":"pull","cgroup-parent":"a"},
             "steps":{"hosts":[{"name":"DB","ip":"10.0.0.7"}],"ulimits":[{"name":"nofile","soft":1,"hard":2}],
-            "shmBytes":4096,"hostname":"box"},
+            "shmBytes":4096,"hostname":"box"},"attestations":{"provenance":{},"sbom":{"generator":"h.example/scanner:1"}},
             "contexts":[{"name":"a","from":{"image":"registry.example/a:1"}},
             {"name":"Files","from":{"git":{"url":"https://git.example/a.git","reference":{"tag":"v1"}}}}]}"#,
         )
@@ -231,6 +255,8 @@ mod tests {
         assert_eq!(frontend.resolve_mode, lapstrake_dockerfile::ResolveMode::Pull);
         assert!(options.warnings[0].contains("cgroup-parent a"), "{:?}", options.warnings);
         assert_eq!(options.no_cache_stages, ["test"]);
+        assert_eq!(options.attested.provenance.map(|asked| asked.mode), Some(attest::Mode::Min));
+        assert!(options.attested.sbom.is_some_and(|asked| asked.generator.tag() == Some("1")));
         assert!(matches!(&options.named["a"], Named::Image(image) if image.tag() == Some("1")));
         assert!(matches!(&options.named["files"], Named::Files(Context::Git { .. })));
     }
@@ -245,6 +271,10 @@ mod tests {
             (r#"{"frontendOptions":{"image-resolve-mode":"x"}}"#, "default, pull and local"),
             (r#"{"frontendOptions":{"multi-platform":"true"}}"#, "BUILDKIT_MULTI_PLATFORM"),
             (r#"{"steps":{"ulimits":[{"name":"tea","soft":1,"hard":2}]}}"#, "spec.steps.ulimits[tea]"),
+            (
+                r#"{"attestations":{"sbom":{"generator":"Ä"}}}"#,
+                "spec.output.attestations: failed to parse sbom",
+            ),
             (r#"{"contexts":[{"name":"a","from":{"image":"Ä"}}]}"#, "spec.contexts[a].image"),
         ] {
             let error = options(json).expect_err(json).to_string();

@@ -6,6 +6,7 @@ use lapstrake_oci::{Descriptor, Digest, Platform, Reference, media_type};
 use lapstrake_registry::Client;
 
 use crate::annotations::{Annotations, Place};
+use crate::attest;
 use crate::build::Built;
 use crate::error::{Asked, BuildError, chain};
 use crate::export::push::{manifest, pinned};
@@ -25,11 +26,14 @@ pub(crate) async fn join(
         .map_err(|e| BuildError::new(Reason::SourceNotFound, e))?;
     let platforms = platforms(request).map_err(invalid)?;
     let docker = request.output.docker_media_types
-        && platforms.iter().all(|p| p.manifest.media_type == media_type::DOCKER_MANIFEST);
+        && platforms
+            .iter()
+            .all(|p| p.manifest.media_type == media_type::DOCKER_MANIFEST && p.attestation.is_none());
     let mut entries = Vec::new();
     for of in &platforms {
         entries.push(Descriptor { platform: Some(of.platform.clone()), ..of.manifest.clone() });
     }
+    entries.extend(platforms.iter().filter_map(|of| of.attestation.clone()));
     let annotations = annotations(request, &facts);
     let index = assemble::index(entries, annotations, docker).map_err(|e| BuildError::internal(chain(&e)))?;
     let mut repositories: Vec<&Reference> = Vec::new();
@@ -40,7 +44,9 @@ pub(crate) async fn join(
     }
     for name in repositories {
         for of in &platforms {
-            is_there(client, &pinned(name, of.manifest.digest)).await?;
+            for manifest in [&of.manifest].into_iter().chain(&of.attestation) {
+                is_there(client, &pinned(name, manifest.digest)).await?;
+            }
         }
         push(client, &index, &pinned(name, index.1.digest), progress).await?;
     }
@@ -75,7 +81,15 @@ fn platforms(request: &Request) -> Result<Vec<OfPlatform>, String> {
         let digest: Digest = entry.digest.parse().map_err(|e| format!("index: {}: {e}", entry.platform))?;
         let platform: Platform = entry.platform.parse().map_err(|e| format!("index: {e}"))?;
         let manifest = Descriptor::new(&entry.media_type, digest, entry.manifest_bytes);
-        Ok(OfPlatform { platform, manifest, size_bytes: 0, layers: Vec::new() })
+        let attestation = match &entry.attestation {
+            None => None,
+            Some(of) => {
+                let its = of.digest.parse().map_err(|e| format!("index: {}: {e}", entry.platform))?;
+                let manifest = Descriptor::new(media_type::OCI_MANIFEST, its, of.bytes);
+                Some(attest::beside(digest, manifest))
+            }
+        };
+        Ok(OfPlatform { platform, manifest, size_bytes: 0, layers: Vec::new(), attestation })
     };
     let all: Vec<OfPlatform> = request.index.iter().map(one).collect::<Result<_, String>>()?;
     for (at, of) in all.iter().enumerate() {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lapstrake_dockerfile::{ExtraHost, Ulimit};
-use lapstrake_handoff::{Reason, StepNetwork};
+use lapstrake_handoff::{Attestations, Provenance, ProvenanceMode, Reason, Sbom, StepNetwork};
 use lapstrake_oci::{Platform, Reference};
 use serde::Deserialize;
 
@@ -164,6 +164,36 @@ struct OutputSpec {
     #[serde(default)]
     source_metadata: bool,
     timestamp: Option<String>,
+    #[serde(default)]
+    attestations: AttestationsSpec,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct AttestationsSpec {
+    provenance: Option<ProvenanceSpec>,
+    sbom: Option<SbomSpec>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ProvenanceSpec {
+    mode: ProvenanceMode,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SbomSpec {
+    generator: Option<String>,
+}
+
+impl AttestationsSpec {
+    fn of_request(self) -> Attestations {
+        Attestations {
+            provenance: self.provenance.map(|of| Provenance { mode: of.mode }),
+            sbom: self.sbom.map(|of| Sbom { generator: of.generator }),
+        }
+    }
 }
 
 /// Reads the manifest at `path`: the options of the build, and what of it is in the cluster.
@@ -244,6 +274,8 @@ fn parse(text: &str) -> Result<(BuildOptions, InCluster), String> {
         image.add_name(&name).map_err(|e| format!("spec.output.tags: {e}"))?;
     }
     options.outputs = vec![Output::Push(image)];
+    let attested = asked::attested(&spec.output.attestations.of_request());
+    options.attested = attested.map_err(|error| error.failure().message.clone())?;
     Ok((options, in_cluster))
 }
 

@@ -7,6 +7,7 @@
 //! `imagebuild.yaml` is exactly [`crd`] (a test compares them).
 //! Never: builds a pod, talks to a cluster, reads a clock.
 
+mod attestations;
 mod cache;
 mod conditions;
 mod contexts;
@@ -26,6 +27,7 @@ mod steps;
 mod tests;
 mod trust;
 
+pub use attestations::{Attestations, Provenance, ProvenanceMode, Sbom};
 pub use cache::{
     AccessMode, Cache, CacheEmptyDir, CacheExport, CacheExportMode, CacheImport, CacheNone, CacheRegistry,
     CacheVolume, Medium, UNUSED_FOR_DEFAULT, WhenBusy,

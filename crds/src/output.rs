@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::attestations::Attestations;
 use crate::schema::{each, rules, text};
 
 /// What may stand for a part of a tag.
@@ -94,6 +95,13 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64, "additionalProperties" = text(4096)))]
     pub labels: BTreeMap<String, String>,
+    /// What is attested of the image: how it was made, and what is in it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attestations: Attestations,
+}
+
+fn is_default(attestations: &Attestations) -> bool {
+    attestations == &Attestations::default()
 }
 
 const IMAGE_RULE: &str = concat!(

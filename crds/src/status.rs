@@ -356,6 +356,13 @@ pub struct PlatformStatus {
     /// Bytes of that manifest itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_bytes: Option<i64>,
+    /// Digest of the manifest of what is attested of this platform's image, where an index pod joins them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub attestation_digest: Option<String>,
+    /// Bytes of that manifest itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation_bytes: Option<i64>,
     /// Sum of the image's layers and config as they lie in the registry, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<i64>,

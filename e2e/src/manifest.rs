@@ -82,6 +82,7 @@ const BASES: &[(&str, &str)] = &[
     ("git", "busybox:1"),
     ("follow", "busybox:1"),
     ("results", "busybox:1"),
+    ("attestations", "busybox:1"),
     ("go", "golang:1"),
     ("rust", "rust:1"),
     ("python", "python:3"),

@@ -1,17 +1,19 @@
 //! Every example, built on the cluster in both sandboxes, and its image run as a pod.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use lapstrake_crds::{Sandbox, label};
 use lapstrake_e2e::{
-    Server, Sshd, Test, example, example_file, examples, repository_root, run_in, ssh_client,
+    Manifest, Server, Sshd, Test, example, example_file, examples, repository_root, run_in, ssh_client,
 };
 use serde_json::{Value, json};
 
 /// What the image of an example prints.
 const PRINTS: &[(&str, &str)] = &[
+    ("attestations", "Built of: keel of oak, mast of spruce"),
     ("cache-apt", "Hello, world!"),
     ("cache-cargo", "Hello from Cargo! 1.9.0 comes before 1.10.0: true"),
     ("cache-go", "Hello from Go!"),
@@ -51,6 +53,50 @@ async fn secret(test: &Test, name: &str, keys: Value) -> Result<()> {
     test.create::<Secret>(json!({ "metadata": { "name": name }, "stringData": keys })).await.map(drop)
 }
 
+/// A scanner that finds one file, as an image.
+fn scanner(test: &Test) -> Manifest {
+    let found = json!({
+        "_type": "https://in-toto.io/Statement/v0.1",
+        "predicateType": "https://spdx.dev/Document",
+        "predicate": { "spdxVersion": "SPDX-2.3", "SPDXID": "SPDXRef-DOCUMENT", "name": "timber" },
+    });
+    let script = format!(
+        "test -f $BUILDKIT_SCAN_SOURCE/timber && echo '{found}' > $BUILDKIT_SCAN_DESTINATION/found.spdx.json"
+    );
+    let dockerfile = format!("ARG BASE\nFROM ${{BASE}}\nENTRYPOINT {}\n", json!(["sh", "-c", script]));
+    test.manifest("scanner", &dockerfile)
+}
+
+/// Provenance and the scanner's find stand beside the image in its index.
+fn is_attested(pushed: &str) -> Result<()> {
+    let index: Value = serde_json::from_slice(&raw(pushed)?)?;
+    let entries = index["manifests"].as_array().context("an index")?;
+    let (image, beside) = (&entries[0], &entries[1]);
+    assert_eq!(beside["annotations"]["vnd.docker.reference.digest"], image["digest"], "{index:#}");
+    let (repository, _) = pushed.split_once('@').context("a digest")?;
+    let digest = beside["digest"].as_str().context("a digest")?;
+    let manifest: Value = serde_json::from_slice(&raw(&format!("{repository}@{digest}"))?)?;
+    let mut kinds: Vec<_> = manifest["layers"]
+        .as_array()
+        .context("layers")?
+        .iter()
+        .map(|layer| layer["annotations"]["in-toto.io/predicate-type"].as_str().unwrap_or_default())
+        .collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"]);
+    Ok(())
+}
+
+/// A manifest as it is in the registry.
+fn raw(name: &str) -> Result<Vec<u8>> {
+    let output = Command::new("skopeo")
+        .args(["inspect", "--raw", "--tls-verify=false"])
+        .arg(format!("docker://{name}"))
+        .output()?;
+    ensure!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
 fn builds_and_runs(name: &str, sandbox: Sandbox) {
     in_sandbox(name, sandbox, async |test| {
         let image = test.image(name);
@@ -61,6 +107,10 @@ fn builds_and_runs(name: &str, sandbox: Sandbox) {
             server = Server::start(test.cluster).await?;
             let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
             manifest = manifest.set("/spec/source/git/url", url);
+        } else if name == "attestations" {
+            let scanner = test.build(&scanner(test)).await?.status.unwrap_or_default();
+            let scanner = scanner.image.unwrap_or_default();
+            manifest = manifest.set("/spec/output/attestations/sbom/generator", scanner);
         } else if name == "contexts" {
             server = Server::start(test.cluster).await?;
             let (url, _) = server.repository("site", &repository_root().join("examples/git/repository"))?;
@@ -87,6 +137,9 @@ fn builds_and_runs(name: &str, sandbox: Sandbox) {
         assert_eq!(status.sandbox, Some(sandbox), "Auto takes what the namespace admits");
         let pushed = status.image.unwrap_or_default();
         assert!(pushed.starts_with(&format!("{image}@sha256:")), "{pushed}");
+        if name == "attestations" {
+            is_attested(&pushed)?;
+        }
         let printed = test.run_image("image", &pushed).await?;
         let wanted = PRINTS.iter().find(|(example, _)| *example == name).expect("what it prints").1;
         assert!(printed.contains(wanted), "{name} printed:\n{printed}");
@@ -109,6 +162,7 @@ macro_rules! examples {
 }
 
 examples! {
+    attestations: "attestations",
     cache_apt: "cache-apt",
     cache_cargo: "cache-cargo",
     cache_go: "cache-go",

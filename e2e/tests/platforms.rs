@@ -64,6 +64,23 @@ fn check_image(status: &ImageBuildStatus) -> Result<()> {
     Ok(())
 }
 
+/// What each of two pods attested stands in the index that joins what they built.
+fn attested(status: &ImageBuildStatus) -> Result<()> {
+    let image = status.image.clone().context("an image")?;
+    let flags = ["inspect", "--raw", "--tls-verify=false"];
+    let output = Command::new("skopeo").args(flags).arg(format!("docker://{image}")).output()?;
+    let index: Value = serde_json::from_slice(&output.stdout).context("an index")?;
+    let entries = index["manifests"].as_array().context("manifests")?;
+    let told: Vec<_> =
+        entries.iter().map(|entry| entry["annotations"]["vnd.docker.reference.digest"].as_str()).collect();
+    let images: Vec<_> = status.platforms.iter().map(|entry| entry.digest.as_deref()).collect();
+    assert_eq!(told, [vec![None, None], images].concat(), "{index:#}");
+    let beside: Vec<_> = entries.iter().skip(2).map(|entry| entry["digest"].as_str()).collect();
+    let known: Vec<_> = status.platforms.iter().map(|entry| entry.attestation_digest.as_deref()).collect();
+    assert_eq!(beside, known);
+    Ok(())
+}
+
 /// Pods that the status speaks of.
 fn planned(status: &ImageBuildStatus) -> u32 {
     let platforms: u32 = status.platforms.iter().filter_map(|entry| entry.attempt).sum();
@@ -113,13 +130,16 @@ fn a_platform_that_waited_in_vain_is_emulated_and_an_index_pod_joins_them() {
     alone("prefer-native", async |test| {
         let pods = BuilderPods::watch(test.pods.clone());
         let emulation = json!({ "policy": "PreferNative", "after": "5s" });
-        let build = test.build(&two_platforms(test, "build", emulation)).await?;
+        let manifest = two_platforms(test, "build", emulation)
+            .set("/spec/output/attestations", json!({ "provenance": {} }));
+        let build = test.build(&manifest).await?;
         let status = build.status.unwrap_or_default();
         let arm = entry(&status, "linux/arm64")?;
         assert_eq!((arm.emulated, arm.architecture.as_deref()), (Some(true), Some("amd64")));
         assert_eq!(u32::try_from(pods.names().len())?, planned(&status), "{:?}", pods.names());
         assert!(pods.names().iter().any(|name| name.contains("-index-")));
         test.until_event("build", "WaitingForNode").await?;
+        attested(&status)?;
         check_image(&status)
     });
 }

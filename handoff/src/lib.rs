@@ -7,6 +7,7 @@
 //! line that was written reads back as the same line (`progress`).
 //! Never: kube, async, a clock, a file.
 
+pub mod attestations;
 pub mod cache;
 mod error;
 pub mod inputs;
@@ -16,6 +17,7 @@ pub mod progress;
 pub mod request;
 pub mod steps;
 
+pub use attestations::{AttestationManifest, Attestations, Provenance, ProvenanceMode, Sbom};
 pub use cache::{CacheExport, CacheImport, CacheMode, CacheStore, CacheTarget};
 pub use error::Error;
 pub use inputs::{Allow, ArgInput, Certificates, Proxy, SecretInput, SshInput, StepNetwork};

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::attestations::AttestationManifest;
+
 /// Most manifests that an index request joins; also most platforms of one build.
 pub const PLATFORMS_MAX: usize = 16;
 
@@ -22,6 +24,9 @@ pub struct PlatformManifest {
     /// Its media type; OCI's where it is not said.
     #[serde(default = "oci_manifest", skip_serializing_if = "is_oci_manifest")]
     pub media_type: String,
+    /// What is attested of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<AttestationManifest>,
 }
 
 /// One platform of what was built.
@@ -41,6 +46,9 @@ pub struct PlatformResult {
     /// Bytes of config and compressed layers together.
     #[serde(default)]
     pub size_bytes: u64,
+    /// What is attested of it, where others join it into their index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<AttestationManifest>,
 }
 
 impl PlatformResult {
@@ -51,6 +59,7 @@ impl PlatformResult {
             digest: self.digest.clone(),
             manifest_bytes: self.manifest_bytes,
             media_type: self.media_type.clone(),
+            attestation: self.attestation.clone(),
         }
     }
 }
@@ -94,6 +103,7 @@ mod tests {
             manifest_bytes: 700,
             media_type: OCI_MANIFEST.to_owned(),
             size_bytes: 1 << 20,
+            attestation: None,
         };
         let text = serde_json::to_string(&result.manifest()).unwrap();
         assert!(!text.contains("mediaType"), "{text}");

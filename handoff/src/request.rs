@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::attestations::Attestations;
 use crate::cache::{CacheExport, CacheImport};
 use crate::inputs::{Allow, ArgInput, Certificates, Proxy, SecretInput, SshInput, StepNetwork, is_default};
 use crate::limits::REQUEST_BYTES_MAX;
@@ -51,6 +52,9 @@ pub struct Request {
     pub args_from: Vec<ArgInput>,
     /// Where the image goes and what it carries.
     pub output: Output,
+    /// What is attested of the image.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attestations: Attestations,
     /// `SOURCE_DATE_EPOCH`: seconds since 1970; unset: the builder's rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_date_epoch: Option<i64>,
@@ -378,6 +382,7 @@ pub(crate) fn is_false(flag: &bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attestations::AttestationManifest;
 
     fn sample() -> Request {
         Request {
@@ -408,6 +413,7 @@ mod tests {
                 names: vec!["registry.example/shop/web:latest".to_owned()],
                 ..Output::default()
             },
+            attestations: Attestations::default(),
             source_date_epoch: None,
             source_date_epoch_from_source: false,
             no_cache: false,
@@ -474,6 +480,7 @@ mod tests {
             digest: format!("sha256:{}", "a".repeat(64)),
             manifest_bytes: 500,
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            attestation: Some(AttestationManifest { digest: format!("sha256:{}", "b".repeat(64)), bytes: 9 }),
         }];
         request.facts = Some(SourceFacts { commit: Some("c".repeat(40)), ..SourceFacts::default() });
         assert_eq!(Request::parse(request.encode().as_bytes()).unwrap(), request);

@@ -60,12 +60,17 @@ pub(crate) fn manifest(
         annotations: Default::default(),
     };
     let bytes = lapstrake_oci::to_json(&manifest, true)?;
-    let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, &bytes);
-    descriptor.platform = Some(nowhere());
-    descriptor.annotations.insert(REFERENCE_TYPE.to_owned(), "attestation-manifest".to_owned());
-    descriptor.annotations.insert(REFERENCE_DIGEST.to_owned(), target.digest.to_string());
+    let descriptor = beside(target.digest, Descriptor::of(media_type::OCI_MANIFEST, &bytes));
     let blobs = layers.into_iter().chain([config]).collect();
     Ok(Beside { manifest: (bytes, descriptor), blobs })
+}
+
+/// The entry of an index for what is attested of the image whose manifest has this digest.
+pub(crate) fn beside(image: Digest, attestation: Descriptor) -> Descriptor {
+    let mut entry = Descriptor { platform: Some(nowhere()), ..attestation };
+    entry.annotations.insert(REFERENCE_TYPE.to_owned(), "attestation-manifest".to_owned());
+    entry.annotations.insert(REFERENCE_DIGEST.to_owned(), image.to_string());
+    entry
 }
 
 /// The platform of what runs nowhere.

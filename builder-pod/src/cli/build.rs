@@ -249,7 +249,7 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
             platforms.map(|p| p.parse::<Platform>().map_err(|e| usage(format!("--platform: {e}"))));
         options.platforms = platforms.collect::<Result<_, _>>()?;
     }
-    options.attested = attested(args)?;
+    attested(args, &mut options)?;
     outputs(args, named, &mut options)?;
     for text in &args.cache_from {
         options.cache_from.push(cache::import(text).map_err(usage)?);
@@ -271,8 +271,11 @@ fn options(args: &Args) -> Result<BuildOptions, BuildError> {
     Ok(options)
 }
 
-/// What is to be attested, as buildx reads it: short forms over the long one.
-fn attested(args: &Args) -> Result<crate::attest::Asked, BuildError> {
+/// What is to be attested, as buildx reads it: short forms over the long one, and both over a manifest's.
+fn attested(args: &Args, options: &mut BuildOptions) -> Result<(), BuildError> {
+    if args.attests.is_empty() && args.provenance.is_none() && args.sbom.is_none() {
+        return Ok(());
+    }
     let mut all = std::collections::BTreeMap::new();
     let mut add = |kind: &str, text: &str| match text {
         "false" => drop(all.remove(&format!("attest:{kind}"))),
@@ -296,7 +299,8 @@ fn attested(args: &Args) -> Result<crate::attest::Asked, BuildError> {
             add(kind, text);
         }
     }
-    crate::attest::Asked::of(all.iter()).map_err(usage)
+    options.attested = crate::attest::Asked::of(all.iter()).map_err(usage)?;
+    Ok(())
 }
 
 /// Build arguments that BuildKit's clients know as options.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use lapstrake_handoff::{
-    Outcome, PlatformResult, ProgressFormat, Reason, Request, SandboxMode, SourceFacts, Success, paths,
+    AttestationManifest, Outcome, PlatformResult, ProgressFormat, Reason, Request, SandboxMode, SourceFacts,
+    Success, paths,
 };
 use lapstrake_registry::{Client, Config, HostsConfig};
 use lapstrake_run::sandbox::{Mode, Sandbox, Unavailable};
@@ -16,7 +17,7 @@ use crate::annotations::{Annotations, Place};
 use crate::asked;
 use crate::build::{self, Built};
 use crate::error::BuildError;
-use crate::export::OfPlatform;
+use crate::export::{Exported, OfPlatform};
 use crate::join;
 use crate::options::{BuildOptions, FromSource, Image, Output};
 use crate::progress::{Format, Progress};
@@ -141,7 +142,7 @@ async fn run(
     let flushed = wiring::flush(&engine).await;
     let cache_bytes = room::end(engine.store(), job, &cancel).await;
     let built = match result {
-        Ok(built) => Built { cache_bytes, ..built },
+        Ok(built) => Built { cache_bytes, image: built.image.map(|image| told(request, image)), ..built },
         Err(error) => return Err(error.noted(|failure| failure.cache_bytes = cache_bytes)),
     };
     if let Err(error) = flushed {
@@ -149,6 +150,14 @@ async fn run(
         tracing::warn!("what this build made can't be kept for the next one: {error}");
     }
     Ok(built)
+}
+
+/// Of an image that has its own index nobody has to know what stands in that; an outcome has little room.
+fn told(request: &Request, mut image: Exported) -> Exported {
+    if !request.output.push_by_digest {
+        image.platforms.iter_mut().for_each(|of| of.attestation = None);
+    }
+    image
 }
 
 /// Joins what was built before.
@@ -254,6 +263,10 @@ fn success(built: &Built) -> Success {
             manifest_bytes: of.manifest.size,
             media_type: of.manifest.media_type.clone(),
             size_bytes: of.size_bytes,
+            attestation: of.attestation.as_ref().map(|manifest| AttestationManifest {
+                digest: manifest.digest.to_string(),
+                bytes: manifest.size,
+            }),
         };
         success.platforms = image.platforms.iter().map(of).collect();
     }

@@ -54,6 +54,8 @@ pub(crate) struct OfPlatform {
     pub(crate) size_bytes: u64,
     /// Its layers, lowest first.
     pub(crate) layers: Vec<Descriptor>,
+    /// The manifest of what is attested of it.
+    pub(crate) attestation: Option<Descriptor>,
 }
 
 /// An image with its documents, ready to go anywhere.
@@ -174,9 +176,10 @@ async fn pack(
         let (mut images, mut layers, mut beside) = (Vec::new(), Vec::new(), Vec::new());
         let attested = attested::goes_along(solved, options, image);
         for of in solved {
-            let (one, mut its) = pack_one(engine, of, options, image, docker, &step, cancel).await?;
-            if attested {
-                beside.extend(attested::pack(engine, of, &one.0, image, &step)?);
+            let (mut one, mut its) = pack_one(engine, of, options, image, docker, &step, cancel).await?;
+            if attested && let Some(made) = attested::pack(engine, of, &one.0, image, &step)? {
+                one.0.attestation = Some(made.manifest.1.clone());
+                beside.push(made);
             }
             images.push(one);
             layers.append(&mut its);
@@ -233,7 +236,8 @@ async fn pack_one(
     blobs.push(documents.config.1.clone());
     let size_bytes = blobs.iter().map(|blob| blob.size).sum();
     let layers_told = layers.iter().map(|layer| layer.descriptor.clone()).collect();
-    let of = OfPlatform { platform, manifest: documents.manifest.1.clone(), size_bytes, layers: layers_told };
+    let manifest = documents.manifest.1.clone();
+    let of = OfPlatform { platform, manifest, size_bytes, layers: layers_told, attestation: None };
     Ok(((of, documents, blobs), layers))
 }
 

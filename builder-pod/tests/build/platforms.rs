@@ -193,6 +193,47 @@ fn a_pod_joins_what_others_built() {
 }
 
 #[test]
+fn what_is_attested_of_each_platform_goes_into_the_index_that_joins_them() {
+    let lab = Lab::new();
+    with_base(&lab);
+    let text = BOTH.replace("@multi", &lab.name("multi:1"));
+    let name = lab.name("out/app:1");
+    let request = |platforms: &[&str], by_digest: bool| {
+        request(&lab, &text, |request| {
+            request["platforms"] = json!(platforms);
+            request["output"] = json!({"names": [name], "pushByDigest": by_digest});
+            request["attestations"] = json!({"provenance": {}});
+        })
+    };
+    let serve = |request: &Value| {
+        let (code, outcome) = serve(&lab, request);
+        assert_eq!(code, Some(0), "{outcome}");
+        outcome["success"]["platforms"].as_array().expect("platforms").clone()
+    };
+    let platforms = ["linux/amd64", "linux/arm64"];
+    let built: Vec<Value> =
+        platforms.into_iter().flat_map(|platform| serve(&request(&[platform], true))).collect();
+    let mut join = request(&[], false);
+    let entry = |b: &Value| json!({"platform": b["platform"], "digest": b["digest"], "manifestBytes": b["manifestBytes"], "attestation": b["attestation"]});
+    join["index"] = built.iter().map(entry).collect();
+    serve(&join);
+    let joined = index(&lab, "out/app", "1");
+    let manifests = joined["manifests"].as_array().unwrap();
+    assert_eq!(manifests.len(), 4, "{joined:#}");
+    for (at, image) in built.iter().enumerate() {
+        let beside = &manifests[2 + at];
+        assert_eq!(manifests[at]["digest"], image["digest"]);
+        assert_eq!(beside["digest"], image["attestation"]["digest"]);
+        assert_eq!(beside["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+        assert_eq!(beside["platform"], json!({"architecture": "unknown", "os": "unknown"}));
+    }
+    // Of one pod for both nobody has to know what stands in its own index.
+    let whole = serve(&request(&platforms, false));
+    assert!(whole.iter().all(|of| of["attestation"].is_null()), "{whole:?}");
+    assert_eq!(index(&lab, "out/app", "1")["manifests"].as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn one_platform_becomes_an_index_where_that_is_asked_for() {
     let lab = Lab::new();
     let dir = lab.dockerfile("FROM @base\nLABEL a=b\n");

@@ -79,6 +79,7 @@ fn pushed(platform: &str, revision: &str) -> Outcome {
         platform: platform.into(),
         digest: digest.clone(),
         manifest_bytes: 7,
+        attestation: Some(handoff::AttestationManifest { digest: format!("sha256:of-{platform}"), bytes: 9 }),
         ..Default::default()
     };
     Outcome::Success(Success {
@@ -124,6 +125,8 @@ fn each_platform_has_a_pod_and_an_index_pod_comes_when_all_are_there() {
     let joined = request(&seen, "index");
     assert_eq!(joined.index.iter().map(|one| one.platform.as_str()).collect::<Vec<_>>(), TWO);
     assert!(!joined.output.push_by_digest && joined.platforms.is_empty());
+    let attested = joined.index[1].attestation.as_ref().expect("what was told of it");
+    assert_eq!((attested.digest.as_str(), attested.bytes), ("sha256:of-linux/arm64", 9));
     let index = Outcome::Success(Success { digest: "sha256:index".into(), ..Success::default() });
     end(pod(&mut seen, "index"), &index);
     settle(&mut seen, now());

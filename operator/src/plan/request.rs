@@ -1,8 +1,8 @@
 //! From the spec to the request that a builder pod is given.
 
 use lapstrake_crds::{
-    ContextKind, GitSource, HttpSource, ImageBuild, ImageBuildStatus, NamedContext, Sandbox, SourceKind,
-    StepNetwork, Steps, Ulimit,
+    Attestations, ContextKind, GitSource, HttpSource, ImageBuild, ImageBuildStatus, NamedContext,
+    ProvenanceMode, Sandbox, SourceKind, StepNetwork, Steps, Ulimit,
 };
 use lapstrake_handoff as handoff;
 use lapstrake_handoff::{paths, request::REQUEST_VERSION};
@@ -71,6 +71,7 @@ pub(crate) fn request(build: &ImageBuild, asked: &Asked<'_>, settings: &Settings
             push_by_digest: !part.whole && !joins,
             ..handoff::Output::default()
         },
+        attestations: attestations(&spec.output.attestations),
         source_date_epoch: spec.output.timestamp.as_deref().and_then(|seconds| seconds.parse().ok()),
         source_date_epoch_from_source: spec.output.timestamp.as_deref() == Some("Commit"),
         no_cache: spec.no_cache.all,
@@ -115,6 +116,18 @@ pub(crate) fn request(build: &ImageBuild, asked: &Asked<'_>, settings: &Settings
     Ok(text)
 }
 
+/// What is to be attested.
+fn attestations(asked: &Attestations) -> handoff::Attestations {
+    let mode = |mode| match mode {
+        ProvenanceMode::Min => handoff::ProvenanceMode::Min,
+        ProvenanceMode::Max => handoff::ProvenanceMode::Max,
+    };
+    handoff::Attestations {
+        provenance: asked.provenance.as_ref().map(|of| handoff::Provenance { mode: mode(of.mode) }),
+        sbom: asked.sbom.as_ref().map(|of| handoff::Sbom { generator: of.generator.clone() }),
+    }
+}
+
 /// What the others pushed, in the order of the spec.
 fn manifests(status: &ImageBuildStatus) -> Result<Vec<handoff::PlatformManifest>, String> {
     status
@@ -128,6 +141,13 @@ fn manifests(status: &ImageBuildStatus) -> Result<Vec<handoff::PlatformManifest>
                 digest: entry.digest.clone().ok_or_else(missing)?,
                 manifest_bytes: bytes.ok_or_else(missing)?,
                 media_type: entry.media_type.clone().unwrap_or_default(),
+                attestation: match (&entry.attestation_digest, entry.attestation_bytes) {
+                    (Some(digest), Some(bytes)) => Some(handoff::AttestationManifest {
+                        digest: digest.clone(),
+                        bytes: u64::try_from(bytes).map_err(|_| missing())?,
+                    }),
+                    _ => None,
+                },
             })
         })
         .collect()

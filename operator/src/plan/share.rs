@@ -170,6 +170,7 @@ pub(super) fn succeed(status: &mut ImageBuildStatus, part: &Part, success: &Succ
         manifest_bytes: success.manifest_bytes,
         media_type: success.media_type.clone(),
         size_bytes: success.size_bytes,
+        attestation: None,
     };
     let count = part.platforms.len().max(1);
     for entry in entries(status, part) {
@@ -186,6 +187,9 @@ pub(super) fn succeed(status: &mut ImageBuildStatus, part: &Part, success: &Succ
         entry.digest = Some(cut(&result.digest, 256));
         entry.media_type = Some(cut(&result.media_type, 128)).filter(|_| !part.whole);
         entry.manifest_bytes = i64::try_from(result.manifest_bytes).ok().filter(|_| !part.whole);
+        let attestation = result.attestation.as_ref().filter(|_| !part.whole);
+        entry.attestation_digest = attestation.map(|of| cut(&of.digest, 256));
+        entry.attestation_bytes = attestation.and_then(|of| i64::try_from(of.bytes).ok());
         entry.size_bytes = i64::try_from(result.size_bytes).ok();
         entry.steps = Some(success.steps);
         entry.cached_steps = Some(success.cached_steps);
