@@ -4,6 +4,7 @@
 //! == NAME
 //! fails                      the script must fail
 //! exact                      digests are compared too
+//! meets                      none begins it before both have come to it: it reads what the other one made
 //! error: TEXT                both must say this; without any, the line of the error must be the same
 //! known: BEGINNING | REASON  a difference that is known
 //! gap: REASON                we can't do it yet: the case must fail for us, until the line goes
@@ -22,6 +23,7 @@ pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) fails: bool,
     pub(crate) exact: bool,
+    pub(crate) meets: bool,
     pub(crate) errors: Vec<String>,
     pub(crate) known: Vec<(String, String)>,
     pub(crate) gap: Option<String>,
@@ -94,6 +96,7 @@ fn directive(case: &mut Case, line: &str) -> Result<()> {
         None if line.is_empty() => {}
         None if line == "fails" => case.fails = true,
         None if line == "exact" => case.exact = true,
+        None if line == "meets" => case.meets = true,
         Some(("gap", why)) => case.gap = Some(why.to_owned()),
         Some(("error", text)) => case.errors.push(text.to_owned()),
         Some(("known", text)) => {

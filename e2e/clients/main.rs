@@ -16,7 +16,7 @@ mod world;
 
 use std::fs;
 use std::process::{Command, ExitCode};
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::time::{Duration, Instant};
 
 use lapstrake_testkit::peer::{self, Peer};
@@ -121,13 +121,18 @@ impl Suite {
         println!("\nrunning {} tests", cases.len());
         let began = Instant::now();
         let (mut failed, mut gaps, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let meeting = Barrier::new(self.ours.iter().len() + 1);
         std::thread::scope(|scope| {
             let (sender, receiver) = mpsc::channel();
             let worlds = self.ours.iter().chain([&self.theirs]);
+            let meeting = &meeting;
             for world in worlds {
                 let sender = sender.clone();
                 scope.spawn(move || {
                     for (index, case) in cases.iter().enumerate() {
+                        if case.meets {
+                            meeting.wait();
+                        }
                         sender.send((index, world.who, world.run(case))).ok(); // the receiver outlives us
                     }
                 });

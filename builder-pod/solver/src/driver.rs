@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::key::{CacheKey, Derivation, OpKey};
-use crate::machine::{self, Action, JobId, Machine, Outcome, Record, VertexId};
+use crate::machine::{self, Action, JobId, Looked, Machine, Outcome, Record, VertexId};
 
 /// What the solver asks of the world.
 #[async_trait]
@@ -28,6 +28,10 @@ pub trait World: Send + Sync + 'static {
     async fn describe(&self, vertex: &Vertex, step: &Step) -> Result<OpKey, Self::Error>;
     /// A record whose results are all still there. Must not block for long.
     fn look_up(&self, key: CacheKey) -> Option<Record<Self::Result>>;
+    /// The key for all that comes after, of work that was done before and whose results are gone. Must not block for long.
+    fn vouch(&self, _key: CacheKey) -> Option<CacheKey> {
+        None
+    }
     /// The digest of what the vertex reads of an input.
     async fn hash(
         &self,
@@ -401,7 +405,12 @@ impl<W: World> Driver<W> {
             }
             Action::LookUp(id, key) => {
                 let found = self.lenders(id).find_map(|(_, world)| world.look_up(key));
-                return Some(E::LookedUp(id, found));
+                let vouched = || self.lenders(id).find_map(|(_, world)| world.vouch(key));
+                let looked = match found {
+                    Some(record) => Looked::Found(record),
+                    None => vouched().map_or(Looked::Nothing, Looked::Known),
+                };
+                return Some(E::LookedUp(id, looked));
             }
             Action::Hash(id, vertex, input, of) => {
                 let work = move |world: Arc<W>, step: Step| async move {

@@ -16,4 +16,4 @@ mod simulator;
 
 pub use driver::{Event as Progress, Job, Output, ProgressKind, Solved, Solver, Step, World};
 pub use key::{CacheKey, Derivation, InputKey, Keying, OpKey, OpName, Origin};
-pub use machine::{Action, Event, JobId, Machine, Outcome, Record, VertexId};
+pub use machine::{Action, Event, JobId, Looked, Machine, Outcome, Record, VertexId};

@@ -6,7 +6,8 @@
 //! an input's contents (a copy) is looked up under its fast key first; on a miss the input is brought
 //! into being, and its contents give the *slow* key. The slow key, where there is one, is the vertex'
 //! key for all that comes after: so a rebuilt but equal input changes nothing downstream. Records are
-//! kept under both.
+//! kept under both. What is known under a fast key, but has no results any more, is vouched for by its record: it has a
+//! key, and is worked on only when its result is wanted.
 //!
 //! A result is looked up by key; on a miss the inputs' results are asked for, then the vertex runs.
 //! While a key is being worked on, others with the same key wait for that run.
@@ -42,6 +43,17 @@ pub struct Record<R> {
     pub results: Vec<R>,
 }
 
+/// What is known under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Looked<R> {
+    /// A record with its results.
+    Found(Record<R>),
+    /// Somebody did this before, and the results are gone. This is the key that vertices downstream use.
+    Known(CacheKey),
+    /// Nothing.
+    Nothing,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event<R, E> {
@@ -52,7 +64,7 @@ pub enum Event<R, E> {
     /// Answer to [`Action::Describe`].
     Described(VertexId, Result<OpKey, E>),
     /// Answer to [`Action::LookUp`].
-    LookedUp(VertexId, Option<Record<R>>),
+    LookedUp(VertexId, Looked<R>),
     /// Answer to [`Action::Hash`].
     Hashed(VertexId, usize, Result<Digest, E>),
     /// Answer to [`Action::Run`], also when it was canceled.
@@ -102,6 +114,8 @@ enum State<R, E> {
     AwaitKeys(OpKey),
     /// Looking under the fast key of an operation that has a slow one.
     LookingFast(OpKey, CacheKey),
+    /// It has a key without that anything was read, and no result: who is keyed by it may have one.
+    Vouched(OpKey, Keys),
     /// Waiting for the inputs that are read.
     AwaitContent(OpKey, Option<CacheKey>),
     /// Digesting them.
@@ -274,29 +288,32 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         }
     }
 
-    fn looked_up(&mut self, id: VertexId, record: Option<Record<R>>) {
+    fn looked_up(&mut self, id: VertexId, looked: Looked<R>) {
         if self.gone(id) {
             return;
         }
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        match (std::mem::replace(&mut entry.state, State::Idle), record) {
-            (State::LookingFast(_, fast), Some(record)) => {
+        match (std::mem::replace(&mut entry.state, State::Idle), looked) {
+            (State::LookingFast(_, fast), Looked::Found(record)) => {
                 self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
                 let keys = Keys { key: record.key, fast: Some(fast), ephemeral: false };
                 self.set(id, State::Done(keys, record.results));
             }
-            (State::LookingFast(op, fast), None) => {
+            (State::LookingFast(op, fast), Looked::Known(key)) => {
+                self.set(id, State::Vouched(op, Keys { key, fast: Some(fast), ephemeral: false }));
+            }
+            (State::LookingFast(op, fast), Looked::Nothing) => {
                 self.set(id, State::AwaitContent(op, Some(fast)));
                 self.mark_slow(id);
             }
-            (State::Looking(keys), Some(record)) => {
+            (State::Looking(keys), Looked::Found(record)) => {
                 self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
                 if let Some(fast) = keys.fast {
                     self.actions.push(Action::Save(fast, record.clone()));
                 }
                 self.set(id, State::Done(keys, record.results));
             }
-            (State::Looking(keys), None) => self.set(id, State::AwaitInputs(keys)),
+            (State::Looking(keys), _) => self.set(id, State::AwaitInputs(keys)),
             (other, _) => entry.state = other,
         }
     }
@@ -379,7 +396,8 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.state = state;
         self.queue.push_back(id);
-        if matches!(entry.state, State::Keyed(_) | State::Done(..) | State::Failed(..)) {
+        let known = matches!(entry.state, State::Keyed(_) | State::Vouched(..));
+        if known || matches!(entry.state, State::Done(..) | State::Failed(..)) {
             self.queue.extend(entry.users.iter().copied());
         }
     }
@@ -397,6 +415,11 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 inputs.into_iter().for_each(|(input, _)| self.want_key(input));
             }
             State::AwaitKeys(_) => self.try_key(id),
+            State::Vouched(op, keys) if entry.want_result => {
+                entry.state = State::AwaitContent(op.clone(), keys.fast);
+                self.queue.push_back(id);
+                self.mark_slow(id);
+            }
             State::AwaitContent(..) => self.try_hash(id),
             State::Hashing(..) => self.try_slow_key(id),
             State::Keyed(keys) if entry.want_result => {

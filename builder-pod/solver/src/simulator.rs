@@ -8,7 +8,7 @@ use lapstrake_oci::Digest;
 use proptest::prelude::*;
 
 use crate::key::{CacheKey, Keying, OpKey, OpName};
-use crate::machine::{Action, Event, Machine, Outcome, Record, VertexId};
+use crate::machine::{Action, Event, Looked, Machine, Outcome, Record, VertexId};
 
 type Result_ = u64;
 type Ev = Event<Result_, &'static str>;
@@ -57,6 +57,8 @@ struct Sim {
     fails: BTreeSet<VertexDigest>,
     content: BTreeSet<VertexDigest>,
     ephemeral: BTreeSet<VertexDigest>,
+    /// Vertices whose records have no results any more.
+    lost: BTreeSet<VertexDigest>,
     /// Vertices that do the work of another.
     same: BTreeMap<VertexDigest, VertexDigest>,
 }
@@ -74,6 +76,7 @@ impl Sim {
             fails: BTreeSet::new(),
             content: BTreeSet::new(),
             ephemeral: BTreeSet::new(),
+            lost: BTreeSet::new(),
             same: BTreeMap::new(),
         }
     }
@@ -126,7 +129,15 @@ impl Sim {
                 let ephemeral = self.ephemeral.contains(&work);
                 Event::Described(id, Ok(OpKey { digest: work.0, inputs, ephemeral, name }))
             }
-            Action::LookUp(id, key) => Event::LookedUp(id, self.records.get(&key).cloned()),
+            Action::LookUp(id, key) => {
+                let lost = self.lost.contains(&self.work(id.digest));
+                let looked = match self.records.get(&key) {
+                    Some(record) if lost => Looked::Known(record.key),
+                    Some(record) => Looked::Found(record.clone()),
+                    None => Looked::Nothing,
+                };
+                Event::LookedUp(id, looked)
+            }
             Action::Hash(id, _, input, of) => Event::Hashed(id, input, Ok(Digest::of(&of.to_le_bytes()))),
             Action::Run(id, _, inputs) => {
                 self.running.remove(&id);
@@ -178,7 +189,7 @@ proptest! {
         edges in prop::collection::vec(prop::collection::vec(0usize..32, 0..4), 1..14),
         (content, ephemeral, failing) in (any::<u32>(), any::<u32>(), prop_oneof![3 => Just(0), 1 => any::<u32>()]),
         (cancel_after, seed) in (prop::option::of(0usize..40), any::<u64>()),
-        second_after in 0usize..40,
+        (second_after, losing) in (0usize..40, prop_oneof![1 => Just(0), 1 => any::<u32>(), 1 => Just(u32::MAX)]),
     ) {
         let (graph, digests) = graph(&edges, &[]);
         let mut sim = Sim::new();
@@ -203,8 +214,11 @@ proptest! {
             }
         }
 
-        // A third job over the records: the same result, and only what is not recorded runs.
+        // A third job over the records: the same result, and only what is not recorded runs. Of the target there is one, so that
+        // nothing has to be made on which it rests, whatever became of that.
         let first = sim.ended.get(&2).cloned();
+        sim.lost = subset(&digests, losing);
+        sim.lost.remove(&graph.target().unwrap().vertex);
         sim.ran.clear();
         sim.step(Event::JobAdded(3, graph));
         sim.drain(&mut picks, usize::MAX);

@@ -259,6 +259,21 @@ impl Remote {
         Some(results)
     }
 
+    /// Whether a cache has a record of a key, with a result or without.
+    pub(super) fn knows(
+        &self,
+        key: CacheKey,
+        derivation: &dyn Fn(CacheKey) -> Option<Arc<Derivation>>,
+    ) -> bool {
+        let caches = self.caches();
+        let outputs = match derivation(key) {
+            Some(derived) if !caches.is_empty() && !derived.inputs.is_empty() => derived.outputs,
+            _ => return false,
+        };
+        (0..outputs)
+            .any(|output| self.nodes(key, output, &caches, derivation).iter().any(|nodes| !nodes.is_empty()))
+    }
+
     /// The records that a result is, in each cache. Without recursion: a build may be a chain of any length.
     fn nodes(
         &self,

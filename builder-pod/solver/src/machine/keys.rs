@@ -34,6 +34,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 Some(State::Done(k, _)) => keys.push((*k, index)),
                 Some(
                     State::Keyed(k)
+                    | State::Vouched(_, k)
                     | State::Looking(k)
                     | State::AwaitInputs(k)
                     | State::Following(k)
