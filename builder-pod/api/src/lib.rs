@@ -5,6 +5,7 @@
 //! Never: knows what is done with a message.
 
 pub mod content;
+pub mod policysession;
 
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
 pub use bollard_buildkit_proto::google::rpc;
@@ -16,7 +17,7 @@ pub use bollard_buildkit_proto::moby::filesync::packet as filesync;
 pub use bollard_buildkit_proto::moby::filesync::v1 as auth;
 pub use bollard_buildkit_proto::moby::sshforward::v1 as sshforward;
 pub use bollard_buildkit_proto::moby::upload::v1 as upload;
-pub use bollard_buildkit_proto::pb;
+pub use lapstrake_llb::pb;
 
 /// Largest message, either way: what containerd and BuildKit allow.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;

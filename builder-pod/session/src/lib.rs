@@ -15,6 +15,7 @@ mod error;
 mod files;
 mod header;
 mod health;
+mod policy;
 mod secret;
 mod session;
 mod sessions;

@@ -33,6 +33,8 @@ pub mod method {
     pub const TOKEN_AUTHORITY: &str = "/moby.filesync.v1.Auth/GetTokenAuthority";
     /// Proof that it has that key.
     pub const VERIFY_TOKEN_AUTHORITY: &str = "/moby.filesync.v1.Auth/VerifyTokenAuthority";
+    /// Whether a build may have a source.
+    pub const CHECK_POLICY: &str = lapstrake_api::policysession::CHECK_POLICY;
     /// A stream that the client has, such as a context on its standard input.
     pub const UPLOAD: &str = "/moby.upload.v1.Upload/Pull";
     /// A blob of one of the client's content stores.

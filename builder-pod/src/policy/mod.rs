@@ -6,6 +6,8 @@ mod context;
 mod definition;
 mod file;
 
+use std::sync::Arc;
+
 use lapstrake_api::pb::SourceOp;
 use lapstrake_api::sourcepolicy::{
     AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector, Update,
@@ -38,6 +40,19 @@ pub(crate) enum Error {
     /// A rule denies it.
     #[error("source {0:?} denied by policy: source denied by policy")]
     Denied(String),
+    /// The client denies it.
+    #[error("source {identifier:?} not allowed by policy: action {action}{}", shown(messages))]
+    NotAllowed {
+        /// What was asked for.
+        identifier: String,
+        /// What the client said.
+        action: String,
+        /// Why, in its words.
+        messages: Vec<String>,
+    },
+    /// The client could not be asked, or answered something that is no answer.
+    #[error("{0}")]
+    Unjudged(String),
     /// Rules turn in a circle.
     #[error("too many mutations on a single source: too many operations")]
     TooMany,
@@ -52,11 +67,16 @@ pub(crate) enum Error {
     Invalid(String),
 }
 
+fn shown(messages: &[String]) -> String {
+    if messages.is_empty() { String::new() } else { format!(": {}", messages.join("; ")) }
+}
+
 impl Error {
     /// As the failure of a build; `what` is what was done when the rules were asked.
     pub(crate) fn failure(&self, what: &str) -> BuildError {
         let reason = match self {
-            Self::Denied(_) => Reason::SourceDenied,
+            Self::Denied(_) | Self::NotAllowed { .. } => Reason::SourceDenied,
+            Self::Unjudged(_) => Reason::SourceUnavailable,
             _ => Reason::RequestInvalid,
         };
         BuildError::new(reason, format!("{what}: {self}"))
@@ -83,9 +103,21 @@ enum Pattern {
     Broken(String),
 }
 
+/// Somebody who decides beside the rules. It may take a while.
+pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
+    /// Whether a source may be had; whether it was converted into another one, which is judged anew.
+    ///
+    /// # Errors
+    /// It is denied, or nobody decides.
+    fn check(&self, op: &mut SourceOp) -> Result<bool, Error>;
+}
+
 /// The policies of a build, in their order.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Policies(Vec<Vec<Ready>>);
+pub(crate) struct Policies {
+    rules: Vec<Vec<Ready>>,
+    judge: Option<Arc<dyn Judge>>,
+}
 
 fn regex(text: &str) -> Result<Regex, String> {
     let limited =
@@ -243,17 +275,24 @@ impl Policies {
             return Err(Error::Invalid(why));
         }
         let ready = |policy: &Policy| policy.rules.iter().map(Ready::new).collect();
-        policies.into_iter().map(ready).collect::<Result<_, _>>().map(Self)
+        let rules = policies.into_iter().map(ready).collect::<Result<_, _>>()?;
+        Ok(Self { rules, judge: None })
+    }
+
+    /// The same, with somebody who decides what the rules let pass.
+    pub(crate) fn with_judge(self, judge: Arc<dyn Judge>) -> Self {
+        Self { judge: Some(judge), ..self }
     }
 
     /// Whether nothing is ruled.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rules.is_empty() && self.judge.is_none()
     }
 
     /// These, and behind them others.
     pub(crate) fn and(&self, more: &Self) -> Self {
-        Self(self.0.iter().chain(&more.0).cloned().collect())
+        let judge = self.judge.as_ref().or(more.judge.as_ref()).cloned();
+        Self { rules: self.rules.iter().chain(&more.rules).cloned().collect(), judge }
     }
 
     /// The operation that counts in place of one: converted as long as a rule converts it. Within a policy the
@@ -264,7 +303,7 @@ impl Policies {
     pub(crate) fn evaluate(&self, op: &mut SourceOp) -> Result<bool, Error> {
         let mut changed = false;
         for _ in 0..=CONVERSIONS_MAX {
-            if !self.once(op)? {
+            if !self.once(op)? && !self.judge.as_ref().map_or(Ok(false), |judge| judge.check(op))? {
                 return Ok(changed);
             }
             changed = true;
@@ -273,7 +312,7 @@ impl Policies {
     }
 
     fn once(&self, op: &mut SourceOp) -> Result<bool, Error> {
-        for policy in &self.0 {
+        for policy in &self.rules {
             let mut denied = false;
             for rule in policy {
                 if !rule.matches(op)? {

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::build::{self, Asked, Wanted};
 use super::errors::{self, status};
 use super::job::{Job, STATUS_WAIT};
+use super::judge::SessionJudge;
 use super::{Daemon, personality, usage};
 use crate::lender::Lender;
 use crate::policy::Policies;
@@ -53,12 +54,6 @@ impl Daemon {
         if let Some(denied) = request.entitlements.iter().find(|one| !self.allows(one)) {
             return Err(Status::permission_denied(format!("{denied} is not allowed")));
         }
-        if !request.source_policy_session.is_empty() {
-            // To pass over it would allow what the client denies.
-            return Err(Status::unimplemented(
-                "source policies that the client decides are not supported yet",
-            ));
-        }
         let id = if request.r#ref.is_empty() { super::id() } else { request.r#ref.clone() };
         let lender = (!request.session.is_empty())
             .then(|| Lender::new(self.sessions.clone(), &request.session, Arc::clone(&self.dirs)));
@@ -80,7 +75,14 @@ impl Daemon {
         job.trail = super::trail::Trail::of(root);
         job.lend(&request.entitlements);
         job.inputs_of_steps.device_dirs.clone_from(&self.config.cdi.spec_dirs);
-        job.inputs_of_steps.policies = build::policies(&request.source_policy)?;
+        let policies = build::policies(&request.source_policy)?;
+        job.inputs_of_steps.policies = match request.source_policy_session.as_str() {
+            "" => policies,
+            session => {
+                let engine = Arc::downgrade(&job.engine);
+                policies.with_judge(Arc::new(SessionJudge::new(self.sessions.clone(), session, engine)))
+            }
+        };
         job.inputs.clone_from(&request.frontend_inputs);
         let imports = request.cache.iter().flat_map(|cache| &cache.imports);
         let entry = |one: &lapstrake_api::control::CacheOptionsEntry| {

@@ -21,6 +21,7 @@ pub(crate) mod history;
 mod history_filter;
 mod host;
 mod job;
+mod judge;
 mod layouts;
 mod metrics;
 mod no_receiver;
