@@ -35,6 +35,7 @@ mod progress;
 mod reach;
 mod room;
 mod serve;
+mod signature;
 mod time;
 mod wiring;
 

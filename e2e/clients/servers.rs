@@ -124,6 +124,12 @@ fn make(files: &Path, repositories: &Path) -> Result<()> {
         mkdir sub && printf 'FROM busybox\nCOPY inner /inner\n' > sub/Dockerfile && echo inner > sub/inner
         git add -A && git commit -qm one && git tag -a -m v1 v1
         echo two > two && git add -A && git commit -qm two
+        ssh-keygen -q -t ed25519 -N '' -C signer -f "$1/signer"
+        sign="git -c gpg.format=ssh -c user.signingkey=$1/signer"
+        git checkout -q -b signed && echo signed > signed && git add -A && $sign commit -S -qm signed
+        $sign tag -s -m signed signed-tag && git tag -a -m unsigned unsigned-tag && git checkout -q main
+        git tag -a -m light unsigned-tag-of-main && $sign tag -s -m of-main signed-tag-of-main
+        git branch both signed && git tag -a -m both both main
         git checkout -q -b side && echo side > side && git add -A && git commit -qm side && git checkout -q main
         git rev-parse v1^{commit} > "$1/v1"
         cd .. && git clone -q --bare work bare && rm -rf work

@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("builder-pod/image", &["oci", "sys", "store"]),
     ("builder-pod/fileop", &["sys", "oci"]),
     ("builder-pod/ssh", &[]),
-    ("builder-pod/api", &[]),
+    ("builder-pod/api", &["llb"]),
     ("builder-pod/session", &["api", "fileop"]),
     ("builder-pod/daemon", &["registry", "sys"]),
     ("builder-pod/source", &["oci", "registry", "sys", "fileop"]),

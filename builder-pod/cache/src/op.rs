@@ -10,17 +10,31 @@ use lapstrake_oci::{Digest, Platform};
 
 use crate::gojson::{Object, array, base64, quoted};
 
-/// An image of a platform, by the digest that its name stands for.
-pub fn image(digest: &Digest, platform: &Platform) -> Digest {
+/// An image of a platform, by the digest that its name stands for, and how many of its layers count where not all do.
+pub fn image(digest: &Digest, platform: &Platform, layers: Option<usize>) -> Digest {
     let json = Object::new()
         .raw("Digest", &quoted(&digest.to_string()))
         .raw("OS", &quoted(&platform.os))
         .raw("Arch", &quoted(&platform.architecture))
         .text("Variant", platform.variant.as_deref().unwrap_or_default())
         .text("OSVersion", platform.os_version.as_deref().unwrap_or_default())
+        .maybe("Limit", layers.map(|count| count.to_string()))
         .end();
     let key = Digest::of(json.as_bytes());
     Digest::of(format!("buildkit.source.v0:{key}").as_bytes())
+}
+
+/// A blob of a registry or a layout: itself, its name as a file, its mode, owner and group, as far as they are told.
+pub fn blob(digest: &Digest, filename: &str, [mode, uid, gid]: [u32; 3]) -> Digest {
+    let json = Object::new()
+        .raw("Version", "\"v1\"")
+        .raw("Digest", &quoted(&digest.to_string()))
+        .raw("Filename", &quoted(filename))
+        .raw("Perm", &mode.to_string())
+        .raw("UID", &uid.to_string())
+        .raw("GID", &gid.to_string())
+        .end();
+    git(&Digest::of(json.as_bytes()).to_string())
 }
 
 /// A Git repository: the commit's id, and behind it what else decides which files there are.
@@ -174,6 +188,14 @@ pub fn diff(op: &pb::DiffOp) -> Digest {
         .maybe("upper", op.upper.as_ref().map(|upper| input(upper.input)))
         .end();
     let json = Object::new().raw("Type", "\"buildkit.diff.v0\"").raw("Diff", &diff);
+    Digest::of(json.end().as_bytes())
+}
+
+/// Inputs as they are.
+pub fn passthrough(op: &pb::PassthroughOp) -> Digest {
+    let outputs = op.outputs.iter().map(ToString::to_string);
+    let passthrough = Object::new().text("id", &op.id).list("outputs", outputs).end();
+    let json = Object::new().raw("Type", "\"buildkit.passthrough.v0\"").raw("Passthrough", &passthrough);
     Digest::of(json.end().as_bytes())
 }
 
@@ -410,5 +432,19 @@ mod tests {
         };
         let name = "sha256:f5284a0f1782a8c2cdb29841228c32706cbf04332ad37c3c7cb41659c6eeba0a";
         assert_eq!(super::diff(&diff).to_string(), name);
+    }
+
+    #[test]
+    fn what_is_handed_on_and_blobs_and_cut_images_have_buildkit_s_names() {
+        // Digests of what BuildKit 0.34.2's own types are in JSON.
+        let handed = pb::PassthroughOp { id: "p".to_owned(), outputs: vec![1, 0] };
+        let name = "sha256:7aa90d90038069278cf7de152ac255db22464044ab5715a01c9d4dd538dfa10d";
+        assert_eq!(passthrough(&handed).to_string(), name);
+        let x = Digest::of(b"x");
+        let name = "sha256:313c3614235b80b13280c56f6b0a8d54b38b8fa5fcbd758f62caf14666393094";
+        assert_eq!(blob(&x, "f", [0o640, 3, 4]).to_string(), name);
+        let platform = Platform::new("linux", "amd64", None);
+        let name = "sha256:4495eb5b4961e1289de33766a8f9a1448d57df064886c847c2b819354a155ddb";
+        assert_eq!(image(&x, &platform, Some(7)).to_string(), name);
     }
 }

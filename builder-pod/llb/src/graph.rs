@@ -206,6 +206,7 @@ impl Vertex {
             pb::op::Op::Build(_) => "build".to_owned(),
             pb::op::Op::Merge(_) => "merge".to_owned(),
             pb::op::Op::Diff(_) => "diff".to_owned(),
+            pb::op::Op::Passthrough(op) => format!("passthrough {}", op.id),
         }
     }
 }
@@ -218,6 +219,7 @@ fn outputs(op: &pb::Op) -> i64 {
     };
     match &op.op {
         Some(pb::op::Op::Exec(exec)) => count(&mut exec.mounts.iter().map(|m| m.output)),
+        Some(pb::op::Op::Passthrough(op)) => i64::try_from(op.outputs.len()).unwrap_or(i64::MAX),
         Some(pb::op::Op::File(file)) => count(&mut file.actions.iter().map(|a| a.output)),
         Some(_) => 1,
         None => 0,

@@ -1,7 +1,7 @@
 //! LLB: the graph that the engine solves, and its bytes.
 //!
 //! Job: build a [`Definition`](pb::Definition) from operations ([`Builder`]) and read one back as a
-//! checked [`Graph`]. The messages are BuildKit's (`solver/pb/ops.proto`), from a published crate.
+//! checked [`Graph`]. The messages are BuildKit's (`solver/pb/ops.proto`), from a published crate but for what it lacks.
 //! Holds: a vertex is named by the sha256 of its operation's bytes, so an edge can only point to
 //! what existed before it and a graph has no cycle; a graph holds only vertices that its target needs,
 //! inputs before users.
@@ -9,9 +9,9 @@
 
 mod build;
 mod graph;
+pub mod pb;
 pub mod protojson;
 
-pub use bollard_buildkit_proto::pb;
 pub use build::{Builder, SourceRange, encode};
 pub use graph::{Graph, GraphError, Location, SourceFile, Vertex};
 

@@ -174,6 +174,13 @@ impl Form {
                 let lower = self.fields().message("lower", of.lower.as_ref(), |one| input(one.input));
                 ("diff", lower.message("upper", of.upper.as_ref(), |one| input(one.input)).done())
             }
+            Op::Passthrough(of) => {
+                let number = |one: &i64| match self {
+                    Self::Canonical => json!(one.to_string()),
+                    Self::Plain => json!(one),
+                };
+                ("passthrough", self.fields().text("id", &of.id).list("outputs", &of.outputs, number).done())
+            }
         });
         self.one_of(fields, "Op", kind).done()
     }

@@ -59,6 +59,30 @@ impl Client {
         self.run(name.registry(), action, &subject, work).await
     }
 
+    /// Finds out how many bytes a blob of `name`'s repository has. Mirrors are asked first.
+    pub async fn blob_size(&self, name: &Reference, digest: &Digest) -> Result<u64, Error> {
+        let (action, subject) = ("look for blob", format!("{}@{digest}", name.name()));
+        let work = async {
+            let mut tried = Tried::default();
+            for endpoint in self.pull_endpoints(name)? {
+                let scopes = Scopes::pull(&endpoint.repository);
+                let call =
+                    call(&endpoint, Method::HEAD, &format!("blobs/{digest}"), scopes, action, &subject)?;
+                match self.transport.call(&call).await {
+                    Ok(response) => {
+                        let length = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+                        let untold = || Kind::Protocol("it does not say how long the blob is".to_owned());
+                        let length = length.and_then(|text| text.parse().ok());
+                        return length.ok_or_else(|| Error::new(untold(), action, subject.clone()));
+                    }
+                    Err(error) => tried.failed(&endpoint, error)?,
+                }
+            }
+            Err(Error::config(name.registry(), "it has no endpoint"))
+        };
+        self.run(name.registry(), action, &subject, work).await
+    }
+
     /// Reads a manifest or index, by digest where the reference has one, and checks its digest.
     pub async fn manifest(&self, name: &Reference) -> Result<Fetched, Error> {
         let (action, subject) = ("pull manifest", name.to_string());

@@ -3,9 +3,11 @@
 //! [`Git::resolve`] turns a ref into a commit, [`Git::fetch`] brings that commit into a bare repository that is kept
 //! per remote, [`Git::checkout`] writes its files. A future that is dropped kills its `git`.
 
+mod bundle;
 mod checkout;
 mod command;
 mod facts;
+mod objects;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use tokio::sync::Mutex;
 
 pub use checkout::{CheckoutOptions, FileTime};
 pub use facts::Facts;
+pub use objects::{Objects, Signed};
 
 use crate::auth::{Access, SourceAuth};
 use crate::error::{Class, Error, shown_url};
@@ -32,7 +35,7 @@ pub enum GitRef {
     Tag(String),
     /// A commit by its full id.
     Commit(String),
-    /// A full ref, or else a commit, a tag or a branch, in this order.
+    /// A full ref, or else a commit, a branch or a tag, in this order, which is git's own.
     Any(String),
 }
 
@@ -45,7 +48,7 @@ impl GitRef {
             Self::Default => Some("HEAD".to_owned()),
             Self::Commit(_) | Self::Any(_) => None,
         };
-        Resolved { commit: commit.to_ascii_lowercase(), reference }
+        Resolved { commit: commit.to_ascii_lowercase(), reference, tag: None }
     }
 }
 
@@ -56,6 +59,8 @@ pub struct Resolved {
     pub commit: String,
     /// The ref that led to it; none when it was asked for by its id.
     pub reference: Option<String>,
+    /// The id of the annotated tag that the ref is, where it is one.
+    pub tag: Option<String>,
 }
 
 /// Fetches from repositories and keeps what was fetched in one directory.
@@ -123,17 +128,17 @@ impl Git {
                     let text = format!("\"{id}\" is not a commit: it needs all 40 (or 64) hex digits");
                     return Err(Error::Invalid(text));
                 }
-                return Ok(Resolved { commit: id.to_ascii_lowercase(), reference: None });
+                return Ok(Resolved { commit: id.to_ascii_lowercase(), reference: None, tag: None });
             }
             GitRef::Any(id) if is_commit(id) => {
-                return Ok(Resolved { commit: id.to_ascii_lowercase(), reference: None });
+                return Ok(Resolved { commit: id.to_ascii_lowercase(), reference: None, tag: None });
             }
             GitRef::Default => ("", vec!["HEAD".to_owned()]),
             GitRef::Branch(name) => (name, vec![format!("refs/heads/{}", strip(name, "refs/heads/"))]),
             GitRef::Tag(name) => (name, vec![format!("refs/tags/{}", strip(name, "refs/tags/"))]),
             GitRef::Any(name) if name.starts_with("refs/") => (name, vec![name.clone()]),
             GitRef::Any(name) if name == "HEAD" => (name, vec![name.clone()]),
-            GitRef::Any(name) => (name, vec![format!("refs/tags/{name}"), format!("refs/heads/{name}")]),
+            GitRef::Any(name) => (name, vec![format!("refs/heads/{name}"), format!("refs/tags/{name}")]),
         };
         for name in &wanted {
             check_ref(name)?;
@@ -149,11 +154,11 @@ impl Git {
             self.runner.remote(None, &args, &access).await.map_err(|failure| error(url, shown, failure))?;
         let listed: HashMap<&str, &str> =
             output.lines().filter_map(|line| line.split_once('\t').map(|(id, name)| (name, id))).collect();
-        let peeled =
-            |name: &String| listed.get(format!("{name}^{{}}").as_str()).or(listed.get(name.as_str()));
         for name in wanted {
-            if let Some(commit) = peeled(&name).filter(|id| is_commit(id)) {
-                return Ok(Resolved { commit: (*commit).to_owned(), reference: Some(name) });
+            let (own, peeled) = (listed.get(name.as_str()), listed.get(format!("{name}^{{}}").as_str()));
+            if let Some(commit) = peeled.or(own).filter(|id| is_commit(id)) {
+                let tag = own.filter(|id| peeled.is_some() && is_commit(id)).map(|id| (*id).to_owned());
+                return Ok(Resolved { commit: (*commit).to_owned(), reference: Some(name), tag });
             }
         }
         let reason = match want {

@@ -19,7 +19,7 @@ mod local;
 
 pub use auth::{SourceAuth, askpass};
 pub use error::{Class, Error, shown_url};
-pub use git::{CheckoutOptions, Facts, FileTime, Git, GitRef, Resolved};
+pub use git::{CheckoutOptions, Facts, FileTime, Git, GitRef, Objects, Resolved, Signed};
 pub use git_url::{GitUrl, parse_git_url};
 pub use http::{
     Download, Fetched, Http, HttpContext, HttpRequest, http_date_seconds, place_file, unpack_context,

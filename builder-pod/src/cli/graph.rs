@@ -52,6 +52,7 @@ fn kind(op: &pb::op::Op) -> &'static str {
         pb::op::Op::File(_) => "file",
         pb::op::Op::Merge(_) => "merge",
         pb::op::Op::Diff(_) => "diff",
+        pb::op::Op::Passthrough(_) => "passthrough",
         _ => "build",
     }
 }

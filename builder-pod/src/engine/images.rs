@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_handoff::Reason;
 use lapstrake_image::apply::{ApplyOptions, apply_layer};
+use lapstrake_llb::pb;
 use lapstrake_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Platform, Reference};
 use lapstrake_registry::Client;
 use lapstrake_solver::Step;
@@ -87,6 +88,45 @@ impl Images {
         let reference =
             name.parse().map_err(|e| BuildError::new(Reason::DockerfileInvalid, format!("{e}")))?;
         self.resolve(&reference, platform).await
+    }
+
+    /// The image of a source operation as that wants it: the one that it names by a checksum beside its name, and its
+    /// first layers alone where not all are to count.
+    pub(super) async fn asked(
+        &self,
+        name: &str,
+        source: &pb::SourceOp,
+        platform: &Platform,
+    ) -> Result<(Arc<Resolved>, Option<usize>), BuildError> {
+        let attr = |name: &str| source.attrs.get(name).map(String::as_str).filter(|text| !text.is_empty());
+        let invalid = |what: String| BuildError::new(Reason::RequestInvalid, format!("image {name}: {what}"));
+        let resolved = self.resolve_text(name, platform).await?;
+        if let Some(text) = attr("image.checksum") {
+            let wanted: Digest =
+                text.parse().map_err(|e| invalid(format!("invalid image checksum {text}: {e}")))?;
+            if resolved.digest != wanted {
+                let why = format!(
+                    "image digest {} for {name} does not match expected checksum {wanted}",
+                    resolved.digest
+                );
+                return Err(BuildError::new(Reason::ChecksumMismatch, why));
+            }
+        }
+        let Some(text) = attr("image.layerlimit").or_else(|| attr("oci.layerlimit")) else {
+            return Ok((resolved, None));
+        };
+        let limit: Option<usize> = text.parse().ok().filter(|limit| *limit > 0);
+        let limit = limit.ok_or_else(|| invalid(format!("invalid layer limit {text}")))?;
+        let there = resolved.manifest.layers.len();
+        if limit > there {
+            let why =
+                format!("layer limit {limit} is greater than the number of layers in the image {there}");
+            return Err(invalid(why));
+        }
+        let mut limited = (*resolved).clone();
+        limited.manifest.layers.truncate(limit);
+        limited.config.rootfs.diff_ids.truncate(limit);
+        Ok((Arc::new(limited), Some(limit)))
     }
 
     /// What a name means for a platform. A tag is asked for at its registry; what is named by digest and

@@ -15,13 +15,13 @@ use crate::error::BuildError;
 
 /// An image is its layers: another manifest over the same ones is the same file system. Others know it by what
 /// its name stood for.
-pub(super) fn image(named: &Digest, diff_ids: &[Digest], platform: &Platform) -> OpKey {
+pub(super) fn image(named: &Digest, diff_ids: &[Digest], platform: &Platform, limit: Option<usize>) -> OpKey {
     let mut hasher = Hasher::new();
     hasher.update(format!("image {platform}\n").as_bytes());
     for diff_id in diff_ids {
         hasher.update(diff_id.as_bytes());
     }
-    let name = OpName { digest: op::image(named, platform), selectors: Vec::new(), outputs: 1 };
+    let name = OpName { digest: op::image(named, platform, limit), selectors: Vec::new(), outputs: 1 };
     OpKey { digest: hasher.finish(), inputs: Vec::new(), ephemeral: false, name: Some(name) }
 }
 
@@ -66,6 +66,14 @@ pub(super) fn merge(op: &pb::MergeOp, vertex: &Vertex) -> OpKey {
 /// What one file system changes over another.
 pub(super) fn diff(op: &pb::DiffOp, vertex: &Vertex) -> OpKey {
     of_whole(b"diff\n", &op.encode_to_vec(), op::diff(op), vertex)
+}
+
+/// Inputs as they are: all of them count.
+pub(super) fn passthrough(op: &pb::PassthroughOp, vertex: &Vertex) -> OpKey {
+    let mut hasher = Hasher::new();
+    hasher.update(b"passthrough\n");
+    hasher.update(&op.encode_to_vec());
+    over(hasher.finish(), op::passthrough(op), vec![Use::default(); vertex.inputs.len()], op.outputs.len())
 }
 
 /// A definition that an input has: what it makes.

@@ -3,6 +3,7 @@
 
 mod advice;
 mod based;
+mod blob;
 mod cdi;
 mod container;
 mod emulation;
@@ -42,6 +43,7 @@ use crate::lender::Lender;
 use crate::policy::Policies;
 use crate::reach::Reach;
 
+pub(crate) use blob::{LAYOUT as BLOB_LAYOUT, digest as blob_digest};
 pub(crate) use container::{Container, Process, Wanted};
 use emulation::Emulators;
 pub(crate) use failed::FailedOp;
@@ -259,11 +261,13 @@ impl Engine {
 
     /// When a download or the commit of a repository was made, seconds since 1970.
     pub(crate) async fn time_of(&self, source: &pb::SourceOp) -> Result<Option<i64>, BuildError> {
+        self.bring_bundle(source).await?;
         self.outside.time(&self.store, source).await
     }
 
     /// What a download or a repository stands for now; none where the source is something else.
     pub(crate) async fn facts_of(&self, source: &pb::SourceOp) -> Result<Option<SourceFacts>, BuildError> {
+        self.bring_bundle(source).await?;
         match outside::is_outside(source) {
             true => self.outside.facts(&self.store, source).await.map(Some),
             false => Ok(None),
@@ -341,6 +345,9 @@ impl Engine {
 
     /// Makes the results of a vertex. Where it fails nothing is left, so that it may be done again.
     async fn run_once(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {
+        if let pb::op::Op::Passthrough(op) = &vertex.op {
+            return passed_through(op, &inputs);
+        }
         let platform = platform_of(vertex, &self.platform);
         let inputs = self.all_realised(inputs, step).await?;
         let inputs = self.based(vertex, inputs, step).await?;
@@ -355,6 +362,7 @@ impl Engine {
                 let shared = shared.ok_or_else(|| BuildError::internal("a build in no build"))?;
                 shared.build(op, vertex, &inputs, step).await.map(|res| vec![res])
             }
+            pb::op::Op::Passthrough(op) => passed_through(op, &inputs),
         }
     }
 
@@ -365,7 +373,7 @@ impl Engine {
         step: &Step,
     ) -> Result<Res, BuildError> {
         if let Some(name) = image_name(source) {
-            let resolved = self.images.resolve_text(&name, &platform).await?;
+            let (resolved, _) = self.images.asked(&name, source, &platform).await?;
             return Ok(Res::Snapshot(
                 self.images.pull(&self.store, &resolved, self.userxattr(), step).await?,
             ));
@@ -380,11 +388,33 @@ impl Engine {
             }
             return Ok(Res::Context(self.context(name)?));
         }
+        if blob::is_blob(source) {
+            return self.blob(source, step).await;
+        }
         if outside::is_outside(source) {
+            self.bring_bundle(source).await?;
+            // Who reads a download in place sees no owner of it.
+            if let Some((path, owner)) = self.outside.owned(&self.store, source).await? {
+                return self.owned(&path, owner).await;
+            }
             return Ok(Res::Context(self.outside.fetch(&self.store, source).await?));
         }
         Err(unsupported_source(&source.identifier))
     }
+}
+
+/// The results of an operation that hands its inputs on, wherever they are.
+fn passed_through(op: &pb::PassthroughOp, inputs: &[Res]) -> Result<Vec<Res>, BuildError> {
+    let why =
+        |what: &str| BuildError::new(Reason::RequestInvalid, format!("invalid passthrough op with {what}"));
+    if op.id.is_empty() {
+        return Err(why("no id"));
+    }
+    if op.outputs.is_empty() {
+        return Err(why("no outputs"));
+    }
+    let result = |at: &i64| usize::try_from(*at).ok().and_then(|at| inputs.get(at)).cloned();
+    op.outputs.iter().map(|at| result(at).ok_or_else(|| why(&format!("output input index {at}")))).collect()
 }
 
 /// Layers that can be laid over each other: the kernel takes one more, which steps have for their mount points.
@@ -447,14 +477,18 @@ impl World for Engine {
         match &vertex.op {
             pb::op::Op::Source(source) => {
                 if let Some(name) = image_name(source) {
-                    let resolved = self.images.resolve_text(&name, &platform).await?;
+                    let (resolved, limit) = self.images.asked(&name, source, &platform).await?;
                     let diff_ids = &resolved.config.rootfs.diff_ids;
-                    return Ok(key::image(&resolved.digest, diff_ids, &platform));
+                    return Ok(key::image(&resolved.digest, diff_ids, &platform, limit));
                 }
                 if source.identifier.starts_with("local://") {
                     return Ok(key::local(vertex));
                 }
+                if blob::is_blob(source) {
+                    return blob::key(source);
+                }
                 if outside::is_outside(source) {
+                    self.bring_bundle(source).await?;
                     return self.outside.key(&self.store, source).await.map_err(|e| located(&e, vertex));
                 }
                 Err(unsupported_source(&source.identifier))
@@ -463,6 +497,7 @@ impl World for Engine {
             pb::op::Op::File(file) => Ok(key::file(file, vertex)),
             pb::op::Op::Merge(merge) => Ok(key::merge(merge, vertex)),
             pb::op::Op::Diff(diff) => Ok(key::diff(diff, vertex)),
+            pb::op::Op::Passthrough(op) => Ok(key::passthrough(op, vertex)),
             pb::op::Op::Build(op) => Ok(key::build(op, vertex)),
         }
     }
@@ -476,6 +511,14 @@ impl World for Engine {
         }
         let results = self.remote.look_up(key, &|key| self.derivation(key))?;
         Some(Record { key, results })
+    }
+
+    fn vouch(&self, key: CacheKey) -> Option<CacheKey> {
+        // What was collected in the middle of a chain, and records of others that came without results.
+        if let Some(kept) = self.kept(key) {
+            return Some(CacheKey(kept.key));
+        }
+        self.remote.knows(key, &|key| self.derivation(key)).then_some(key)
     }
 
     fn derived(&self, key: CacheKey, derivation: Derivation) {

@@ -4,12 +4,14 @@
 //! are not shown to what a Dockerfile names: it has those that the build is given by BuildKit's names (`outside/auth.rs`).
 
 mod auth;
+mod bundle;
+mod signed;
 
 pub(super) use auth::access;
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,6 +38,8 @@ use crate::reach::Reach;
 const FILE_MODE: u32 = 0o600;
 /// Directories of downloaded files.
 const FILES: &str = "files";
+/// Directories of repositories that are one file.
+const BUNDLED: &str = "bundled";
 
 /// Whether a source operation is one of these.
 pub(super) fn is_outside(source: &pb::SourceOp) -> bool {
@@ -93,13 +97,13 @@ pub(super) struct Outside {
 
 type Turns = Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>;
 
-fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
+pub(super) fn attr<'a>(source: &'a pb::SourceOp, name: &str) -> Option<&'a str> {
     source.attrs.get(name).map(String::as_str).filter(|value| !value.is_empty())
 }
 
 /// What a source operation may say. Times of a repository's files are the commit's whatever `git.mtime` says, and
 /// `git.advice` is about messages.
-const KNOWN_ATTRS: [&str; 16] = [
+const KNOWN_ATTRS: [&str; 26] = [
     "git.keepgitdir",
     "git.fullurl",
     "git.authheadersecret",
@@ -111,11 +115,21 @@ const KNOWN_ATTRS: [&str; 16] = [
     "git.fetchbycommit",
     "git.mtime",
     "git.advice",
+    "git.bundle",
+    "git.checkoutbundle",
+    "git.sig.pubkey",
+    "git.sig.rejectexpired",
+    "git.sig.requiresignedtag",
+    "git.sig.ignoresignedtag",
+    "oci.session",
+    "oci.store",
     "http.checksum",
     "http.filename",
     "http.perm",
     "http.uid",
     "http.gid",
+    "http.sig.pubkey",
+    "http.sig.signature",
 ];
 
 /// Headers that a download may be asked with, and the attributes that say so; others mean nothing, as with BuildKit.
@@ -152,12 +166,10 @@ pub(crate) enum Facts {
 fn check_attrs(source: &pb::SourceOp) -> Result<(), BuildError> {
     let known = |name: &str, value: &str| {
         let is_header = name == "http.authheadersecret" || name.starts_with("http.header.");
-        // Who reads a download in place sees no owner of it.
-        let is_owner = matches!(name, "http.uid" | "http.gid") && value != "0";
-        value.is_empty() || is_header || KNOWN_ATTRS.contains(&name) && !is_owner
+        value.is_empty() || is_header || KNOWN_ATTRS.contains(&name)
     };
     match source.attrs.iter().find(|(name, value)| !known(name, value)) {
-        None => Ok(()),
+        None => bundle::check(source),
         Some((name, _)) => {
             let message = format!("{}: {name} is not supported yet", shown_url(&source.identifier));
             Err(BuildError::new(Reason::NotSupported, message))
@@ -196,15 +208,21 @@ impl Outside {
     async fn git(&self, store: &Store, source: &pb::SourceOp, url: &str) -> Result<Arc<Way>, BuildError> {
         let generation = self.generation.load(Ordering::SeqCst);
         let inputs = self.inputs();
-        let key = (generation, auth::host(url).to_owned());
+        let of_bundle = attr(source, "git.bundle").is_some();
+        let host = if of_bundle { "" } else { auth::host(url) };
+        let key = (generation, host.to_owned());
         let mut known = self.git.lock().await;
         known.retain(|(of, _), _| *of == generation);
         if let Some(way) = known.get(&key) {
             return Ok(Arc::clone(way));
         }
-        let (access, agent) = auth::git(inputs, store, source, url).await?;
-        let git = self.way().git(store, url)?.with_auth(access);
-        let way = Arc::new(Way { git, _agent: agent });
+        let way = if of_bundle {
+            Arc::new(Way { git: bundle::reader(store)?, _agent: None })
+        } else {
+            let (access, agent) = auth::git(inputs, store, source, url).await?;
+            let git = self.way().git(store, url)?.with_auth(access);
+            Arc::new(Way { git, _agent: agent })
+        };
         known.insert(key, Arc::clone(&way));
         Ok(way)
     }
@@ -258,11 +276,15 @@ impl Outside {
         match self.find(store, source).await? {
             Found::File(file) => Ok(Arc::new(place(store, &file)?.open()?)),
             Found::Commit(commit) => {
-                let url = git_url(source)?;
+                let url = &git_url(store, source).await?;
                 let git = self.git(store, source, url).await?;
+                if flag(source, "git.checkoutbundle") {
+                    return self.bundled(store, &git, url, source, &commit).await;
+                }
                 let options = CheckoutOptions {
                     subdir: fragment(source).1.to_owned(),
-                    submodules: !flag(source, "git.skipsubmodules"),
+                    // Of a bundle nothing else of this machine is read.
+                    submodules: !flag(source, "git.skipsubmodules") && attr(source, "git.bundle").is_none(),
                     time: FileTime::Commit,
                     keep_git_dir: flag(source, "git.keepgitdir"),
                 };
@@ -278,7 +300,7 @@ impl Outside {
     pub(super) async fn time(&self, store: &Store, source: &pb::SourceOp) -> Result<Option<i64>, BuildError> {
         match self.find(store, source).await? {
             Found::Commit(commit) => {
-                let url = git_url(source)?;
+                let url = &git_url(store, source).await?;
                 let git = self.git(store, source, url).await?;
                 git.fetch(url, &commit).await?;
                 let at = GitRef::Commit(commit.commit.clone());
@@ -323,26 +345,34 @@ impl Outside {
         let found = cell.get_or_try_init(|| async {
             match source.identifier.starts_with("git://") {
                 true => self.commit(store, source).await.map(Found::Commit),
-                false => self.file(store, source).await.map(Found::File),
+                false => {
+                    let file = self.file(store, source).await?;
+                    let (path, source) = (place(store, &file)?.path().join(&file.filename), source.clone());
+                    let check = move || signed::file(&source.identifier, &source, &path);
+                    tokio::task::spawn_blocking(check).await.map_err(BuildError::internal)??;
+                    Ok(Found::File(file))
+                }
             }
         });
         found.await.cloned()
     }
 
     async fn commit(&self, store: &Store, source: &pb::SourceOp) -> Result<Resolved, BuildError> {
-        let url = git_url(source)?;
+        let url = &git_url(store, source).await?;
         store.touch_side("git", "");
         let git = self.git(store, source, url).await?;
         let checksum = attr(source, "git.checksum");
         let (reference, _) = fragment(source);
         let wanted = match (reference, checksum) {
             (_, Some(commit)) if flag(source, "git.fetchbycommit") => GitRef::Commit(commit.to_owned()),
+            // A bundle has no branch of its own that would be the first.
+            ("", Some(commit)) if attr(source, "git.bundle").is_some() => GitRef::Commit(commit.to_owned()),
             ("", _) => GitRef::Default,
             (reference, _) => GitRef::Any(reference.to_owned()),
         };
         let commit = git.resolve(url, &wanted).await?;
         match checksum {
-            Some(checksum) if !commit.commit.starts_with(&checksum.to_ascii_lowercase()) => {
+            Some(checksum) if !is_of(&commit, checksum) => {
                 let message = format!(
                     "{}: expected checksum to match {checksum}, got {}",
                     shown_url(url),
@@ -350,7 +380,47 @@ impl Outside {
                 );
                 Err(BuildError::new(Reason::ChecksumMismatch, message))
             }
-            _ => Ok(commit),
+            _ => {
+                if signed::is_wanted(source) {
+                    git.fetch(url, &commit).await?;
+                    signed::commit(&git, url, source, &commit).await?;
+                }
+                Ok(commit)
+            }
+        }
+    }
+
+    /// A directory with the repository up to a commit as one file.
+    async fn bundled(
+        &self,
+        store: &Store,
+        git: &Git,
+        url: &str,
+        source: &pb::SourceOp,
+        commit: &Resolved,
+    ) -> Result<Arc<Local>, BuildError> {
+        let place = Place::new(store, BUNDLED, context::digest_of(&[url, &commit_key(source, commit)]))?;
+        let turn = self.turn(context::digest_of(&[url, &commit.commit, BUNDLED]));
+        let _turn = turn.lock().await;
+        if !place.ready() {
+            let dir = place.fresh()?;
+            git.bundle(url, commit, fragment(source).0, &dir.join("bundle")).await?;
+            place.finish(&dir)?;
+        }
+        Ok(Arc::new(place.open()?))
+    }
+
+    /// The file of a download that somebody is to own, and who.
+    pub(super) async fn owned(
+        &self,
+        store: &Store,
+        source: &pb::SourceOp,
+    ) -> Result<Option<(PathBuf, (u32, u32))>, BuildError> {
+        match self.find(store, source).await? {
+            Found::File(file) if file.owner != (0, 0) => {
+                Ok(Some((place(store, &file)?.path().join(&file.filename), file.owner)))
+            }
+            Found::File(_) | Found::Commit(_) => Ok(None),
         }
     }
 
@@ -426,9 +496,20 @@ impl Outside {
     }
 }
 
-fn git_url(source: &pb::SourceOp) -> Result<&str, BuildError> {
+/// Where a repository is: its address, or the file of its bundle.
+async fn git_url(store: &Store, source: &pb::SourceOp) -> Result<String, BuildError> {
+    if let Some(path) = bundle::path(store, source).await? {
+        return Ok(path.to_string_lossy().into_owned());
+    }
     let none = || BuildError::internal(format!("source {} has no address", source.identifier));
-    attr(source, "git.fullurl").ok_or_else(none)
+    attr(source, "git.fullurl").map(str::to_owned).ok_or_else(none)
+}
+
+/// Whether a checksum is that of a commit, or of the tag that it was found by.
+fn is_of(commit: &Resolved, checksum: &str) -> bool {
+    let checksum = checksum.to_ascii_lowercase();
+    let tag = commit.tag.as_deref().unwrap_or_default();
+    commit.commit.starts_with(&checksum) || tag.starts_with(&checksum)
 }
 
 /// Ref and directory of a repository.
@@ -452,6 +533,12 @@ fn commit_key(source: &pb::SourceOp, commit: &Resolved) -> String {
     }
     if flag(source, "git.skipsubmodules") {
         key.push_str("(skip-submodules)");
+    }
+    if attr(source, "git.mtime") == Some("commit") {
+        key.push_str("(mtime=commit)");
+    }
+    if flag(source, "git.checkoutbundle") {
+        key.push_str("(bundle)");
     }
     key
 }
@@ -501,7 +588,7 @@ fn dress(
 }
 
 /// A number as Go's sources have it: `0x` before sixteens, `0o` or `0` before eights, `0b` before twos.
-fn number(text: &str) -> Option<u32> {
+pub(super) fn number(text: &str) -> Option<u32> {
     let based = [("0x", 16), ("0o", 8), ("0b", 2), ("0", 8)];
     let of = |(prefix, base)| Some((text.strip_prefix(prefix).filter(|rest| !rest.is_empty())?, base));
     let (digits, base) = based.into_iter().find_map(of).unwrap_or((text, 10));
@@ -532,9 +619,7 @@ mod tests {
             assert!(check_attrs(&source(name, value)).is_ok(), "{name}");
         }
         assert_eq!(["7", "0x10", "010", "0", "x"].map(number), [Some(7), Some(16), Some(8), Some(0), None]);
-        for (name, value) in
-            [("http.sig.pubkey", "k"), ("http.uid", "7"), ("git.bundle", "x"), ("git.sig.pubkey", "k")]
-        {
+        for (name, value) in [("http.unheard", "k"), ("git.unheard", "x")] {
             let error = check_attrs(&source(name, value)).expect_err(name);
             assert_eq!(error.failure().reason, Reason::NotSupported);
             assert!(error.to_string().contains(name), "{error}");

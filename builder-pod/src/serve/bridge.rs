@@ -36,6 +36,9 @@ const BUILD_ID: &str = "buildkit-controlapi-buildid";
 const LLB_CAPS: &[&str] = &[
     "source.image",
     "source.image.resolvemode",
+    "source.image.layerlimit",
+    "source.image.checksum",
+    "source.imageblob",
     "source.local",
     "source.local.unique",
     "source.local.sessionid",
@@ -53,6 +56,10 @@ const LLB_CAPS: &[&str] = &[
     "source.git.mountsshsock",
     "source.git.subdir",
     "source.git.checksum",
+    "source.git.signatureverify",
+    "source.git.mtime",
+    "source.git.bundle",
+    "source.git.checkoutbundle",
     "source.git.skipsubmodules",
     "source.git.fetchbycommit",
     "source.http",
@@ -60,6 +67,8 @@ const LLB_CAPS: &[&str] = &[
     "source.http.checksum",
     "source.http.perm",
     "source.http.header",
+    "soruce.http.uidgid", // as BuildKit writes it
+    "source.http.signatureverify",
     "source.ocilayout",
     "source.buildop.llbfilename",
     "exec.meta.base",
@@ -76,6 +85,7 @@ const LLB_CAPS: &[&str] = &[
     "exec.mount.bind.readwrite-nooutput",
     "exec.mount.cache",
     "exec.mount.cache.sharing",
+    "exec.mount.cache.content",
     "exec.mount.selector",
     "exec.mount.tmpfs",
     "exec.mount.tmpfs.size",
@@ -99,6 +109,7 @@ const LLB_CAPS: &[&str] = &[
     "meta.exportcache",
     "mergeop",
     "diffop",
+    "passthroughop",
     "exporter.image.annotations",
     "exporter.image.attestations",
     "exporter.sourcedateepoch",
@@ -107,6 +118,7 @@ const LLB_CAPS: &[&str] = &[
     "cache.s3",
     "cache.azblob",
     "source.policy",
+    "source.policy.session",
 ];
 
 /// What a frontend can ask.

@@ -1,4 +1,4 @@
-//! An SSH agent for steps: signs with keys that the step never sees.
+//! An SSH agent for steps: signs with keys that the step never sees. Beside it signatures of SSH keys are checked.
 //!
 //! In: files with private keys, or the socket of another agent. Out: a socket of its own for each step.
 //! Holds: two requests are answered, "which keys are there" and "sign this"; everything else (adding,
@@ -10,11 +10,13 @@ mod der;
 mod error;
 mod key;
 mod openssh;
+mod signature;
 mod wire;
 
 pub use agent::{Agent, Connect, Connecting, Connection, Socket};
 pub use error::Error;
 pub use key::Key;
+pub use signature::{SignatureError, is_signature, verify};
 
 /// Bounds of this crate.
 pub mod limits {

@@ -31,4 +31,5 @@ mod secrets;
 mod shared_cache;
 mod sources;
 mod ssh;
+mod stores;
 mod userns;
