@@ -84,7 +84,7 @@ func init() {
 			return git("main", map[string]string{"git.bundle": "oci-layout+blob://store@sha256:" + strings.Repeat("0", 64)})
 		},
 		"git-checkout-bundle": func() llb.State {
-			return llb.Git(env("GIT")+"/app.git", "main", llb.GitChecksum(env("COMMIT")), llb.GitCheckoutBundle())
+			return llb.Git(env("GIT")+"/app.git", "v1", llb.GitChecksum(env("COMMIT")), llb.GitCheckoutBundle())
 		},
 
 		"exec-content-cache": func() llb.State {

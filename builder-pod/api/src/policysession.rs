@@ -35,6 +35,7 @@ pub struct CheckPolicyResponse {
 /// Parts of [`CheckPolicyResponse`].
 pub mod check_policy_response {
     /// A decision, or what has to be known before.
+    #[allow(clippy::large_enum_variant, reason = "it has the form that generated code has")]
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Result {
         /// It is decided.

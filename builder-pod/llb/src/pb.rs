@@ -22,6 +22,7 @@ pub struct Op {
 /// Parts of [`Op`].
 pub mod op {
     /// What is done.
+    #[allow(clippy::large_enum_variant, reason = "it has the form of the crate's own, which users match on")]
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Op {
         /// A command.
