@@ -81,7 +81,7 @@ func init() {
 				llb.GitBundleURL("oci-layout+blob://"+env("BLOB"), llb.GitBundleOCIStore("", "store")))
 		},
 		"git-bundle-without-checksum": func() llb.State {
-			return git("main", map[string]string{"git.bundle": "oci-layout+blob://store@sha256:" + strings.Repeat("0", 64)})
+			return git("main", map[string]string{"git.bundle": "oci-layout+blob://example.com/store@sha256:" + strings.Repeat("0", 64)})
 		},
 		"git-checkout-bundle": func() llb.State {
 			return llb.Git(env("GIT")+"/app.git", "v1", llb.GitChecksum(env("COMMIT")), llb.GitCheckoutBundle())

@@ -119,6 +119,8 @@ const LLB_CAPS: &[&str] = &[
     "cache.azblob",
     "source.policy",
     "source.policy.session",
+    "gc.freespacefilter",
+    "history.filter",
 ];
 
 /// What a frontend can ask.
