@@ -19,7 +19,9 @@ mod steps;
 
 use std::sync::Arc;
 
-pub(crate) use asked::{Asked, Mode, ProvenanceAsked, SbomAsked};
+#[cfg(test)]
+pub(crate) use asked::Mode;
+pub(crate) use asked::{Asked, ProvenanceAsked, SbomAsked};
 pub(crate) use bundle::{bundle, predicate};
 pub(crate) use capture::{Capture, ImageSource};
 pub(crate) use gather::{environment, known_images, of_context, of_graph, scan};
