@@ -442,7 +442,7 @@ fn frontend_options(
         },
         allow_host_network: options.inputs.allows_host_network(),
         allow_insecure: options.inputs.insecure,
-        allow_devices: match options.inputs.devices.contains("") {
+        allow_devices: match options.inputs.devices_by_step || options.inputs.devices.contains("") {
             true => AllowedDevices::All,
             false => AllowedDevices::Named(options.inputs.devices.clone()),
         },

@@ -231,7 +231,8 @@ fn gone(error: &lapstrake_session::Error) -> BuildError {
     BuildError::new(Reason::RequestInvalid, chain(error))
 }
 
-fn failed(error: &lapstrake_session::Error) -> BuildError {
+/// What a failure of the client's session means to its build.
+pub(crate) fn failed(error: &lapstrake_session::Error) -> BuildError {
     let reason = if error.is_no_space() { Reason::DiskFull } else { Reason::SourceUnavailable };
     BuildError::new(reason, chain(error))
 }

@@ -108,7 +108,7 @@ impl Suite {
                 "t" => Peer::start(&state, &config)?,
                 _ => Peer::start_ours(&state, env!("CARGO_BIN_EXE_lapstrake-builder").as_ref(), &config)?,
             };
-            World::new(who, at, daemon, &host, &servers)
+            World::new(who, at, daemon, &host, &servers, cases)
         };
         let ours = if theirs_alone { None } else { Some(world("o")?) };
         let theirs = world("t")?;

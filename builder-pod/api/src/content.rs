@@ -38,6 +38,22 @@ pub struct Info {
     pub size: i64,
 }
 
+/// Asks for all blobs.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListContentRequest {
+    /// Which of them; empty: all.
+    #[prost(string, repeated, tag = "1")]
+    pub filters: Vec<String>,
+}
+
+/// Some of them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListContentResponse {
+    /// Their facts.
+    #[prost(message, repeated, tag = "1")]
+    pub info: Vec<Info>,
+}
+
 /// Asks for a blob's bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ReadContentRequest {

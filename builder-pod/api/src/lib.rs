@@ -5,6 +5,7 @@
 //! Never: knows what is done with a message.
 
 pub mod content;
+pub mod exporter;
 pub mod policysession;
 
 pub use bollard_buildkit_proto::fsutil::types as fsutil;

@@ -181,6 +181,26 @@ impl Listeners {
         Ok(Self(listeners))
     }
 
+    /// Listens on a debug address: `host:port`, `:port`, or with `tcp://` or `unix://` before it. Needs the runtime.
+    ///
+    /// # Errors
+    /// Names the address where it cannot be had.
+    pub async fn debug(address: &str) -> Result<Self> {
+        let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let address = if address.contains("://") { address.to_owned() } else { format!("tcp://{address}") };
+        let grpc = Grpc { addresses: Vec::new(), uid: user, gid: group, tls: None };
+        let listener = match address.strip_prefix("tcp://") {
+            // Nobody expects TLS there, so nothing is said of it.
+            Some(rest) => {
+                let socket = tcp(rest).await.map_err(|why| Error::listen(&address, why))?;
+                let shown = socket.local_addr().map_or_else(|_| rest.to_owned(), |a| a.to_string());
+                Listener { shown, path: None, socket: Socket::Tcp(socket, None) }
+            }
+            None => bind(&address, &grpc, None).await?,
+        };
+        Ok(Self(vec![listener]))
+    }
+
     /// The addresses, as `buildkitd` logs them: a path, or `host:port` with the port that was got.
     pub fn addresses(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|listener| listener.shown.as_str())

@@ -12,6 +12,7 @@ mod agent;
 mod auth;
 mod content;
 mod error;
+mod exporter;
 mod files;
 mod header;
 mod health;

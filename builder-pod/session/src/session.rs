@@ -39,6 +39,10 @@ pub mod method {
     pub const UPLOAD: &str = "/moby.upload.v1.Upload/Pull";
     /// A blob of one of the client's content stores.
     pub const CONTENT_READ: &str = "/containerd.services.content.v1.Content/Read";
+    /// Outputs that the client chooses once there is a result.
+    pub const FIND_EXPORTERS: &str = "/moby.exporter.v1.Exporter/FindExporters";
+    /// That all was exported.
+    pub const FINALIZE_EXPORT: &str = "/moby.exporter.v1.Exporter/FinalizeExport";
 }
 
 /// A client that is connected, and what it serves.

@@ -44,11 +44,16 @@ pub(crate) struct Statement {
     #[serde(rename = "predicateType")]
     pub(crate) predicate_type: String,
     /// What it is said of.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub(crate) subject: Vec<Subject>,
     /// What is said.
     #[serde(default)]
     pub(crate) predicate: Value,
+}
+
+/// A list, which programs in Go write as `null` where it is empty.
+fn or_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Subject>, D::Error> {
+    Ok(Option::<Vec<Subject>>::deserialize(from)?.unwrap_or_default())
 }
 
 impl Statement {

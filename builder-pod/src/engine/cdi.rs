@@ -4,7 +4,7 @@
 //! Device nodes are shown as the builder has them, with their owner and mode. What a file asks for beyond nodes, mounts
 //! and variables is told in the step's output and left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lapstrake_handoff::Reason;
@@ -16,10 +16,70 @@ use crate::error::BuildError;
 
 /// Of a device or a file: the name that devices of several vendors share.
 const CLASS: &str = "org.mobyproject.buildkit.device.class";
+/// The same: that no entitlement is needed for it.
+const AUTO_ALLOW: &str = "org.mobyproject.buildkit.device.autoallow";
 /// A file of descriptions is no longer than this.
 const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Names that an error lists.
 const NAMES_MAX: usize = 20;
+
+/// Which devices steps may have.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Granted {
+    /// By the client's entitlements; every one where a name is empty.
+    pub(crate) names: BTreeSet<String>,
+    /// By the administrator: devices and kinds.
+    pub(crate) auto: Vec<String>,
+}
+
+/// A device as clients are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Described {
+    /// Its full name.
+    pub(crate) name: String,
+    /// Whether it needs no entitlement.
+    pub(crate) auto_allow: bool,
+    /// What is said of it and of its file.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// All devices that are described now; `auto` are those that the administrator allows. Blocking.
+pub(crate) fn list(dirs: &[PathBuf], auto: &[String]) -> Vec<Described> {
+    let mut registry = Registry::new();
+    dirs.iter().for_each(|dir| read_directory(dir, &mut registry, &mut Vec::new()));
+    let described = |(name, known): (String, Known)| Described {
+        auto_allow: is_auto(auto, &name, &known),
+        name,
+        annotations: known.annotations,
+    };
+    registry.into_iter().map(described).collect()
+}
+
+fn is_auto(auto: &[String], name: &str, known: &Known) -> bool {
+    let kind = name.split('=').next().unwrap_or_default();
+    let said = known.annotations.get(AUTO_ALLOW).map(|text| text.to_ascii_lowercase());
+    auto.iter().any(|one| one == name || one == kind)
+        || said.is_some_and(|text| matches!(text.as_str(), "1" | "t" | "true"))
+}
+
+/// Refuses those of `names` that nobody granted.
+fn check(registry: &Registry, names: &[&str], granted: &Granted) -> Result<(), BuildError> {
+    if granted.names.contains("") {
+        return Ok(());
+    }
+    let by_client: BTreeSet<&str> = granted.names.iter().flat_map(|name| find(registry, name)).collect();
+    let may = |name: &&&str| {
+        by_client.contains(**name)
+            || registry.get(**name).is_some_and(|known| is_auto(&granted.auto, name, known))
+    };
+    let refused: Vec<&str> = names.iter().filter(|name| !may(name)).copied().collect();
+    let message = match refused[..] {
+        [] => return Ok(()),
+        [one] => format!("device {one} is requested by the build but not allowed"),
+        _ => format!("devices {} are requested by the build but not allowed", refused.join(", ")),
+    };
+    Err(BuildError::new(Reason::StepFailed, message))
+}
 
 /// What steps are given for their devices.
 #[derive(Debug, Default)]
@@ -91,7 +151,8 @@ struct Mount {
 /// A device that is described.
 #[derive(Debug, Clone)]
 struct Known {
-    class: Option<String>,
+    /// Of the file, and of the device, which wins.
+    annotations: BTreeMap<String, String>,
     /// Those of the file, then those of the device.
     edits: [ContainerEdits; 2],
 }
@@ -100,7 +161,14 @@ struct Known {
 type Registry = BTreeMap<String, Known>;
 
 /// What a step that asks for these devices is given; files of later directories win. Blocking.
-pub(super) fn edits(dirs: &[PathBuf], wanted: &[pb::CdiDevice]) -> Result<Edits, BuildError> {
+///
+/// # Errors
+/// A device that is required is not known, or one that is known was not granted.
+pub(super) fn edits(
+    dirs: &[PathBuf],
+    wanted: &[pb::CdiDevice],
+    granted: &Granted,
+) -> Result<Edits, BuildError> {
     let mut edits = Edits::default();
     if wanted.is_empty() {
         return Ok(edits);
@@ -124,6 +192,7 @@ pub(super) fn edits(dirs: &[PathBuf], wanted: &[pb::CdiDevice]) -> Result<Edits,
             }
         }
     }
+    check(&registry, &names, granted)?;
     for name in names {
         for part in registry.get(name).iter().flat_map(|known| &known.edits) {
             add(&mut edits, name, part);
@@ -146,7 +215,9 @@ fn find<'a>(registry: &'a Registry, name: &str) -> Vec<&'a str> {
         }
     }
     if found.is_empty() {
-        let of_class = registry.iter().filter(|(_, known)| known.class.as_deref() == Some(name));
+        let of_class = registry
+            .iter()
+            .filter(|(_, known)| known.annotations.get(CLASS).is_some_and(|class| class == name));
         found.extend(of_class.map(|(name, _)| name.as_str()));
     }
     found
@@ -224,9 +295,10 @@ fn read_file(path: &Path) -> Result<Spec, String> {
 
 fn register(spec: Spec, registry: &mut Registry) {
     for device in spec.devices {
-        let class = device.annotations.get(CLASS).or_else(|| spec.annotations.get(CLASS)).cloned();
+        let mut annotations = spec.annotations.clone();
+        annotations.extend(device.annotations);
         let edits = [spec.container_edits.clone(), device.container_edits];
-        registry.insert(format!("{}={}", spec.kind, device.name), Known { class, edits });
+        registry.insert(format!("{}={}", spec.kind, device.name), Known { annotations, edits });
     }
 }
 
@@ -247,6 +319,49 @@ mod tests {
         std::fs::write(dir.path().join("bad.json"), "{").expect("written");
         std::fs::write(dir.path().join("readme.txt"), "{").expect("written");
         dir
+    }
+
+    fn all() -> Granted {
+        Granted { names: BTreeSet::from([String::new()]), auto: Vec::new() }
+    }
+
+    #[test]
+    fn a_device_that_nobody_granted_is_refused_by_name() {
+        let dir = directory();
+        let dirs = [dir.path().to_owned()];
+        let ask = |names: &[&str], auto: &[&str]| {
+            let granted = Granted {
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+                auto: auto.iter().map(|name| (*name).to_owned()).collect(),
+            };
+            let wanted = [asked("vendor.example/net=a", false), asked("vendor.example/net=b", false)];
+            edits(&dirs, &wanted, &granted).map(drop).map_err(|error| error.to_string())
+        };
+        let both = ask(&[], &[]).expect_err("nothing is granted");
+        assert!(both.contains("devices vendor.example/net=a, vendor.example/net=b are requested"), "{both}");
+        let one = ask(&["vendor.example/net=b"], &[]).expect_err("one is granted");
+        assert!(
+            one.contains("device vendor.example/net=a is requested by the build but not allowed"),
+            "{one}"
+        );
+        for (names, auto) in [
+            (&["nets"][..], &[][..]),
+            (&["vendor.example/net=*"], &[]),
+            (&[], &["vendor.example/net"]),
+            (&["vendor.example/net=a"], &["vendor.example/net=b"]),
+        ] {
+            assert_eq!(ask(names, auto), Ok(()), "{names:?} {auto:?}");
+        }
+        let listed = list(&dirs, &["vendor.example/gpu".to_owned()]);
+        let listed: Vec<_> = listed.iter().map(|one| (one.name.as_str(), one.auto_allow)).collect();
+        assert_eq!(
+            listed,
+            [
+                ("vendor.example/gpu=0", true),
+                ("vendor.example/net=a", false),
+                ("vendor.example/net=b", false)
+            ]
+        );
     }
 
     fn asked(name: &str, optional: bool) -> pb::CdiDevice {
@@ -276,8 +391,11 @@ mod tests {
     fn a_device_brings_nodes_mounts_and_variables_and_says_what_it_lacks() {
         let dir = directory();
         let dirs = [dir.path().to_owned()];
-        let edits =
-            edits(&dirs, &[asked("vendor.example/gpu=0", false), asked("vendor.example/net=a", false)]);
+        let edits = edits(
+            &dirs,
+            &[asked("vendor.example/gpu=0", false), asked("vendor.example/net=a", false)],
+            &all(),
+        );
         let edits = edits.expect("known");
         assert_eq!(edits.env, ["ALL=1"]);
         let [mount, node] = &edits.mounts[..] else { panic!("{:?}", edits.mounts) };
@@ -290,9 +408,9 @@ mod tests {
     fn a_required_device_that_is_not_there_is_an_error_and_another_one_a_note() {
         let dir = directory();
         let dirs = [dir.path().to_owned()];
-        let error = edits(&dirs, &[asked("a/b=c", false)]).expect_err("unknown").to_string();
+        let error = edits(&dirs, &[asked("a/b=c", false)], &all()).expect_err("unknown").to_string();
         assert!(error.contains("required device a/b=c") && error.contains("vendor.example/gpu=0"), "{error}");
-        let optional = edits(&dirs, &[asked("a/b=c", true)]).expect("optional");
+        let optional = edits(&dirs, &[asked("a/b=c", true)], &all()).expect("optional");
         assert!(optional.mounts.is_empty() && optional.notes.iter().any(|note| note.contains("a/b=c")));
     }
 }

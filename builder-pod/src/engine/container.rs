@@ -170,6 +170,7 @@ impl Engine {
         process: Process,
     ) -> Result<(Live, Streams), BuildError> {
         let asked = pb::ExecOp { security: process.security, ..pb::ExecOp::default() };
+        super::exec::check_supported(&asked)?;
         self.check_allowed(&asked)?;
         let mut spec = container.template.clone();
         spec.secret_env = self.secret_variables(process.secret_env).await?;

@@ -1,5 +1,6 @@
 //! LLB's exec operation: a step.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
@@ -46,6 +47,7 @@ impl Engine {
         inputs: Vec<Res>,
         step: &Step,
     ) -> Result<Vec<Res>, BuildError> {
+        let exec = &*with_absolute_mounts(exec);
         let meta =
             exec.meta.as_ref().ok_or_else(|| BuildError::internal("an exec operation has no command"))?;
         check_supported(exec)?;
@@ -113,7 +115,8 @@ impl Engine {
     /// What the step is given for the devices that it asks for.
     async fn devices(&self, exec: &pb::ExecOp, step: &Step) -> Result<cdi::Edits, BuildError> {
         let (dirs, wanted) = (self.step_inputs().device_dirs(), exec.cdi_devices.clone());
-        let work = move || cdi::edits(&dirs, &wanted);
+        let granted = self.step_inputs().granted_devices();
+        let work = move || cdi::edits(&dirs, &wanted, &granted);
         let edits = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
         for note in &edits.notes {
             step.log(2, format!("{note}\n").as_bytes());
@@ -197,15 +200,27 @@ fn in_order<T>(mut outputs: Vec<(usize, T)>) -> Result<Vec<T>, BuildError> {
     }
 }
 
-/// What is asked for and can't be done yet is refused, never left out.
-fn check_supported(exec: &pb::ExecOp) -> Result<(), BuildError> {
+/// The same, with mounts whose places are relative below the step's working directory.
+fn with_absolute_mounts(exec: &pb::ExecOp) -> Cow<'_, pb::ExecOp> {
+    if exec.mounts.iter().all(|mount| mount.dest.is_empty() || mount.dest.starts_with('/')) {
+        return Cow::Borrowed(exec);
+    }
+    let mut exec = exec.clone();
+    let cwd = exec.meta.as_ref().map_or("/", |meta| meta.cwd.as_str()).to_owned();
+    for mount in exec.mounts.iter_mut().filter(|mount| !mount.dest.is_empty() && !mount.dest.starts_with('/'))
+    {
+        mount.dest = lapstrake_fileop::path::clean_lexically(&format!("/{cwd}/{}", mount.dest));
+    }
+    Cow::Owned(exec)
+}
+
+/// What is no mode of a step is refused, never taken for another one.
+pub(super) fn check_supported(exec: &pb::ExecOp) -> Result<(), BuildError> {
     let known = [pb::SecurityMode::Sandbox as i32, pb::SecurityMode::Insecure as i32];
-    let lacking = if !known.contains(&exec.security) {
-        "a step of an unknown security mode"
-    } else {
-        return Ok(());
-    };
-    Err(BuildError::new(Reason::NotSupported, format!("{lacking} is not supported yet")))
+    match known.contains(&exec.security) {
+        true => Ok(()),
+        false => Err(BuildError::new(Reason::StepFailed, format!("invalid security mode {}", exec.security))),
+    }
 }
 
 pub(super) fn step_spec(

@@ -4,7 +4,7 @@
 mod advice;
 mod based;
 mod blob;
-mod cdi;
+pub(crate) mod cdi;
 mod container;
 mod emulation;
 mod exec;

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lapstrake_handoff::{Allow, Certificates, Proxy, Request, StepNetwork};
 use lapstrake_run::StepCertificates;
 
+use crate::engine::cdi::Granted;
 use crate::error::BuildError;
 use crate::lender::Lender;
 use crate::policy::Policies;
@@ -44,6 +45,10 @@ pub(crate) struct Inputs {
     pub(crate) insecure: bool,
     /// Devices that it may ask for; every one where a name is empty.
     pub(crate) devices: BTreeSet<String>,
+    /// Devices and kinds that need nobody's leave.
+    pub(crate) auto_devices: Vec<String>,
+    /// Steps are asked for their devices, not the Dockerfile: descriptions may grant them.
+    pub(crate) devices_by_step: bool,
     /// Directories of files that describe devices; the usual ones where there is none.
     pub(crate) device_dirs: Vec<PathBuf>,
     /// The client, which has what is not here.
@@ -212,6 +217,11 @@ impl StepInputs {
             [] => DEVICE_DIRS.map(PathBuf::from).to_vec(),
             dirs => dirs.to_vec(),
         }
+    }
+
+    /// Devices that steps may have.
+    pub(crate) fn granted_devices(&self) -> Granted {
+        Granted { names: self.inputs.devices.clone(), auto: self.inputs.auto_devices.clone() }
     }
 
     /// What steps trust beside the image's own authorities. Blocking.

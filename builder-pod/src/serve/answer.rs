@@ -137,7 +137,8 @@ pub(crate) struct Of {
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct PlatformList {
-    platforms: Vec<PlatformEntry>,
+    #[serde(default)]
+    platforms: Option<Vec<PlatformEntry>>,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -150,7 +151,9 @@ struct PlatformEntry {
 
 #[derive(serde::Serialize, serde::Deserialize)]
 struct OciPlatform {
+    #[serde(default)]
     architecture: String,
+    #[serde(default)]
     os: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
@@ -166,7 +169,7 @@ pub(crate) fn platform_list(platforms: &[Platform]) -> Vec<u8> {
             variant: platform.variant.clone(),
         },
     };
-    let list = PlatformList { platforms: platforms.iter().map(entry).collect() };
+    let list = PlatformList { platforms: Some(platforms.iter().map(entry).collect()) };
     serde_json::to_vec(&list).unwrap_or_default()
 }
 
@@ -182,20 +185,18 @@ impl Answer {
     /// What is said about platforms can't be read, or names a result that is not there.
     pub(crate) fn all(&self) -> Result<Vec<Of>, BuildError> {
         let wrong = |why: String| BuildError::new(lapstrake_handoff::Reason::RequestInvalid, why);
-        let list: Option<PlatformList> = match self.metadata.get(PLATFORMS) {
-            Some(text) => {
-                Some(serde_json::from_slice(text).map_err(|e| wrong(format!("the list of platforms: {e}")))?)
-            }
-            None => None,
-        };
+        let list = self.platforms()?;
         let platform = |entry: &PlatformEntry| {
             Platform::new(&entry.platform.os, &entry.platform.architecture, entry.platform.variant.as_deref())
         };
         match (&self.refs, list) {
             (Refs::One(result), list) => {
-                let only = list.as_ref().and_then(|list| list.platforms.first()).map(platform);
-                let of_config = || self.config(None).ok().flatten().map(|config| config.platform());
-                let platform = only.or_else(of_config).unwrap_or_else(crate::engine::native_platform);
+                let only = list.as_ref().and_then(|list| list.first()).map(platform);
+                let of_config = match only.is_some() {
+                    true => None,
+                    false => self.platform_of_config()?,
+                };
+                let platform = only.or(of_config).unwrap_or_else(crate::engine::native_platform);
                 Ok(vec![Of { key: None, platform, result: result.clone() }])
             }
             (Refs::Many(refs), Some(list)) => {
@@ -204,7 +205,7 @@ impl Answer {
                     let result = refs.get(&entry.id).ok_or_else(none)?.clone();
                     Ok(Of { key: Some(entry.id.clone()), platform: platform(entry), result })
                 };
-                list.platforms.iter().map(of).collect()
+                list.iter().map(of).collect()
             }
             (Refs::Many(refs), None) if refs.is_empty() => {
                 Ok(vec![Of { key: None, platform: crate::engine::native_platform(), result: None }])
@@ -221,6 +222,41 @@ impl Answer {
         }
     }
 
+    /// The platforms that the frontend named, checked as BuildKit does.
+    fn platforms(&self) -> Result<Option<Vec<PlatformEntry>>, BuildError> {
+        let wrong = |why: String| BuildError::new(lapstrake_handoff::Reason::RequestInvalid, why);
+        let Some(text) = self.metadata.get(PLATFORMS) else { return Ok(None) };
+        let list: Option<PlatformList> =
+            serde_json::from_slice(text).map_err(|e| wrong(format!("the list of platforms: {e}")))?;
+        let list = list.and_then(|list| list.platforms).unwrap_or_default();
+        if list.is_empty() {
+            return Err(wrong("invalid empty platforms index for exporter".to_owned()));
+        }
+        for entry in &list {
+            if entry.id.is_empty() {
+                return Err(wrong("invalid empty platform key for exporter".to_owned()));
+            }
+            let (os, architecture) = (&entry.platform.os, &entry.platform.architecture);
+            if os.is_empty() || architecture.is_empty() {
+                return Err(wrong(format!("invalid platform value {{{architecture} {os}}} for exporter")));
+            }
+        }
+        Ok(Some(list))
+    }
+
+    /// The platform of the only image's config; none where nothing is said of one.
+    fn platform_of_config(&self) -> Result<Option<Platform>, BuildError> {
+        let Ok(Some(config)) = self.config(None) else { return Ok(None) };
+        match (config.os.is_empty(), config.architecture.is_empty()) {
+            (false, false) => Ok(Some(config.platform())),
+            (true, true) => Ok(None),
+            _ => Err(BuildError::new(
+                lapstrake_handoff::Reason::RequestInvalid,
+                "invalid image config: os and architecture must be specified together",
+            )),
+        }
+    }
+
     /// The config of an image, if the frontend made one.
     ///
     /// # Errors
@@ -232,6 +268,10 @@ impl Answer {
             let message = format!("the image config that the frontend returned can't be read: {e}");
             BuildError::new(lapstrake_handoff::Reason::RequestInvalid, message)
         };
+        if text == b"null" {
+            let message = "invalid null image config for export";
+            return Err(BuildError::new(lapstrake_handoff::Reason::RequestInvalid, message));
+        }
         serde_json::from_slice(text).map(Some).map_err(wrong)
     }
 

@@ -114,6 +114,7 @@ const LLB_CAPS: &[&str] = &[
     "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
+    "exporter.session",
     "cache.gha",
     "cache.s3",
     "cache.azblob",
@@ -201,8 +202,11 @@ impl Bridge {
             Caller::Client(jobs) => jobs,
         };
         let id = request.metadata().get(BUILD_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
-        let id =
-            id.ok_or_else(|| Status::invalid_argument(format!("no {BUILD_ID} in the call's metadata")))?;
+        let id = id.ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "no buildid found in context: no {BUILD_ID} in the call's metadata"
+            ))
+        })?;
         Ok((jobs.get(&id, BRIDGE_WAIT).await?, request.into_inner()))
     }
 

@@ -33,6 +33,8 @@ use crate::policy::Policies;
 
 /// Key of the time that a result says that it is from, seconds since 1970.
 pub(crate) const EPOCH: &str = "source.date.epoch";
+/// What of a result's metadata its client is told.
+const OF_FRONTEND: &str = "frontend.";
 /// The frontend that is built in.
 const DOCKERFILE: &str = "dockerfile.v0";
 /// The frontend that runs images.
@@ -188,6 +190,10 @@ pub(crate) struct Wanted {
     pub(crate) attested: attest::Asked,
     /// Nothing is taken from the cache.
     pub(crate) no_cache: bool,
+    /// Platforms that were asked for, as the client wrote them.
+    pub(crate) platforms: String,
+    /// The client chooses more outputs once it knows the result.
+    pub(crate) asks_session: bool,
 }
 
 impl Wanted {
@@ -208,7 +214,9 @@ impl Wanted {
             exporters,
             cache_to: caches::exports(exports.map(|one| (one.r#type.clone(), sorted(&one.attrs))))?,
             no_cache: request.frontend_attrs.get("no-cache").is_some_and(String::is_empty),
+            asks_session: request.enable_session_exporter,
             attested: attest::Asked::of(&request.frontend_attrs).map_err(refused)?,
+            platforms: request.frontend_attrs.get("platform").cloned().unwrap_or_default(),
         })
     }
 }
@@ -220,6 +228,7 @@ pub(crate) async fn export(
     wanted: &Wanted,
 ) -> Result<HashMap<String, String>, BuildError> {
     let all = answer.all()?;
+    verify(job, answer, &all, wanted);
     let mut solved = solve(job, answer, &all).await?;
     let answer = &attested::scanned(job, answer, &all, &wanted.attested, wanted.no_cache).await?;
     let known = Known::of(job, answer, &all).await;
@@ -227,11 +236,61 @@ pub(crate) async fn export(
     let record = |solved: &[Solved], layers: &[Vec<Descriptor>]| {
         job.outcome().record(&all, &known, &wanted.attested, solved, layers);
     };
+    let chosen =
+        if wanted.asks_session { chosen(job, answer, &all, wanted.exporters.len()).await? } else { vec![] };
     let mut layers: Vec<Vec<Descriptor>> = Vec::new();
-    let exported = write(job, answer, wanted, &all, &solved, &mut layers).await;
+    let mut exported = write(job, answer, wanted, &chosen, &all, &solved, &mut layers).await;
+    if let (Ok(response), true) = (&exported, wanted.asks_session)
+        && let Err(error) = tell_chooser(job, response).await
+    {
+        exported = Err(error);
+    }
     // What was made is told of also where it could not be written.
     record(&solved, &layers);
     exported
+}
+
+/// Tells where a result is not for the platforms that were asked for; a client that wants no output is told too.
+fn verify(job: &Job, answer: &Answer, all: &[Of], wanted: &Wanted) {
+    let is_map = matches!(&answer.refs, Refs::Many(refs) if !refs.is_empty());
+    let made: Vec<&lapstrake_oci::Platform> = all.iter().map(|of| &of.platform).collect();
+    for text in super::verify::platforms(&wanted.platforms, &made, is_map) {
+        let step = job.progress.step("verifying platforms");
+        job.status.warn(lapstrake_api::control::VertexWarning {
+            vertex: super::status::digest_of_step(&job.id, step.id()),
+            level: 1,
+            short: text.into_bytes(),
+            ..Default::default()
+        });
+        step.done();
+    }
+}
+
+/// The outputs that the client chooses for a result; their ids follow those of the `asked` that the request had.
+async fn chosen(
+    job: &Arc<Job>,
+    answer: &Answer,
+    all: &[Of],
+    asked: usize,
+) -> Result<Vec<Exporter>, BuildError> {
+    let Some(lender) = job.engine.lender() else { return Ok(Vec::new()) };
+    let refs = all.iter().filter_map(|of| of.result.as_ref().map(|result| result.id.clone())).collect();
+    let session = lender.session(None).await?;
+    let found =
+        session.exporters(answer.metadata.clone(), refs).await.map_err(|e| crate::lender::failed(&e))?;
+    let found = found.into_iter().map(|(kind, attributes)| (kind, sorted(&attributes)));
+    let mut exporters = exporters::read(found, &Attributes::new())?;
+    for exporter in &mut exporters {
+        exporter.id = exporter.id.saturating_add(asked);
+    }
+    Ok(exporters)
+}
+
+/// Tells the client that chose outputs what was made.
+async fn tell_chooser(job: &Arc<Job>, response: &HashMap<String, String>) -> Result<(), BuildError> {
+    let Some(lender) = job.engine.lender() else { return Ok(()) };
+    let session = lender.session(None).await?;
+    session.exported(response.clone()).await.map_err(|e| crate::lender::failed(&e))
 }
 
 /// Writes all outputs and caches; `layers` are those of each platform's image, where one was made.
@@ -239,6 +298,7 @@ async fn write(
     job: &Arc<Job>,
     answer: &Answer,
     wanted: &Wanted,
+    chosen: &[Exporter],
     all: &[Of],
     solved: &[Solved],
     layers: &mut Vec<Vec<Descriptor>>,
@@ -253,7 +313,7 @@ async fn write(
     let receiver = receiver(job).await?;
     options.client = Some(Arc::clone(&receiver));
     let mut response = HashMap::new();
-    for exporter in &wanted.exporters {
+    for exporter in wanted.exporters.iter().chain(chosen) {
         let mut options = options.clone();
         exporter.apply(&mut options, name, epoch, &receiver, &said)?;
         let (exported, _) = export::export(&job.engine, solved, &options, &job.progress, &job.cancel).await?;
@@ -263,6 +323,8 @@ async fn write(
         job.outcome().results.insert(number, exported.told);
         response.extend(exported.response);
     }
+    let told = answer.metadata.iter().filter(|(key, _)| key.starts_with(OF_FRONTEND));
+    response.extend(told.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(bytes).into_owned())));
     response.extend(export::cache(&job.engine, solved, &options, &job.progress, &job.cancel).await?);
     Ok(response)
 }

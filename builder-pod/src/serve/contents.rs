@@ -6,7 +6,10 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 
-use lapstrake_api::content::{Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse};
+use lapstrake_api::content::{
+    Info, InfoRequest, InfoResponse, ListContentRequest, ListContentResponse, ReadContentRequest,
+    ReadContentResponse,
+};
 use lapstrake_oci::Digest;
 use lapstrake_store::Store;
 use tokio::sync::mpsc;
@@ -20,6 +23,8 @@ use super::service::{Answering, Call, Methods};
 
 /// Bytes of one answer.
 const PIECE_BYTES: usize = 1 << 20;
+/// Blobs of one answer.
+const LISTED: usize = 1000;
 
 /// The service.
 #[derive(Clone)]
@@ -29,6 +34,7 @@ pub(crate) struct Contents {
 }
 
 type Pieces = ReceiverStream<Result<ReadContentResponse, Status>>;
+type Lists = futures::stream::Iter<std::vec::IntoIter<Result<ListContentResponse, Status>>>;
 
 impl Contents {
     /// The blob and its size. Blocking.
@@ -55,6 +61,25 @@ impl Contents {
         let (_, size) = self.opened(digest.clone()).await?;
         let size = i64::try_from(size).unwrap_or(i64::MAX);
         Ok(Response::new(InfoResponse { info: Some(Info { digest, size }) }))
+    }
+
+    /// The blobs of the store. Filters are about labels, which blobs have none of here.
+    async fn list(self, request: Request<ListContentRequest>) -> Result<Response<Lists>, Status> {
+        if request.into_inner().filters.iter().any(|filter| !filter.is_empty()) {
+            return Err(Status::unimplemented("content can only be listed whole: it has no labels here"));
+        }
+        let listed = tokio::task::spawn_blocking(move || self.store.blobs()).await;
+        let blobs = listed.map_err(|e| Status::internal(e.to_string()))?;
+        let blobs = blobs.map_err(|e| Status::internal(format!("the store: {e}")))?;
+        let info = |(digest, bytes): &(Digest, u64)| Info {
+            digest: digest.to_string(),
+            size: i64::try_from(*bytes).unwrap_or(i64::MAX),
+        };
+        let answers: Vec<_> = blobs
+            .chunks(LISTED)
+            .map(|some| Ok(ListContentResponse { info: some.iter().map(info).collect() }))
+            .collect();
+        Ok(Response::new(futures::stream::iter(answers)))
     }
 
     async fn read(self, request: Request<ReadContentRequest>) -> Result<Response<Pieces>, Status> {
@@ -110,6 +135,11 @@ impl Methods for Contents {
                 "Info" => {
                     let info = tower::service_fn(move |request| self.clone().info(request));
                     Grpc::new(ProstCodec::<InfoResponse, InfoRequest>::default()).unary(info, call).await
+                }
+                "List" => {
+                    let list = tower::service_fn(move |request| self.clone().list(request));
+                    let codec = ProstCodec::<ListContentResponse, ListContentRequest>::default();
+                    Grpc::new(codec).server_streaming(list, call).await
                 }
                 "Read" => {
                     let read = tower::service_fn(move |request| self.clone().read(request));

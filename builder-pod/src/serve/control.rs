@@ -16,10 +16,12 @@ use lapstrake_registry::Credentials;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::build::{self, Asked, Wanted};
+use super::collector::Parent;
 use super::errors::{self, status};
 use super::job::{Job, STATUS_WAIT};
 use super::judge::SessionJudge;
 use super::{Daemon, personality, usage};
+use crate::engine::cdi;
 use crate::lender::Lender;
 use crate::policy::Policies;
 
@@ -29,6 +31,16 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Status::internal(format!("a mistake of the daemon's own: {e}"))))
+}
+
+/// A device as messages have it.
+fn device(device: cdi::Described) -> types::CdiDevice {
+    types::CdiDevice {
+        name: device.name,
+        auto_allow: device.auto_allow,
+        annotations: device.annotations.into_iter().collect(),
+        on_demand: false,
+    }
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -75,6 +87,8 @@ impl Daemon {
         job.trail = super::trail::Trail::of(root);
         job.lend(&request.entitlements);
         job.inputs_of_steps.device_dirs.clone_from(&self.config.cdi.spec_dirs);
+        job.inputs_of_steps.auto_devices.clone_from(&self.config.cdi.auto_allowed);
+        job.inputs_of_steps.devices_by_step = true;
         let policies = build::policies(&request.source_policy)?;
         job.inputs_of_steps.policies = match request.source_policy_session.as_str() {
             "" => policies,
@@ -142,6 +156,7 @@ impl Service for Control {
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        let within = Parent::of(request.metadata());
         let request = request.into_inner();
         let daemon = Arc::clone(&self.0);
         let job = Arc::new(daemon.job(&request)?);
@@ -163,6 +178,10 @@ impl Service for Control {
             drop(pins);
             let events = job.status.events();
             daemon.metrics.ended(result.as_ref().err(), began.elapsed(), &events);
+            if let Some(collector) = &daemon.collector {
+                let error = result.as_ref().err().map_or("", |status| status.message());
+                collector.build(&job.id, within, [job.began, std::time::SystemTime::now()], error, &events);
+            }
             if let Some(record) = record {
                 let history = Arc::clone(&daemon.history);
                 let (response, error) = match &result {
@@ -211,7 +230,14 @@ impl Service for Control {
         &self,
         _: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
-        Ok(Response::new(ListWorkersResponse { record: vec![self.0.host.worker.clone()] }))
+        let mut worker = self.0.host.worker.clone();
+        let cdi = self.0.config.cdi.clone();
+        if cdi.enabled {
+            // Descriptions come and go while the daemon runs.
+            let list = move || Ok(cdi::list(&cdi.spec_dirs, &cdi.auto_allowed));
+            worker.cdi_devices = blocking(list).await?.into_iter().map(device).collect();
+        }
+        Ok(Response::new(ListWorkersResponse { record: vec![worker] }))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {

@@ -79,7 +79,7 @@ fn words(error: &BuildError) -> String {
                 Some((name, _)) => {
                     format!("failed to read dockerfile: open {name}: no such file or directory")
                 }
-                None => error.to_string(),
+                None => error.to_string().replacen(": the server answers ", ": invalid response status ", 1),
             }
         }
     }

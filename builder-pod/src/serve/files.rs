@@ -121,6 +121,10 @@ fn failed(action: &str, path: &str, error: Errno) -> Status {
     }
 }
 
+fn irregular(path: &str) -> Status {
+    Status::unknown(format!("read {path}: not a regular file"))
+}
+
 pub(crate) async fn read_file(job: &Arc<Job>, request: ReadFileRequest) -> Result<ReadFileResponse, Status> {
     let id = request.r#ref.clone();
     read_file_in(job, request, Place::Result(&id)).await
@@ -145,10 +149,16 @@ async fn read_file_in(
     let length = usize::try_from(range.length).map_err(|_| Status::invalid_argument("a negative length"))?;
     let read = move |root: OwnedFd| {
         // A pipe of the image's would wait for a writer.
-        let file = open(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let file = open(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(|error| {
+            // Devices that nobody serves, and sockets.
+            let found = open(&root, &path, OFlags::PATH).ok().and_then(|file| rustix::fs::fstat(&file).ok());
+            let is_file =
+                |stat: &rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+            if found.is_some_and(|stat| !is_file(&stat)) { irregular(&path) } else { error }
+        })?;
         let stat = rustix::fs::fstat(&file).map_err(|e| failed("stat", &path, e))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Status::unknown(format!("read {path}: it is no regular file")));
+            return Err(irregular(&path));
         }
         let size = u64::try_from(stat.st_size).unwrap_or_default();
         let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lapstrake_api::control::StatusResponse;
+use lapstrake_daemon::Conn;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::Daemon;
@@ -21,8 +23,6 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 const CLIENT_MAX: Duration = Duration::from_secs(10);
 /// Requests at the same time.
 const CLIENTS_MAX: usize = 16;
-/// Pause after the system had no descriptor left.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is counted.
 #[derive(Debug, Default)]
@@ -98,27 +98,13 @@ fn resident_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Listens on `address`, `host:port` or `:port`.
-pub(crate) async fn listen(address: &str) -> std::io::Result<TcpListener> {
-    match address.strip_prefix(':') {
-        Some(port) => match TcpListener::bind(format!("[::]:{port}")).await {
-            Ok(listener) => Ok(listener),
-            // A machine without IPv6.
-            Err(_) => TcpListener::bind(format!("0.0.0.0:{port}")).await,
-        },
-        None => TcpListener::bind(address).await,
-    }
-}
-
-/// Answers for ever.
-pub(crate) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
+/// Answers as long as clients can come.
+pub(crate) async fn serve(mut incoming: ReceiverStream<std::io::Result<Conn>>, daemon: Arc<Daemon>) {
     let clients = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
+        let Some(stream) = incoming.next().await else { return };
+        let Ok(stream) = stream else { continue };
         let daemon = Arc::clone(&daemon);
         tokio::spawn(async move {
             // A client that takes too long is left.
@@ -128,7 +114,7 @@ pub(crate) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
     }
 }
 
-async fn client(mut stream: TcpStream, daemon: &Daemon) -> std::io::Result<()> {
+async fn client(mut stream: Conn, daemon: &Daemon) -> std::io::Result<()> {
     let mut head = Vec::with_capacity(1024);
     while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
         if stream.read_buf(&mut head).await? == 0 {

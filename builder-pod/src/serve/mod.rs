@@ -7,6 +7,7 @@ mod build;
 mod buildctl;
 pub(crate) mod caches;
 mod clock;
+mod collector;
 mod containers;
 mod contents;
 mod control;
@@ -36,6 +37,7 @@ mod traces;
 mod trail;
 pub(crate) mod usage;
 mod values;
+mod verify;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -73,6 +75,8 @@ pub(crate) struct Daemon {
     rules: Vec<lapstrake_daemon::GcRule>,
     /// What is counted.
     metrics: metrics::Metrics,
+    /// Where spans go.
+    collector: Option<collector::Collector>,
     /// Builds that have ended.
     history: Arc<history::History>,
     /// What the administrator adds to all provenance.

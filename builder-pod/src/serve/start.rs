@@ -18,6 +18,7 @@ use lapstrake_session::Sessions;
 use lapstrake_store::Store;
 use tokio_util::sync::CancellationToken;
 
+use super::collector::Collector;
 use super::contents::Contents;
 use super::history::History;
 use super::host::Host;
@@ -98,10 +99,16 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         store.keep_within(usage::limits(last));
     }
     let host = Host::of_daemon(&engine, &config, &rules, &worker_id(&config.root)?);
+    // As there, what is wrong with it is told, and the daemon serves.
+    let collector = Collector::of_environment().unwrap_or_else(|why| {
+        tracing::error!("spans go nowhere: {why}");
+        None
+    });
     let daemon = Arc::new(Daemon {
         host: Arc::new(host),
         rules,
         metrics: metrics::Metrics::default(),
+        collector,
         history: History::open(&store, config.history).map_err(BuildError::internal)?,
         engine,
         client,
@@ -114,11 +121,11 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     });
     tell_worker(&daemon);
     let listeners = Listeners::bind(&daemon.config.grpc).await.map_err(|e| outside(&e))?;
+    let said = CancellationToken::new();
     if let Some(address) = &daemon.config.debug_address {
-        let failed = |e| BuildError::internal(format!("cannot listen on the debug address {address}: {e}"));
-        let listener = metrics::listen(address).await.map_err(failed)?;
+        let debug = Listeners::debug(address).await.map_err(|e| outside(&e))?;
         tracing::info!("debug handlers listening at {address}");
-        tokio::spawn(metrics::serve(listener, Arc::clone(&daemon)));
+        tokio::spawn(metrics::serve(debug.incoming(&said), Arc::clone(&daemon)));
     }
     let contents = Contents { history: Arc::clone(&daemon.history), store: store.clone() };
     listeners.announce();
@@ -128,7 +135,6 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(&daemon))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let said = CancellationToken::new();
     tokio::spawn(collect(store.clone(), Arc::clone(&daemon)));
     let served = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -136,7 +142,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         .add_service(control)
         .add_service(bridge)
         .add_service(Service(contents))
-        .add_service(Service(Traces))
+        .add_service(Service(Traces(daemon.collector.clone())))
         .add_service(HealthServer::new(health::Serving))
         .serve_with_incoming_shutdown(listeners.incoming(&said), said.clone().cancelled_owned());
     let farewell = async {

@@ -19,6 +19,10 @@ use crate::progress::Renderer;
 
 /// Output of one step that is kept and shown, as BuildKit has it.
 const LOG_BYTES_MAX: usize = 2 << 20;
+/// Findings of a build that are kept, in bytes: frontends and clients may have any number of them.
+const WARNINGS_BYTES_MAX: usize = 4 << 20;
+/// A finding counts as this much at least.
+const WARNING_BYTES_MIN: usize = 256;
 /// A piece of output counts as this much at least.
 const PIECE_BYTES_MIN: usize = 16;
 /// One answer of the stream holds about as much at most.
@@ -37,6 +41,7 @@ pub(crate) struct StatusLog {
 struct State {
     events: Vec<Arc<StatusResponse>>,
     open: HashMap<String, Open>,
+    warned: usize,
     ended: bool,
 }
 
@@ -71,9 +76,15 @@ impl StatusLog {
         self.changed.send_replace((state.events.len(), false));
     }
 
-    /// A finding about the build, shown with a vertex.
+    /// A finding about the build, shown with a vertex. Of too many, the first are kept.
     pub(crate) fn warn(&self, warning: VertexWarning) {
-        self.add(&mut self.state(), StatusResponse { warnings: vec![warning], ..Default::default() });
+        let mut state = self.state();
+        let bytes = warning.encoded_len().max(WARNING_BYTES_MIN);
+        if state.warned.saturating_add(bytes) > WARNINGS_BYTES_MAX {
+            return;
+        }
+        state.warned += bytes;
+        self.add(&mut state, StatusResponse { warnings: vec![warning], ..Default::default() });
     }
 
     /// There will be no more; vertices that are open were canceled.
@@ -299,6 +310,19 @@ mod tests {
         assert_eq!(vertexes.len(), 4);
         assert!(vertexes[1].completed.is_some() && vertexes[1].error.is_empty());
         assert_eq!(vertexes[3].error, "context canceled");
+    }
+
+    #[tokio::test]
+    async fn an_endless_stream_of_findings_costs_bounded_memory() {
+        let (_, log) = wire();
+        for number in 0..100_000u32 {
+            let short = format!("finding {number}").into_bytes();
+            log.warn(VertexWarning { short, ..VertexWarning::default() });
+        }
+        log.warn(VertexWarning { short: vec![b'x'; 16 << 20], ..VertexWarning::default() });
+        log.end();
+        let kept: usize = log.events().iter().map(|event| event.warnings.len()).sum();
+        assert_eq!(kept, WARNINGS_BYTES_MAX / WARNING_BYTES_MIN);
     }
 
     #[tokio::test]

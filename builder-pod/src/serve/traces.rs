@@ -1,19 +1,26 @@
-//! `opentelemetry.proto.collector.trace.v1.TraceService`: clients send their spans to the daemon. They are taken, and
-//! go nowhere: a client that could not send them would say so in every build.
+//! `opentelemetry.proto.collector.trace.v1.TraceService`: clients send their spans to the daemon, which hands them on as they are
+//! to the collector that it knows. Where there is none they go nowhere: a client that could not send them would say so in every
+//! build.
 
+use prost::bytes::Bytes;
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
 
+use super::collector::{Collector, Raw};
 use super::service::{Answering, Call, Methods};
 
 /// The service.
 #[derive(Clone)]
-pub(crate) struct Traces;
+pub(crate) struct Traces(pub(crate) Option<Collector>);
 
-/// Of a request nothing is kept, whatever is in it; the answer says that nothing was refused.
-async fn take(_: Request<()>) -> Result<Response<()>, Status> {
-    Ok(Response::new(()))
+impl Traces {
+    /// The answer says that nothing was refused.
+    async fn take(self, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+        if let Some(collector) = self.0 {
+            collector.take(request.into_inner());
+        }
+        Ok(Response::new(Bytes::new()))
+    }
 }
 
 impl Methods for Traces {
@@ -23,8 +30,8 @@ impl Methods for Traces {
         Box::pin(async move {
             match method.as_str() {
                 "Export" => {
-                    let codec = ProstCodec::<(), ()>::default();
-                    Grpc::new(codec).unary(tower::service_fn(take), call).await
+                    let take = tower::service_fn(move |request| self.clone().take(request));
+                    Grpc::new(Raw).unary(take, call).await
                 }
                 _ => Status::unimplemented("spans can only be exported").into_http(),
             }

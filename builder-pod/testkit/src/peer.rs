@@ -121,6 +121,61 @@ pub fn containers() -> &'static Path {
     PROGRAM.get_or_init(|| own("containers"))
 }
 
+/// The path of a program that the test node is made of: `runc`, `registry`, …
+///
+/// # Panics
+/// As [`cluster`].
+pub fn node_tool(name: &str) -> PathBuf {
+    Path::new(&cluster(&["which", "ctr"])).with_file_name(name)
+}
+
+/// BuildKit's own integration tests of its client, as one program, and the folder of its sources, in which it must run.
+///
+/// # Panics
+/// As [`cluster`].
+pub fn buildkit_tests() -> (PathBuf, PathBuf) {
+    const PACKAGE: &str = "github.com/moby/buildkit/client";
+    let program = cache().join("bench-peers/buildkit-client.test");
+    fs::create_dir_all(cache().join("bench-peers")).expect("the folder for what is kept can be made");
+    go("bench/peers", &["test", "-c", "-o", &program.to_string_lossy(), PACKAGE]);
+    (program, PathBuf::from(go("bench/peers", &["list", "-f", "{{.Dir}}", PACKAGE])))
+}
+
+/// The path of `envd`, a client of BuildKit of another make: it writes definitions of builds itself, from a language of its own. Its
+/// Python package holds the program (`e2e/others`).
+///
+/// # Panics
+/// Where it can't be installed.
+pub fn envd() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let pins = repository().join("e2e/others/requirements.txt");
+        let text = fs::read_to_string(&pins).expect("e2e/others/requirements.txt");
+        let version = text.lines().find_map(|line| line.strip_prefix("envd==")?.split(' ').next());
+        let place = cache().join(format!("envd-{}", version.expect("a pinned version")));
+        let program = place.join("bin/envd");
+        if !program.exists() {
+            fs::create_dir_all(cache()).expect("the folder for what is kept can be made");
+            // Elsewhere first: what is there is whole, and two may do it at once.
+            let made = tempfile::Builder::new().prefix("envd-").tempdir_in(cache()).expect("a folder");
+            let mut pip = Command::new("python3");
+            pip.args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                "--only-binary=:all:",
+            ]);
+            pip.arg("--target").arg(made.path()).arg("--requirement").arg(pins);
+            succeed(&mut pip, "apt-get install python3-pip");
+            fs::rename(made.path(), &place).ok(); // somebody else may have been faster
+        }
+        program
+    })
+}
+
 /// A program of our own for the peers, from its folder there.
 fn own(name: &str) -> PathBuf {
     let program = cache().join("bench-peers").join(name);

@@ -21,7 +21,7 @@ use super::{Daemon, Place};
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// A daemon, and a client of it.
-struct Scene {
+pub(super) struct Scene {
     place: Place,
     daemon: Daemon,
     channel: Channel,
@@ -29,7 +29,7 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let place = Place::new();
         std::fs::write(place.path("outside"), "untouched").unwrap();
         let mut daemon = place.daemon(&[]);
@@ -44,7 +44,7 @@ impl Scene {
         Self { place, daemon, channel, outside }
     }
 
-    fn control(&self) -> ControlClient<Channel> {
+    pub(super) fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_encoding_message_size(256 << 20)
     }
 
@@ -65,15 +65,19 @@ impl Scene {
         self.lives(what).await;
     }
 
-    async fn lives(&self, after: &str) {
+    pub(super) async fn lives(&self, after: &str) {
         let info = self.control().info(InfoRequest {}).await;
         assert!(info.is_ok(), "after {after}: {info:?}");
         assert_eq!(files_beside(&self.place), self.outside, "after {after}");
         assert_eq!(std::fs::read_to_string(self.place.path("outside")).unwrap(), "untouched");
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.daemon.child.id()
+    }
+
     /// Memory of the daemon, all its threads together, at its highest: KiB.
-    fn memory_kib(&self) -> u64 {
+    pub(super) fn memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
@@ -112,12 +116,12 @@ fn of(op: pb::op::Op, inputs: &[Output]) -> pb::Op {
     pb::Op { inputs, op: Some(op), ..pb::Op::default() }
 }
 
-fn file_op(action: pb::file_action::Action, input: i64) -> pb::op::Op {
+pub(super) fn file_op(action: pb::file_action::Action, input: i64) -> pb::op::Op {
     let action = pb::FileAction { input, secondary_input: -1, output: 0, action: Some(action) };
     pb::op::Op::File(pb::FileOp { actions: vec![action] })
 }
 
-fn mkfile(path: &str) -> pb::file_action::Action {
+pub(super) fn mkfile(path: &str) -> pb::file_action::Action {
     let data = b"from inside".to_vec();
     pb::file_action::Action::Mkfile(pb::FileActionMkFile {
         path: path.to_owned(),
@@ -129,7 +133,7 @@ fn mkfile(path: &str) -> pb::file_action::Action {
 }
 
 /// A chain of operations, each on the one before it.
-fn chain(ops: Vec<pb::op::Op>) -> pb::Definition {
+pub(super) fn chain(ops: Vec<pb::op::Op>) -> pb::Definition {
     let mut builder = Builder::new();
     let mut last: Option<Output> = None;
     for op in ops {
@@ -140,7 +144,7 @@ fn chain(ops: Vec<pb::op::Op>) -> pb::Definition {
     builder.finish(last)
 }
 
-fn source(identifier: &str, attrs: &[(&str, &str)]) -> pb::op::Op {
+pub(super) fn source(identifier: &str, attrs: &[(&str, &str)]) -> pb::op::Op {
     let attrs: BTreeMap<String, String> =
         attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     pb::op::Op::Source(pb::SourceOp { identifier: identifier.to_owned(), attrs })
@@ -352,8 +356,18 @@ fn archive(place: &Place) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Answers each request with the same bytes.
+/// Answers each request with the same bytes as a file.
 fn serve(bytes: Vec<u8>) -> u16 {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
+    serve_all([head.into_bytes(), bytes].concat())
+}
+
+/// Answers each request with the same text, from its first line on.
+pub(super) fn serve_once(answer: &str) -> u16 {
+    serve_all(answer.as_bytes().to_vec())
+}
+
+fn serve_all(answer: Vec<u8>) -> u16 {
     use std::io::{Read as _, Write as _};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -362,11 +376,8 @@ fn serve(bytes: Vec<u8>) -> u16 {
             let mut stream = stream.unwrap();
             let mut request = [0; 4096];
             let count = stream.read(&mut request).unwrap();
-            assert!(request[..count].starts_with(b"GET "));
-            let head =
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
-            stream.write_all(head.as_bytes()).unwrap();
-            stream.write_all(&bytes).ok(); // who has enough hangs up
+            assert!(count == 0 || request.starts_with(b"GET ") || request.starts_with(b"HEAD "));
+            stream.write_all(&answer).ok(); // who has enough hangs up
         }
     });
     port

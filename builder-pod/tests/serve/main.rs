@@ -4,8 +4,10 @@
 //! Needs root: the daemon's steps are namespaces and overlays.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
+mod harness;
 mod hostile;
 mod load;
+mod lost;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::symlink;
