@@ -222,6 +222,11 @@ impl Answer {
         }
     }
 
+    /// Whether the frontend named platforms.
+    pub(crate) fn names_platforms(&self) -> bool {
+        self.metadata.contains_key(PLATFORMS)
+    }
+
     /// The platforms that the frontend named, checked as BuildKit does.
     fn platforms(&self) -> Result<Option<Vec<PlatformEntry>>, BuildError> {
         let wrong = |why: String| BuildError::new(lapstrake_handoff::Reason::RequestInvalid, why);

@@ -253,6 +253,10 @@ pub(crate) async fn export(
 /// Tells where a result is not for the platforms that were asked for; a client that wants no output is told too.
 fn verify(job: &Job, answer: &Answer, all: &[Of], wanted: &Wanted) {
     let is_map = matches!(&answer.refs, Refs::Many(refs) if !refs.is_empty());
+    if !is_map && matches!(&answer.refs, Refs::One(None) | Refs::Many(_)) && !answer.names_platforms() {
+        // Answers to questions are for no platform.
+        return;
+    }
     let made: Vec<&lapstrake_oci::Platform> = all.iter().map(|of| &of.platform).collect();
     for text in super::verify::platforms(&wanted.platforms, &made, is_map) {
         let step = job.progress.step("verifying platforms");

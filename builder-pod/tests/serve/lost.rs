@@ -63,6 +63,7 @@ enum Until {
 #[derive(Clone)]
 struct Vanishing<const N: usize> {
     until: Until,
+    called: CancellationToken,
     gone: CancellationToken,
 }
 
@@ -82,7 +83,8 @@ impl<const N: usize> tower::Service<http::Request<Body>> for Vanishing<N> {
     }
 
     fn call(&mut self, call: http::Request<Body>) -> Self::Future {
-        let Self { until, gone } = self.clone();
+        let Self { until, called, gone } = self.clone();
+        called.cancel();
         Box::pin(async move {
             let frames: Frames = match until {
                 Until::Called => {
@@ -122,9 +124,9 @@ fn frame(message: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-/// Opens a session of a client that vanishes.
+/// Opens a session of a client that vanishes; whether it was called.
 async fn open(scene: &Scene, id: &str, until: &Until) -> CancellationToken {
-    let gone = CancellationToken::new();
+    let (called, gone) = (CancellationToken::new(), CancellationToken::new());
     let (near, far) = tokio::io::duplex(64 << 10);
     let (mut reader, mut writer) = tokio::io::split(near);
     let (sender, receiver) = mpsc::channel(8);
@@ -135,7 +137,7 @@ async fn open(scene: &Scene, id: &str, until: &Until) -> CancellationToken {
     }
     macro_rules! service {
         ($number:literal) => {
-            Vanishing::<$number> { until: until.clone(), gone: gone.clone() }
+            Vanishing::<$number> { until: until.clone(), called: called.clone(), gone: gone.clone() }
         };
     }
     let server = tonic::transport::Server::builder()
@@ -166,12 +168,12 @@ async fn open(scene: &Scene, id: &str, until: &Until) -> CancellationToken {
             }
         }
     };
-    let until = gone.clone();
+    let until = gone;
     tokio::spawn(async move {
         let all = async { tokio::join!(to_daemon, from_daemon, server) };
         let _ = until.run_until_cancelled(all).await;
     });
-    gone
+    called
 }
 
 fn packet(kind: fsutil::packet::PacketType, stat: Option<fsutil::Stat>, id: u32, data: &[u8]) -> Vec<u8> {
@@ -210,12 +212,12 @@ fn held(scene: &Scene) -> (usize, usize) {
 }
 
 async fn build(scene: &Scene, id: &str, until: &Until, mut request: SolveRequest) {
-    let gone = open(scene, id, until).await;
+    let called = open(scene, id, until).await;
     request.session = id.to_owned();
     let mut control = scene.control();
     let ended = tokio::time::timeout(ENDS_MAX, control.solve(request)).await;
     let error = ended.unwrap_or_else(|_| panic!("{id} did not end")).expect_err(id);
-    assert!(gone.is_cancelled(), "{id}: the client was never called: {error:?}");
+    assert!(called.is_cancelled(), "{id}: the client was never called: {error:?}");
     assert!(!error.message().is_empty(), "{id}: {error:?}");
     assert!(!error.message().contains("mistake of the daemon"), "{id}: {error:?}");
     scene.lives(id).await;

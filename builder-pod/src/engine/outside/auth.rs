@@ -16,7 +16,7 @@ use lapstrake_store::Store;
 
 use super::attr;
 use crate::error::{BuildError, chain};
-use crate::inputs::StepInputs;
+use crate::inputs::{GivenAgent, StepInputs};
 
 /// Whose name stands before a token, as BuildKit has it.
 const TOKEN_USER: &str = "x-access-token";
@@ -38,7 +38,11 @@ pub(super) async fn git(
     url: &str,
 ) -> Result<(Option<SourceAuth>, Option<Socket>), BuildError> {
     if let Some(id) = attr(source, "git.mountsshsock") {
-        let (access, agent) = agent(&inputs, store, source, url, id)?;
+        // Who has the agent may be far away.
+        let (asked, wanted) = (Arc::clone(&inputs), id.to_owned());
+        let found = tokio::task::spawn_blocking(move || asked.agent(&wanted)).await;
+        let given = found.map_err(BuildError::internal)??;
+        let (access, agent) = agent(given, &inputs, store, source, url, id)?;
         return Ok((Some(access), Some(agent)));
     }
     Ok((header(inputs, source, url).await?, None))
@@ -131,6 +135,7 @@ async fn first(
 
 /// The build's agent, served where git finds it.
 fn agent(
+    given: Option<GivenAgent>,
     inputs: &StepInputs,
     store: &Store,
     source: &pb::SourceOp,
@@ -138,7 +143,7 @@ fn agent(
     id: &str,
 ) -> Result<(SourceAuth, Socket), BuildError> {
     let lacks = |what: &str| BuildError::new(Reason::SecretNotFound, format!("{}: {what}", shown_url(url)));
-    let Some(given) = inputs.agent(id)? else {
+    let Some(given) = given else {
         let what = format!(
             "it is reached by SSH, and the build has no agent {id}; give it one (--ssh {id}, or the ImageBuild's spec.ssh)"
         );
