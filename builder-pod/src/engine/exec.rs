@@ -458,11 +458,11 @@ mod tests {
     }
 
     #[test]
-    fn what_steps_can_not_have_yet_is_refused() {
+    fn an_unknown_security_mode_is_refused() {
         assert!(check_supported(&pb::ExecOp::default()).is_ok());
         let unknown = pb::ExecOp { security: 7, ..Default::default() };
         let error = check_supported(&unknown).expect_err("refused");
-        assert_eq!(error.failure().reason, Reason::NotSupported);
+        assert_eq!(error.failure().message, "invalid security mode 7");
     }
 
     #[test]
