@@ -8,6 +8,8 @@ use tonic::transport::Channel;
 use tonic::{IntoRequest, IntoStreamingRequest, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::call;
+
 /// Header with the name of the store that is meant, of a client that has several.
 pub const STORE_HEADER: &str = "buildkit-attachable-store-id";
 
@@ -147,15 +149,7 @@ macro_rules! path {
 impl ContentClient {
     /// A client that calls over this channel.
     pub fn new(channel: Channel) -> Self {
-        let grpc = Grpc::new(channel);
-        Self(
-            grpc.max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(crate::MESSAGE_BYTES_MAX),
-        )
-    }
-
-    async fn ready(&mut self) -> Result<(), Status> {
-        self.0.ready().await.map_err(|e| Status::unknown(format!("the service is not ready: {e}")))
+        Self(call::client(channel))
     }
 
     /// A blob's facts.
@@ -166,7 +160,7 @@ impl ContentClient {
         &mut self,
         request: impl IntoRequest<InfoRequest>,
     ) -> Result<Response<InfoResponse>, Status> {
-        self.ready().await?;
+        call::ready(&mut self.0).await?;
         self.0.unary(request.into_request(), path!("Info"), ProstCodec::default()).await
     }
 
@@ -178,7 +172,7 @@ impl ContentClient {
         &mut self,
         request: impl IntoRequest<ReadContentRequest>,
     ) -> Result<Response<Streaming<ReadContentResponse>>, Status> {
-        self.ready().await?;
+        call::ready(&mut self.0).await?;
         self.0.server_streaming(request.into_request(), path!("Read"), ProstCodec::default()).await
     }
 
@@ -190,7 +184,7 @@ impl ContentClient {
         &mut self,
         request: impl IntoStreamingRequest<Message = WriteContentRequest>,
     ) -> Result<Response<Streaming<WriteContentResponse>>, Status> {
-        self.ready().await?;
+        call::ready(&mut self.0).await?;
         self.0.streaming(request.into_streaming_request(), path!("Write"), ProstCodec::default()).await
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Response, Status};
-use tonic_prost::ProstCodec;
+
+use crate::call;
 
 /// Asks for the outputs of a result.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -57,15 +57,7 @@ pub struct ExporterClient(Grpc<Channel>);
 impl ExporterClient {
     /// A client that calls over this channel.
     pub fn new(channel: Channel) -> Self {
-        let grpc = Grpc::new(channel);
-        Self(
-            grpc.max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(crate::MESSAGE_BYTES_MAX),
-        )
-    }
-
-    async fn ready(&mut self) -> Result<(), Status> {
-        self.0.ready().await.map_err(|e| Status::unknown(format!("the service is not ready: {e}")))
+        Self(call::client(channel))
     }
 
     /// The outputs of a result.
@@ -77,8 +69,7 @@ impl ExporterClient {
         request: impl IntoRequest<FindExportersRequest>,
     ) -> Result<Response<FindExportersResponse>, Status> {
         const PATH: &str = "/moby.exporter.v1.Exporter/FindExporters";
-        self.ready().await?;
-        self.0.unary(request.into_request(), PathAndQuery::from_static(PATH), ProstCodec::default()).await
+        call::unary(&mut self.0, PATH, request.into_request()).await
     }
 
     /// Tells that all was exported.
@@ -90,7 +81,6 @@ impl ExporterClient {
         request: impl IntoRequest<FinalizeExportRequest>,
     ) -> Result<Response<FinalizeExportResponse>, Status> {
         const PATH: &str = "/moby.exporter.v1.Exporter/FinalizeExport";
-        self.ready().await?;
-        self.0.unary(request.into_request(), PathAndQuery::from_static(PATH), ProstCodec::default()).await
+        call::unary(&mut self.0, PATH, request.into_request()).await
     }
 }

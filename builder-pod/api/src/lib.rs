@@ -4,6 +4,7 @@
 //! Holds: field numbers and names are BuildKit's and containerd's own; nothing is renumbered or renamed.
 //! Never: knows what is done with a message.
 
+mod call;
 pub mod content;
 pub mod exporter;
 pub mod policysession;

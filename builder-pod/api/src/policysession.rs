@@ -2,13 +2,10 @@
 
 use std::collections::HashMap;
 
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
-use tonic_prost::ProstCodec;
+use tonic::{Request, Response, Status};
 
-use crate::{frontend, pb, sourcepolicy};
+use crate::{call, frontend, pb, sourcepolicy};
 
 /// What is to be decided: a source, and what is known of it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -80,10 +77,5 @@ pub async fn check_policy(
     channel: Channel,
     request: CheckPolicyRequest,
 ) -> Result<Response<CheckPolicyResponse>, Status> {
-    let mut grpc = Grpc::new(channel)
-        .max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(crate::MESSAGE_BYTES_MAX);
-    grpc.ready().await.map_err(|e| Status::unknown(format!("the service is not ready: {e}")))?;
-    let path = PathAndQuery::from_static(CHECK_POLICY);
-    grpc.unary(tonic::Request::new(request), path, ProstCodec::default()).await
+    call::unary(&mut call::client(channel), CHECK_POLICY, Request::new(request)).await
 }

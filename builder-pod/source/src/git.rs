@@ -35,7 +35,7 @@ pub enum GitRef {
     Tag(String),
     /// A commit by its full id.
     Commit(String),
-    /// A full ref, or else a commit, a branch or a tag, in this order, which is git's own.
+    /// A full ref, or else a commit, a branch or a tag, in this order, which is BuildKit's.
     Any(String),
 }
 
