@@ -56,6 +56,12 @@ impl BuildError {
         Self::new(Reason::Internal, message.to_string())
     }
 
+    /// A file of this machine could not be read or written: where the disk is full it says so.
+    pub(crate) fn of_file(error: &std::io::Error) -> Self {
+        let reason = if is_no_space(error) { Reason::DiskFull } else { Reason::Internal };
+        Self::new(reason, chain(error))
+    }
+
     /// The vertex was stopped.
     pub(crate) fn canceled() -> Self {
         Self::new(Reason::Canceled, "the build was canceled")

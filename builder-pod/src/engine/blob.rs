@@ -145,8 +145,9 @@ impl Engine {
         let work = move || {
             let active = store.prepare(None)?;
             let at = active.upper().join(&dress.name);
-            write(open()?, &at, &dress, modified)
-                .map_err(|e| BuildError::internal(format!("{}: {e}", at.display())))?;
+            write(open()?, &at, &dress, modified).map_err(|e| {
+                BuildError::of_file(&e).with(|failure| failure.message = format!("{}: {e}", at.display()))
+            })?;
             super::commit(&store, active).map(|id| Res::Snapshot(Some(id)))
         };
         tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?

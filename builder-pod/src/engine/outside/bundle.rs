@@ -49,9 +49,9 @@ pub(super) async fn path(store: &Store, source: &pb::SourceOp) -> Result<Option<
         let path = dir.join(&name);
         if !path.exists() {
             let mut blob = store.open_blob(&digest)?;
-            let mut made = tempfile::NamedTempFile::new_in(&dir).map_err(BuildError::internal)?;
-            std::io::copy(&mut blob, &mut made).map_err(BuildError::internal)?;
-            made.persist(&path).map_err(BuildError::internal)?;
+            let mut made = tempfile::NamedTempFile::new_in(&dir).map_err(|e| BuildError::of_file(&e))?;
+            std::io::copy(&mut blob, &mut made).map_err(|e| BuildError::of_file(&e))?;
+            made.persist(&path).map_err(|e| BuildError::of_file(&e.error))?;
         }
         Ok(Some(path))
     };
