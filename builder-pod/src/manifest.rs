@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lapstrake_dockerfile::{ExtraHost, Ulimit};
-use lapstrake_handoff::{Attestations, Provenance, ProvenanceMode, Reason, Sbom, StepNetwork};
+use lapstrake_handoff::{Attestations, Reason, StepNetwork};
 use lapstrake_oci::{Platform, Reference};
 use serde::Deserialize;
 
@@ -165,35 +165,7 @@ struct OutputSpec {
     source_metadata: bool,
     timestamp: Option<String>,
     #[serde(default)]
-    attestations: AttestationsSpec,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct AttestationsSpec {
-    provenance: Option<ProvenanceSpec>,
-    sbom: Option<SbomSpec>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct ProvenanceSpec {
-    mode: ProvenanceMode,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct SbomSpec {
-    generator: Option<String>,
-}
-
-impl AttestationsSpec {
-    fn of_request(self) -> Attestations {
-        Attestations {
-            provenance: self.provenance.map(|of| Provenance { mode: of.mode }),
-            sbom: self.sbom.map(|of| Sbom { generator: of.generator }),
-        }
-    }
+    attestations: Attestations,
 }
 
 /// Reads the manifest at `path`: the options of the build, and what of it is in the cluster.
@@ -274,7 +246,7 @@ fn parse(text: &str) -> Result<(BuildOptions, InCluster), String> {
         image.add_name(&name).map_err(|e| format!("spec.output.tags: {e}"))?;
     }
     options.outputs = vec![Output::Push(image)];
-    let attested = asked::attested(&spec.output.attestations.of_request());
+    let attested = asked::attested(&spec.output.attestations);
     options.attested = attested.map_err(|error| error.failure().message.clone())?;
     Ok((options, in_cluster))
 }
