@@ -8,6 +8,7 @@ use lapstrake_dockerfile::{ExtraHost, Options, Ulimit};
 use lapstrake_handoff::{
     Attestations, ContextFrom, GitRef, GitSource, HttpSource, ProvenanceMode, Reason, Request, Source,
 };
+use lapstrake_llb::Resources;
 
 use crate::attest;
 use crate::error::BuildError;
@@ -25,8 +26,10 @@ pub(crate) struct StepOptions {
     pub(crate) shm_bytes: Option<u64>,
     /// Host name.
     pub(crate) hostname: Option<String>,
-    /// cgroup parent, as BuildKit's frontend takes it.
+    /// The control group above those of steps.
     pub(crate) cgroup_parent: Option<String>,
+    /// What a step may take of the machine.
+    pub(crate) resources: Resources,
 }
 
 impl StepOptions {
@@ -48,7 +51,9 @@ impl StepOptions {
             ("hostname", self.hostname.clone()),
             ("cgroup-parent", self.cgroup_parent.clone()),
         ];
-        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+        let all = all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let limits = self.resources.iter().map(|(name, value)| (name.to_owned(), value));
+        all.chain(limits).collect()
     }
 
     /// Puts them into the frontend's options.
@@ -58,6 +63,7 @@ impl StepOptions {
         options.shm_size_bytes = self.shm_bytes.and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or(0);
         options.hostname = self.hostname.clone().unwrap_or_default();
         options.cgroup_parent = self.cgroup_parent.clone().unwrap_or_default();
+        options.resources.clone_from(&self.resources);
     }
 }
 
@@ -81,11 +87,6 @@ impl Attributes {
         Ok(())
     }
 
-    /// What the builder can only take note of.
-    pub(crate) fn warnings(&self) -> Vec<String> {
-        self.0.get("cgroup-parent").map(|parent| cgroup_parent_warning(parent)).into_iter().collect()
-    }
-
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
         self.0.iter()
@@ -97,11 +98,6 @@ impl Attributes {
             options.set(name, value).ok(); // looked at when it was added
         }
     }
-}
-
-/// As BuildKit without the power over control groups: what is asked for stands in the graph, and steps stay where they are.
-pub(crate) fn cgroup_parent_warning(parent: &str) -> String {
-    format!("cgroup-parent {parent}: steps stay in the control group of the builder")
 }
 
 /// Where the context of a request comes from.
@@ -159,7 +155,6 @@ pub(crate) fn of_request(request: &Request, options: &mut BuildOptions) -> Resul
     for (name, value) in &request.frontend_options {
         options.frontend.add("spec.dockerfile.options", name, value)?;
     }
-    options.warnings.extend(options.frontend.warnings());
     let steps = &request.steps;
     let host =
         |host: &lapstrake_handoff::Host| ExtraHost { host: host.name.to_ascii_lowercase(), address: host.ip };
@@ -240,7 +235,7 @@ mod tests {
     #[test]
     fn a_request_reaches_the_frontend() {
         let options = options(
-            r#"{"noCacheStages":["test"],"frontendOptions":{"image-resolve-mode":"pull","cgroup-parent":"a"},
+            r#"{"noCacheStages":["test"],"frontendOptions":{"image-resolve-mode":"pull","cgroup-parent":"a","memory":"4096"},
             "steps":{"hosts":[{"name":"DB","ip":"10.0.0.7"}],"ulimits":[{"name":"nofile","soft":1,"hard":2}],
             "shmBytes":4096,"hostname":"box"},"attestations":{"provenance":{},"sbom":{"generator":"h.example/scanner:1"}},
             "contexts":[{"name":"a","from":{"image":"registry.example/a:1"}},
@@ -253,7 +248,8 @@ mod tests {
         assert_eq!((frontend.extra_hosts[0].host.as_str(), frontend.ulimits[0].hard), ("db", 2));
         assert_eq!((frontend.shm_size_bytes, frontend.hostname.as_str()), (4096, "box"));
         assert_eq!(frontend.resolve_mode, lapstrake_dockerfile::ResolveMode::Pull);
-        assert!(options.warnings[0].contains("cgroup-parent a"), "{:?}", options.warnings);
+        assert_eq!(frontend.cgroup_parent, "a");
+        assert_eq!(frontend.resources.memory, Some(4096));
         assert_eq!(options.no_cache_stages, ["test"]);
         assert_eq!(options.attested.provenance.map(|asked| asked.mode), Some(attest::Mode::Min));
         assert!(options.attested.sbom.is_some_and(|asked| asked.generator.tag() == Some("1")));

@@ -3,18 +3,27 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use lapstrake_llb::RESOURCE_NAMES;
+
 use crate::options::{ExtraHost, Network, NoCache, Options, ResolveMode, Ulimit};
 use crate::suggest;
 
 /// Attributes that are read here. Others of BuildKit's are the caller's: they say where files and caches are, or what
 /// is made of the result.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 18] = [
     "add-hosts",
     "cgroup-parent",
+    "cpuperiod",
+    "cpuquota",
+    "cpusetcpus",
+    "cpusetmems",
+    "cpushares",
     "force-network-mode",
     "hostname",
     "image-resolve-mode",
     "label:",
+    "memory",
+    "memswap",
     "multi-platform",
     "no-cache",
     "shm-size",
@@ -89,6 +98,7 @@ impl Options {
             }
             "hostname" => self.hostname = value.to_owned(),
             "cgroup-parent" => self.cgroup_parent = value.to_owned(),
+            limit if RESOURCE_NAMES.contains(&limit) => self.resources.set(limit, value).map_err(wrong)?,
             "target" => self.target = Some(value.to_owned()).filter(|target| !target.is_empty()),
             "no-cache" => self.no_cache = NoCache::from_attribute(value),
             "force-network-mode" => {
@@ -236,6 +246,9 @@ mod tests {
             ("ulimit", "nofile=-1:1", "above the hard one"),
             ("shm-size", "64m", "no number of bytes"),
             ("shm-size", "-1", "no number of bytes"),
+            ("memory", "1g", "no number above 0"),
+            ("cpusetcpus", "all", "as in 0-3,5"),
+            ("memswop", "1", "did you mean memswap?"),
             ("force-network-mode", "bridge", "none, host and sandbox"),
             ("image-resolve-mode", "never", "default, pull and local"),
             ("multi-platform", "maybe", "neither true nor false"),

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lapstrake_llb::Resources;
 use lapstrake_oci::{Platform, Reference};
 
 /// What a build asks for beside the Dockerfile.
@@ -52,6 +53,8 @@ pub struct Options {
     pub shm_size_bytes: i64,
     /// cgroup parent of steps.
     pub cgroup_parent: String,
+    /// What each step may take of the machine.
+    pub resources: Resources,
     /// Prefix of cache mount ids (`BUILDKIT_CACHE_MOUNT_NS`).
     pub cache_namespace: String,
     /// The lines of the context's ignore file, for the rule about copies of what it leaves out.
@@ -88,6 +91,7 @@ impl Default for Options {
             ulimits: Vec::new(),
             shm_size_bytes: 0,
             cgroup_parent: String::new(),
+            resources: Resources::default(),
             cache_namespace: String::new(),
             ignore_patterns: Vec::new(),
             context_files: None,

@@ -8,7 +8,7 @@ use lapstrake_dockerfile::{
     Capabilities, ContextUse, Diagnostics, ExtraHost, Images, Lowered, MainContext, NamedContext, Network,
     NoCache, Options, ResolveMode, Severity, Ulimit, parse, plan,
 };
-use lapstrake_llb::{Graph, pb};
+use lapstrake_llb::{Graph, description, pb};
 
 fn lower(text: &str, options: &Options) -> Result<Lowered, Diagnostics> {
     let plan = plan(&parse("Dockerfile", text), options)?;
@@ -60,6 +60,26 @@ fn options_of_steps_reach_every_step() {
         assert_eq!(step.mounts[1].tmpfs_opt, Some(pb::TmpfsOpt { size: 64 }));
     }
     assert_eq!([steps[0].network, steps[1].network], [pb::NetMode::None as i32, pb::NetMode::Host as i32]);
+}
+
+#[test]
+fn limits_of_steps_stand_beside_their_operations() {
+    let steps = |resources: &str| {
+        let options = Options { resources: resources.parse().expect("valid"), ..Options::default() };
+        let lowered = lowered("FROM a\nRUN x\nCOPY --from=b / /\n", &options);
+        let graph = Graph::decode(&lowered.definition).expect("a valid graph");
+        let steps = graph.vertices().iter().map(|vertex| {
+            let limits = vertex.metadata.description.get(description::RESOURCES).cloned();
+            (vertex.digest.to_string(), limits)
+        });
+        steps.collect::<Vec<_>>()
+    };
+    let (free, limited) = (steps(""), steps("memory=4096;cpuquota=5000"));
+    let given: Vec<_> = limited.iter().filter_map(|(_, limits)| limits.as_deref()).collect();
+    assert_eq!(given, ["memory=4096;cpuquota=5000"], "of the one step that runs a program");
+    let digests =
+        |of: &[(String, Option<String>)]| of.iter().map(|(digest, _)| digest.clone()).collect::<Vec<_>>();
+    assert_eq!(digests(&free), digests(&limited), "they are no part of what a step is");
 }
 
 #[test]

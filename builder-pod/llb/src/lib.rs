@@ -11,9 +11,11 @@ mod build;
 mod graph;
 pub mod pb;
 pub mod protojson;
+mod resources;
 
 pub use build::{Builder, SourceRange, encode};
 pub use graph::{Graph, GraphError, Location, SourceFile, Vertex};
+pub use resources::{RESOURCE_NAMES, Resources};
 
 use lapstrake_oci::Digest;
 
@@ -63,8 +65,10 @@ pub fn copy_of_all() -> pb::FileOp {
     pb::FileOp { actions: vec![action] }
 }
 
-/// Keys of [`pb::OpMetadata::description`] that people see.
+/// Keys of [`pb::OpMetadata::description`].
 pub mod description {
     /// The name that progress shows for the vertex.
     pub const CUSTOM_NAME: &str = "llb.customname";
+    /// Limits of a step, as [`crate::Resources`] are written.
+    pub const RESOURCES: &str = "lapstrake.resources";
 }

@@ -71,9 +71,12 @@ impl RunError {
 
     pub(crate) fn from_failure(stage: Stage, message: String, errno: i32) -> Self {
         match stage {
-            Stage::Program | Stage::User | Stage::Cwd | Stage::Mount | Stage::Limits => {
-                Self::Step { stage, message, errno }
-            }
+            Stage::Program
+            | Stage::User
+            | Stage::Cwd
+            | Stage::Mount
+            | Stage::Limits
+            | Stage::ControlGroup => Self::Step { stage, message, errno },
             _ => Self::Sandbox { stage, message, errno },
         }
     }

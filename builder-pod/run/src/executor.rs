@@ -273,9 +273,9 @@ pub(crate) fn conclude(
     oom_counted: impl FnOnce() -> bool,
 ) -> Result<StepExit, RunError> {
     match report {
-        Some(Report::Ended { code, signal }) => {
+        Some(Report::Ended { code, signal, oom }) => {
             let killed = signal == Some(9) || code == 128 + 9;
-            Ok(StepExit { code, signal, oom_killed: killed && oom_counted() })
+            Ok(StepExit { code, signal, oom_killed: killed && (oom || oom_counted()) })
         }
         Some(Report::Failed { stage, message, errno }) => Err(RunError::from_failure(stage, message, errno)),
         Some(Report::Stubs(_) | Report::Running { .. }) | None => {

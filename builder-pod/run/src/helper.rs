@@ -14,6 +14,7 @@ use lapstrake_sys::{Context, Errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
+use crate::cgroup::Joined;
 use crate::emulation::Keeper;
 use crate::init::{self, Failure, Stubs, kernel};
 use crate::protocol::{HELPER_ARGUMENT, Report, Request, Stage, send};
@@ -92,6 +93,10 @@ fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
         Ok(keeper) => keeper,
         Err(failure) => return (control, Err(failure)),
     };
+    let joined = match request.spec.control_group.as_ref().map(Joined::join).transpose() {
+        Ok(joined) => joined.unwrap_or_default(),
+        Err(failure) => return (control, Err(failure)),
+    };
     match split(request.spec.network) {
         Ok(Side::Child) => {
             drop((reader, control));
@@ -104,9 +109,22 @@ fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
                 false => see_through(&request, &child, reader, &control),
             };
             drop(keeper); // Nothing of the step is left that it was kept for.
+            let result = result.map(|report| with_oom(report, &joined));
+            joined.leave();
             (control, result)
         }
-        Err(error) => (control, Err(kernel(Stage::Namespaces)(error))),
+        Err(error) => {
+            joined.leave();
+            (control, Err(kernel(Stage::Namespaces)(error)))
+        }
+    }
+}
+
+/// The same report, with what the step's control group has seen.
+fn with_oom(report: Report, joined: &Joined) -> Report {
+    match report {
+        Report::Ended { code, signal, oom } => Report::Ended { code, signal, oom: oom || joined.saw_oom() },
+        other => other,
     }
 }
 
@@ -165,5 +183,5 @@ fn conclude(request: &Request, reports: &[u8]) -> Report {
     let told =
         reports.into_iter().find(|report| !matches!(report, Report::Stubs(_) | Report::Running { .. }));
     // Killed before it could tell: by us, by somebody outside, or for want of memory.
-    told.unwrap_or(Report::Ended { code: 128 + 9, signal: Some(9) })
+    told.unwrap_or(Report::Ended { code: 128 + 9, signal: Some(9), oom: false })
 }

@@ -13,8 +13,9 @@
 //! sees the builder's processes, files or descriptors; a secret is in memory only, and goes with the step.
 //!
 //! Never: forks a threaded process; weakens isolation silently (what cannot be set up is an error);
-//! makes cgroups; decides what is run.
+//! makes a cgroup that was not asked for; decides what is run.
 
+mod cgroup;
 mod emulation;
 mod error;
 mod etc;
@@ -28,6 +29,7 @@ pub mod sandbox;
 mod seccomp;
 mod spec;
 
+pub use cgroup::{ControlGroup, Limits, delegated as control_groups_delegated};
 pub use emulation::{emulated, runs_natively};
 pub use error::RunError;
 pub use etc::Dns;

@@ -73,6 +73,8 @@ pub enum Stage {
     User,
     /// Resource limits.
     Limits,
+    /// The control group.
+    ControlGroup,
     /// Capabilities and the system call filter.
     Confine,
     /// The user namespace of an emulator.
@@ -84,8 +86,13 @@ pub enum Stage {
 /// What the helper, or the step's init through it, reports.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// The step's main process ended.
-    Ended { code: i32, signal: Option<i32> },
+    /// The step's main process ended; `oom` where the kernel has killed something in its control group for want of memory.
+    Ended {
+        code: i32,
+        signal: Option<i32>,
+        #[serde(default)]
+        oom: bool,
+    },
     /// It never ran.
     Failed { stage: Stage, message: String, errno: i32 },
     /// Mount points that had to be made in the upper directory; the helper removes them after.

@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::ControlGroup;
+
 /// The host name of a step that asks for none.
 pub const HOSTNAME_DEFAULT: &str = "buildkitsandbox";
 
@@ -63,6 +65,9 @@ pub struct StepSpec {
     /// system calls, all of `/proc` and `/sys`.
     #[serde(default)]
     pub insecure: bool,
+    /// The control group that it gets of its own; none leaves it in the builder's.
+    #[serde(default)]
+    pub control_group: Option<ControlGroup>,
     /// Its standard output is a socket that is its standard input too; [`crate::Executor::run_on`] sets it.
     #[serde(default)]
     pub duplex: bool,
@@ -111,6 +116,7 @@ impl StepSpec {
             certificates: None,
             emulator: None,
             insecure: false,
+            control_group: None,
             duplex: false,
             input: Input::None,
         }

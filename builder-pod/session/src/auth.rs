@@ -13,8 +13,8 @@ use tonic::transport::Channel;
 use crate::error::Error;
 use crate::session::{Session, method};
 
-/// How long a client may take: it may have to ask a person or a program.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take where nothing else is said: it may have to ask a person or a program.
+pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const KEY_BYTES: usize = 32;
 
 /// Name and password; both empty for a registry that the client knows none for. Never shown.
@@ -81,9 +81,13 @@ impl Session {
         if !self.serves(method) {
             return Ok(None);
         }
-        let late = || tonic::Status::deadline_exceeded(format!("no answer within {} s", TIMEOUT.as_secs()));
-        let call = async { tokio::time::timeout(TIMEOUT, call).await.unwrap_or_else(|_| Err(late())) };
-        match self.call(action, call).await {
+        let bounded = async {
+            let Some(most) = self.auth_timeout() else { return call.await };
+            let late =
+                |_| Err(tonic::Status::deadline_exceeded(format!("no answer within {} s", most.as_secs())));
+            tokio::time::timeout(most, call).await.unwrap_or_else(late)
+        };
+        match self.call(action, bounded).await {
             Ok(answer) => Ok(Some(answer)),
             Err(Error::Call { status, .. }) if status.code() == Code::Unimplemented => Ok(None),
             Err(error) => Err(error),

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -50,6 +51,7 @@ pub struct Session {
     introduction: Introduction,
     channel: Channel,
     closed: CancellationToken,
+    auth_timeout: Option<Duration>,
 }
 
 impl std::fmt::Debug for Session {
@@ -59,8 +61,18 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(introduction: Introduction, channel: Channel, closed: CancellationToken) -> Self {
-        Self { introduction, channel, closed }
+    pub(crate) fn new(
+        introduction: Introduction,
+        channel: Channel,
+        closed: CancellationToken,
+        auth_timeout: Option<Duration>,
+    ) -> Self {
+        Self { introduction, channel, closed, auth_timeout }
+    }
+
+    /// How long it may take to answer for a registry.
+    pub(crate) fn auth_timeout(&self) -> Option<Duration> {
+        self.auth_timeout
     }
 
     /// The id that the client gave itself.

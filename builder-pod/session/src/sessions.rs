@@ -42,15 +42,25 @@ struct Shared {
     by_id: Mutex<HashMap<String, Arc<Session>>>,
     /// Counts arrivals, for those who wait for one.
     arrivals: watch::Sender<u64>,
+    auth_timeout: Option<Duration>,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { by_id: Mutex::default(), arrivals: watch::Sender::new(0) }
+        Self {
+            by_id: Mutex::default(),
+            arrivals: watch::Sender::new(0),
+            auth_timeout: Some(crate::auth::TIMEOUT_DEFAULT),
+        }
     }
 }
 
 impl Sessions {
+    /// None yet; each may take as long as this to answer for a registry, for ever where it is `None`.
+    pub fn with_auth_timeout(auth_timeout: Option<Duration>) -> Self {
+        Self { shared: Arc::new(Shared { auth_timeout, ..Shared::default() }) }
+    }
+
     /// Serves one `Control.Session` call: `metadata` and `inbound` are its request's, the stream is its answer.
     ///
     /// # Errors
@@ -64,7 +74,8 @@ impl Sessions {
         let (tunnel, outbound) = Tunnel::new(inbound, &closed);
         let channel = dial(tunnel);
         let health = introduction.health;
-        let session = Arc::new(Session::new(introduction, channel.clone(), closed.clone()));
+        let session =
+            Arc::new(Session::new(introduction, channel.clone(), closed.clone(), self.shared.auth_timeout));
         self.enter(&session)?;
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {

@@ -67,6 +67,7 @@ impl Engine {
         prepared.mounts.extend(devices.mounts);
         let mut spec = step_spec(exec, meta, &mut prepared, &given)?;
         spec.env.extend(devices.env);
+        spec.control_group = self.control_group(meta, Some(vertex), step)?;
         let mut tail = Tail::default();
         let mut masked = given.inputs.masks().filter();
         let mut show = |stream: usize, bytes: &[u8]| {
@@ -246,6 +247,7 @@ pub(super) fn step_spec(
         certificates: given.certificates.clone(),
         emulator: None,
         insecure: exec.security == pb::SecurityMode::Insecure as i32,
+        control_group: None,
         duplex: false,
         input: lapstrake_run::Input::None,
     })
@@ -378,8 +380,7 @@ fn judge(
     }
     let command = shortened(&meta.args.join(" "));
     let (reason, message) = if exit.oom_killed {
-        let hint =
-            "the step was killed for using more memory than the builder may have; raise its memory limit";
+        let hint = "out of memory: the step was killed for using more than it or the builder may have; raise that limit";
         (Reason::OutOfMemory, format!("\"{command}\": {hint}"))
     } else if disk_full {
         (

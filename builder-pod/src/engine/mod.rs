@@ -10,6 +10,7 @@ mod emulation;
 mod exec;
 mod failed;
 mod file;
+mod group;
 mod images;
 mod key;
 mod lazy;

@@ -51,6 +51,8 @@ pub(crate) struct Inputs {
     pub(crate) devices_by_step: bool,
     /// Directories of files that describe devices; the usual ones where there is none.
     pub(crate) device_dirs: Vec<PathBuf>,
+    /// The control group above those of steps that name none; empty to give them none.
+    pub(crate) cgroup_parent: String,
     /// The client, which has what is not here.
     pub(crate) lender: Option<Lender>,
     /// Rules about what is brought from outside.
@@ -217,6 +219,11 @@ impl StepInputs {
             [] => DEVICE_DIRS.map(PathBuf::from).to_vec(),
             dirs => dirs.to_vec(),
         }
+    }
+
+    /// The control group above those of steps that name none.
+    pub(crate) fn cgroup_parent(&self) -> &str {
+        &self.inputs.cgroup_parent
     }
 
     /// Devices that steps may have.

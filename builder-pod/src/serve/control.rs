@@ -89,6 +89,7 @@ impl Daemon {
         job.inputs_of_steps.device_dirs.clone_from(&self.config.cdi.spec_dirs);
         job.inputs_of_steps.auto_devices.clone_from(&self.config.cdi.auto_allowed);
         job.inputs_of_steps.devices_by_step = true;
+        job.inputs_of_steps.cgroup_parent = self.config.worker.cgroup_parent.clone().unwrap_or_default();
         let policies = build::policies(&request.source_policy)?;
         job.inputs_of_steps.policies = match request.source_policy_session.as_str() {
             "" => policies,

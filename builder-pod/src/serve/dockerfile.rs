@@ -9,6 +9,7 @@ use lapstrake_api::control::VertexWarning;
 use lapstrake_api::pb;
 use lapstrake_dockerfile::{Images, NoCache, Options, Subrequest};
 use lapstrake_handoff::Reason;
+use lapstrake_llb::RESOURCE_NAMES;
 use lapstrake_oci::Platform;
 
 use super::answer::{Answer, CONFIG, PLATFORMS, Ref, Refs, platform_list};
@@ -101,6 +102,7 @@ fn other(options: &mut BuildOptions, name: &str, value: &str) -> Result<(), Buil
         | "image-resolve-mode" => {
             options.frontend.add("frontend option", name, value)?;
         }
+        limit if RESOURCE_NAMES.contains(&limit) => options.frontend.add("frontend option", name, value)?,
         // What they say is read elsewhere, or is about what is not asked of this frontend.
         _ => {}
     }

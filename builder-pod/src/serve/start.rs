@@ -112,7 +112,7 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         history: History::open(&store, config.history).map_err(BuildError::internal)?,
         engine,
         client,
-        sessions: Sessions::default(),
+        sessions: Sessions::with_auth_timeout(config.session_auth_timeout),
         dirs: Arc::default(),
         jobs: Arc::default(),
         environment: crate::attest::environment(&config.provenance_env_dir).map_err(BuildError::internal)?,

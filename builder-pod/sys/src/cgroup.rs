@@ -1,4 +1,4 @@
-//! Readings of the cgroup that this process lives in. No cgroup is ever made or changed.
+//! Readings of the cgroup that this process lives in.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,8 @@ pub fn memory_limit_bytes() -> Option<u64> {
     text.trim().parse().ok().filter(|limit| *limit < 1 << 60)
 }
 
-fn parse_kills(text: &str) -> Option<u64> {
+/// How many kills for want of memory a group's file tells of (v2 `memory.events`, v1 `memory.oom_control`).
+pub fn parse_kills(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
 }
 
@@ -56,6 +57,16 @@ fn counter_file(groups: &str, mounts: &str) -> Option<PathBuf> {
 
 /// Where the cgroup `group` lies in the file system, by the mounts of this process.
 fn group_directory(mounts: &str, group: &str, wanted: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
+    mounted_at(mounts, group, wanted).map(|(_, own)| own)
+}
+
+/// The mount (of `/proc/self/mountinfo`) that shows the cgroup `group`, and where this lies there; `wanted` is asked for its type and the
+/// options of its file system.
+pub fn mounted_at(
+    mounts: &str,
+    group: &str,
+    wanted: impl Fn(&str, &str) -> bool,
+) -> Option<(PathBuf, PathBuf)> {
     mounts.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let mut right = right.split(' ');
@@ -67,7 +78,7 @@ fn group_directory(mounts: &str, group: &str, wanted: impl Fn(&str, &str) -> boo
         let (root, place) = (left.next()?, left.next()?);
         // The mount shows the tree from `root` on; inside a container that is its own cgroup.
         let below = Path::new(group).strip_prefix(root).ok()?;
-        Some(Path::new(place).join(below))
+        Some((PathBuf::from(place), Path::new(place).join(below)))
     })
 }
 

@@ -1,6 +1,6 @@
 //! `RUN`.
 
-use lapstrake_llb::pb;
+use lapstrake_llb::{description, pb};
 
 use crate::ast::Run;
 use crate::diagnostic::Diagnostic;
@@ -68,6 +68,10 @@ impl Lowering<'_> {
         let op = operation(pb::op::Op::Exec(exec), Some(&current.state.platform));
         let mut metadata = named_command(&name, at.text());
         metadata.ignore_cache = current.ignore_cache;
+        let resources = &self.plan.options.resources;
+        if !resources.is_empty() {
+            metadata.description.insert(description::RESOURCES.to_owned(), resources.to_string());
+        }
         let output = self.graph.add(op, inputs.0, metadata, at.lines());
         current.state.output = Some(output);
         current.state.record(history, true, true, self.plan.epoch);

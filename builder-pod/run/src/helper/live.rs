@@ -67,8 +67,8 @@ fn run_beside(request: &Request, inside: &OwnedFd, control: &File) -> Result<Rep
     let failed =
         Report::decode_all(&reports).into_iter().find(|report| matches!(report, Report::Failed { .. }));
     Ok(failed.unwrap_or(match ended {
-        Ended::Exited(code) => Report::Ended { code, signal: None },
-        Ended::Signaled(signal) => Report::Ended { code: 128 + signal, signal: Some(signal) },
+        Ended::Exited(code) => Report::Ended { code, signal: None, oom: false },
+        Ended::Signaled(signal) => Report::Ended { code: 128 + signal, signal: Some(signal), oom: false },
     }))
 }
 

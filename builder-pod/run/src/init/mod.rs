@@ -322,8 +322,10 @@ fn watch(main: rustix::process::Pid) -> Result<Report, Failure> {
         match process::reap_any().map_err(kernel(Stage::Helper))? {
             Some((pid, ended)) if pid == main => {
                 return Ok(match ended {
-                    Ended::Exited(code) => Report::Ended { code, signal: None },
-                    Ended::Signaled(signal) => Report::Ended { code: 128 + signal, signal: Some(signal) },
+                    Ended::Exited(code) => Report::Ended { code, signal: None, oom: false },
+                    Ended::Signaled(signal) => {
+                        Report::Ended { code: 128 + signal, signal: Some(signal), oom: false }
+                    }
                 });
             }
             Some(_) => {}
