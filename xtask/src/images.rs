@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 use crate::cluster::{Cluster, cache, target};
 use crate::process::{output, run};
 
+/// `RUSTFLAGS` of what goes into images.
+const STATIC: &str = "-C target-feature=+crt-static";
+
 /// Names of our images, as the chart wants them.
 #[derive(Debug)]
 pub(crate) struct Images {
@@ -35,12 +38,22 @@ pub(crate) fn programs(root: &Path) -> Result<PathBuf> {
     let profile = env::var("LAPSTRAKE_PROFILE").unwrap_or_else(|_| "release".into());
     println!("compiling the operator and the builder ({profile})");
     run(Command::new("cargo")
-        .args(["build", "--locked", "--package", "lapstrake-operator", "--package", "lapstrake-builder"])
+        .args(["build", "--locked"])
+        .args(selection(&profile))
         .args(["--profile", &profile, "--target", &triple])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", STATIC)
         .current_dir(root))?;
     let folder = if profile == "dev" { "debug" } else { &profile };
     Ok(target(root).join(triple).join(folder))
+}
+
+/// What is compiled. Features of crates depend on what else is: in the profile of the tests it is what these are of, so that where
+/// they are compiled for the same target with the same flags nothing is compiled twice.
+fn selection(profile: &str) -> &'static [&'static str] {
+    match profile {
+        "dev" => &["--workspace", "--exclude", "lapstrake-e2e", "--bins", "--tests"],
+        _ => &["--package", "lapstrake-operator", "--package", "lapstrake-builder"],
+    }
 }
 
 fn image(root: &Path, cluster: &Cluster, programs: &Path, name: &str) -> Result<(String, String)> {
