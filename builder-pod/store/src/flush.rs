@@ -12,8 +12,9 @@ use crate::index::{Changes, Index};
 use crate::keeper::Orders;
 use crate::lock::Lock;
 use crate::paths::{Paths, remove_all};
-use crate::pins::Pins;
+use crate::pins::{Pins, SideName};
 use crate::snapshot::{Snapshots, load_snapshots, table_of};
+use crate::usage::SideSize;
 use crate::{Error, Recovered, Result, Table, limits};
 
 /// What all clones of a store share.
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     chains: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
     pub(crate) cache_dirs: CacheDirs,
     pub(crate) pins: Pins,
+    pub(crate) side_sizes: Mutex<HashMap<SideName, SideSize>>,
     pub(crate) keeper: Orders,
     /// One collection at a time.
     pub(crate) collecting: Mutex<()>,
@@ -99,6 +101,7 @@ impl Shared {
             chains: Mutex::default(),
             cache_dirs,
             pins: Pins::default(),
+            side_sizes: Mutex::default(),
             keeper: Orders::default(),
             collecting: Mutex::default(),
             root_dir,

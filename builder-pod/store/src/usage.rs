@@ -144,13 +144,32 @@ struct Side {
     last_used: u64,
 }
 
-/// Groups whose members come and go as a whole. Others' files are theirs to remove.
-const SIDE_KINDS: [(&str, Kind); 5] = [
-    ("git", Kind::GitCheckout),
-    ("checkouts", Kind::GitCheckout),
-    ("http", Kind::Source),
-    ("inline", Kind::Source),
-    ("local", Kind::Source),
+/// The size of a directory that changes only while it is needed.
+#[derive(Debug)]
+pub(crate) struct SideSize {
+    /// The mark of who needed it last when it was measured.
+    touched: Option<u64>,
+    bytes: u64,
+}
+
+/// When a directory of another part has another size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Changes {
+    /// It comes and goes as a whole: its own time tells.
+    AsAWhole,
+    /// Deep inside, by who says that it is needed.
+    InUse,
+    /// By whom nobody knows.
+    Anytime,
+}
+
+/// Groups whose members may be removed. Others' files are theirs to remove.
+const SIDE_KINDS: [(&str, Kind, Changes); 5] = [
+    ("git", Kind::GitCheckout, Changes::Anytime),
+    ("checkouts", Kind::GitCheckout, Changes::AsAWhole),
+    ("http", Kind::Source, Changes::AsAWhole),
+    ("inline", Kind::Source, Changes::AsAWhole),
+    ("local", Kind::Source, Changes::InUse),
 ];
 
 impl Store {
@@ -338,7 +357,7 @@ impl Shared {
         walk.add_one(&side);
         for group_dir in if side.is_dir() { list(&side)? } else { Vec::new() } {
             let group = group_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Some((_, kind)) = SIDE_KINDS.iter().find(|(name, _)| *name == group) else {
+            let Some((_, kind, changes)) = SIDE_KINDS.iter().find(|(name, ..)| *name == group) else {
                 walk.add(&group_dir);
                 continue;
             };
@@ -346,7 +365,7 @@ impl Shared {
             for path in list(&group_dir)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let key = (group.clone(), name);
-                let (bytes, last_used) = self.side(&key, &path, group == "git");
+                let (bytes, last_used) = self.side(&key, &path, *changes);
                 usage.items.push(UsageItem {
                     in_use: self.side_in_use(&key),
                     id: ItemId::Side { group: key.0, name: key.1 },
@@ -368,24 +387,47 @@ impl Shared {
         self.pins.holds_side(&locked(&self.pins.sides), name)
     }
 
-    fn side(&self, name: &SideName, path: &Path, changes: bool) -> (u64, SystemTime) {
+    fn side(&self, name: &SideName, path: &Path, changes: Changes) -> (u64, SystemTime) {
         let record = side_key(name);
         let mut side = self.side_record(&record);
         let time = modified(path);
-        let bytes = match side.bytes {
-            Some((bytes, at)) if at == time && !changes && !self.side_in_use(name) => bytes,
-            _ => {
-                let bytes = measure(path);
-                if !changes && side.bytes != Some((bytes, time)) {
-                    side.bytes = Some((bytes, time));
-                    self.put_side(&record, &side);
+        let bytes = match changes {
+            Changes::Anytime => measure(path),
+            Changes::InUse => self.side_measured(name, path),
+            Changes::AsAWhole => match side.bytes {
+                Some((bytes, at)) if at == time && !self.side_in_use(name) => bytes,
+                _ => {
+                    let bytes = measure(path);
+                    // What is being made is larger soon.
+                    if !self.side_in_use(name) && side.bytes != Some((bytes, time)) {
+                        side.bytes = Some((bytes, time));
+                        self.put_side(&record, &side);
+                    }
+                    bytes
                 }
-                bytes
-            }
+            },
         };
         let noted = SystemTime::UNIX_EPOCH + Duration::from_secs(side.last_used);
         let made = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(time).unwrap_or(0));
         (bytes, if side.last_used == 0 { made } else { noted })
+    }
+
+    /// Bytes of a directory that changes only while it is needed. They are known until it is needed again; in memory, since a kill
+    /// may leave it half changed.
+    fn side_measured(&self, name: &SideName, path: &Path) -> u64 {
+        let touched = || locked(&self.pins.sides).get(name).copied();
+        let before = touched();
+        let free = !self.side_in_use(name);
+        if let (true, Some(known)) = (free, locked(&self.side_sizes).get(name))
+            && known.touched == before
+        {
+            return known.bytes;
+        }
+        let bytes = measure(path);
+        if free && !self.side_in_use(name) && touched() == before {
+            locked(&self.side_sizes).insert(name.clone(), SideSize { touched: before, bytes });
+        }
+        bytes
     }
 
     /// Notes that a directory of another part was used.
@@ -401,6 +443,7 @@ impl Shared {
 
     /// Forgets what is kept of a directory that was removed.
     pub(crate) fn forget_side(&self, name: &SideName) {
+        locked(&self.side_sizes).remove(name);
         self.change(SIDES, &side_key(name), None);
     }
 

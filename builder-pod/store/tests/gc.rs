@@ -102,6 +102,34 @@ fn the_account_counts_blocks_and_each_file_once() {
 }
 
 #[test]
+fn a_directory_that_changes_deep_inside_is_counted_right_whoever_measured_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let deep = store.side_dir("local").unwrap().join("client/a/b");
+    std::fs::create_dir_all(&deep).unwrap();
+    let changed = |store: &Store, name: &str| {
+        let job = store.job();
+        store.touch_side("local", "client");
+        check_account(store);
+        std::fs::write(deep.join(name), vec![1; 100_000]).unwrap();
+        check_account(store);
+        job
+    };
+    let job = changed(&store, "one");
+    std::fs::write(deep.join("two"), vec![1; 100_000]).unwrap();
+    drop(job);
+    let bytes = check_account(&store);
+    drop(changed(&store, "three"));
+    assert!(check_account(&store) >= bytes + 100_000);
+    // A kill in the middle of a change.
+    let job = changed(&store, "four");
+    std::fs::write(deep.join("five"), vec![1; 100_000]).unwrap();
+    drop((job, store));
+    let store = Store::open(dir.path()).unwrap();
+    check_account(&store);
+}
+
+#[test]
 fn files_that_two_snapshots_have_count_once_until_and_after_one_of_them_goes() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
