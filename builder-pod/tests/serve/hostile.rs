@@ -34,18 +34,18 @@ impl Scene {
         std::fs::write(place.path("outside"), "untouched").unwrap();
         let mut daemon = place.daemon(&[]);
         daemon.ready(&place);
-        let sock = place.path("sock");
-        let connect = tower::service_fn(move |_| {
-            let sock = sock.clone();
-            async move { tokio::net::UnixStream::connect(sock).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://daemon").connect_with_connector(connect).await.unwrap();
+        let channel = connect(&place).await;
         let outside = files_beside(&place);
         Self { place, daemon, channel, outside }
     }
 
     pub(super) fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_encoding_message_size(256 << 20)
+    }
+
+    /// A client with a connection of its own.
+    pub(super) async fn another(&self) -> ControlClient<Channel> {
+        ControlClient::new(connect(&self.place).await)
     }
 
     fn bridge(&self) -> LlbBridgeClient<Channel> {
@@ -82,6 +82,15 @@ impl Scene {
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+async fn connect(place: &Place) -> Channel {
+    let sock = place.path("sock");
+    let connect = tower::service_fn(move |_| {
+        let sock = sock.clone();
+        async move { tokio::net::UnixStream::connect(sock).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://daemon").connect_with_connector(connect).await.unwrap()
 }
 
 /// What lies beside the daemon's root, but for what is a program's or a socket.
@@ -357,7 +366,7 @@ fn archive(place: &Place) -> Vec<u8> {
 }
 
 /// Answers each request with the same bytes as a file.
-fn serve(bytes: Vec<u8>) -> u16 {
+pub(super) fn serve(bytes: Vec<u8>) -> u16 {
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
     serve_all([head.into_bytes(), bytes].concat())
 }

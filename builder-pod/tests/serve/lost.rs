@@ -51,7 +51,9 @@ const ENDS_MAX: Duration = Duration::from_secs(60);
 
 /// How far a client goes before it vanishes.
 #[derive(Debug, Clone)]
-enum Until {
+pub(super) enum Until {
+    /// Never: what it says after this, once it was sent something where `asked`, has no end.
+    Endless { first: Vec<Vec<u8>>, asked: bool, then: fn(u64) -> Vec<u8> },
     /// It is called.
     Called,
     /// It answered, with these messages.
@@ -101,6 +103,22 @@ impl<const N: usize> tower::Service<http::Request<Body>> for Vanishing<N> {
                     };
                     said.chain(futures::stream::once(cut)).boxed()
                 }
+                Until::Endless { first, asked, then } => {
+                    let (heard, hears) = tokio::sync::oneshot::channel();
+                    tokio::spawn(async move {
+                        let mut body = axum::body::Body::new(call.into_body()).into_data_stream();
+                        body.next().await.map(|_| heard.send(()).ok());
+                        while body.next().await.is_some() {}
+                    });
+                    let waits = async move {
+                        if asked {
+                            hears.await.ok();
+                        }
+                        futures::stream::iter((0..).map(move |n| Ok(frame(&then(n)))))
+                    };
+                    let first = futures::stream::iter(first.into_iter().map(|message| Ok(frame(&message))));
+                    first.chain(futures::stream::once(waits).flatten()).boxed()
+                }
                 Until::Heard => {
                     tokio::spawn(async move {
                         let mut body = axum::body::Body::new(call.into_body()).into_data_stream();
@@ -125,7 +143,7 @@ fn frame(message: &[u8]) -> Bytes {
 }
 
 /// Opens a session of a client that vanishes; whether it was called.
-async fn open(scene: &Scene, id: &str, until: &Until) -> CancellationToken {
+pub(super) async fn open(scene: &Scene, id: &str, until: &Until) -> CancellationToken {
     let (called, gone) = (CancellationToken::new(), CancellationToken::new());
     let (near, far) = tokio::io::duplex(64 << 10);
     let (mut reader, mut writer) = tokio::io::split(near);
@@ -176,20 +194,25 @@ async fn open(scene: &Scene, id: &str, until: &Until) -> CancellationToken {
     called
 }
 
-fn packet(kind: fsutil::packet::PacketType, stat: Option<fsutil::Stat>, id: u32, data: &[u8]) -> Vec<u8> {
+pub(super) fn packet(
+    kind: fsutil::packet::PacketType,
+    stat: Option<fsutil::Stat>,
+    id: u32,
+    data: &[u8],
+) -> Vec<u8> {
     fsutil::Packet { r#type: kind as i32, stat, id, data: data.to_vec() }.encode_to_vec()
 }
 
-fn file(path: &str, size: i64) -> Vec<u8> {
+pub(super) fn file(path: &str, size: i64) -> Vec<u8> {
     let stat = fsutil::Stat { path: path.to_owned(), mode: 0o644, size, ..fsutil::Stat::default() };
     packet(fsutil::packet::PacketType::PacketStat, Some(stat), 0, &[])
 }
 
-fn local() -> pb::op::Op {
+pub(super) fn local() -> pb::op::Op {
     source("local://context", &[])
 }
 
-fn copy_all() -> pb::op::Op {
+pub(super) fn copy_all() -> pb::op::Op {
     let copy = pb::FileActionCopy {
         src: "/".to_owned(),
         dest: "/".to_owned(),
@@ -211,7 +234,7 @@ fn held(scene: &Scene) -> (usize, usize) {
     (std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), mounts.lines().count())
 }
 
-async fn build(scene: &Scene, id: &str, until: &Until, mut request: SolveRequest) {
+pub(super) async fn build(scene: &Scene, id: &str, until: &Until, mut request: SolveRequest) {
     let called = open(scene, id, until).await;
     request.session = id.to_owned();
     let mut control = scene.control();

@@ -4,6 +4,7 @@
 //! Needs root: the daemon's steps are namespaces and overlays.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
+mod endless;
 mod harness;
 mod hostile;
 mod load;
