@@ -4,7 +4,7 @@ use std::sync::Arc;
 use lapstrake_oci::{Digest, DigestError};
 use prost::Message as _;
 
-use crate::{Output, VertexDigest, description, pb};
+use crate::{Output, VertexDigest, description, name, pb};
 
 /// More operations than this in one definition are refused.
 const OPS_MAX: usize = 100_000;
@@ -33,6 +33,7 @@ pub struct Vertex {
     pub metadata: pb::OpMetadata,
     /// Where it comes from.
     pub locations: Vec<Location>,
+    name: String,
 }
 
 /// Lines of a source file, from 1, both ends included.
@@ -158,15 +159,22 @@ impl Graph {
                 stack.extend(inputs.iter().rev().map(|i| (i.vertex, false)));
                 continue;
             }
-            let name = digest.to_string();
+            let key = digest.to_string();
+            let metadata = definition.metadata.get(&key).cloned().unwrap_or_default();
+            let inner = op.op.clone().ok_or(GraphError::UnknownOp(digest))?;
+            let name = metadata.description.get(description::CUSTOM_NAME).cloned().unwrap_or_else(|| {
+                let input = |at: usize| Some(self.vertex(inputs.get(at)?.vertex)?.name.as_str());
+                name::of(&inner, inputs.len(), input)
+            });
             self.by_digest.insert(digest, self.vertices.len());
             self.vertices.push(Arc::new(Vertex {
                 digest,
-                op: op.op.clone().ok_or(GraphError::UnknownOp(digest))?,
+                op: inner,
                 platform: op.platform.clone(),
                 inputs,
-                metadata: definition.metadata.get(&name).cloned().unwrap_or_default(),
-                locations: locations.get(&name).cloned().unwrap_or_default(),
+                metadata,
+                locations: locations.get(&key).cloned().unwrap_or_default(),
+                name,
             }));
         }
         Ok(())
@@ -196,18 +204,7 @@ impl Graph {
 impl Vertex {
     /// The name that progress shows.
     pub fn name(&self) -> String {
-        if let Some(name) = self.metadata.description.get(description::CUSTOM_NAME) {
-            return name.clone();
-        }
-        match &self.op {
-            pb::op::Op::Exec(exec) => exec.meta.as_ref().map(|m| m.args.join(" ")).unwrap_or_default(),
-            pb::op::Op::Source(source) => source.identifier.clone(),
-            pb::op::Op::File(_) => "file operation".to_owned(),
-            pb::op::Op::Build(_) => "build".to_owned(),
-            pb::op::Op::Merge(_) => "merge".to_owned(),
-            pb::op::Op::Diff(_) => "diff".to_owned(),
-            pb::op::Op::Passthrough(op) => format!("passthrough {}", op.id),
-        }
+        self.name.clone()
     }
 }
 

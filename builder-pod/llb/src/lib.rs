@@ -9,6 +9,7 @@
 
 mod build;
 mod graph;
+mod name;
 pub mod pb;
 pub mod protojson;
 mod resources;
