@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod load;
 mod lost;
+mod spans;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::symlink;
@@ -44,8 +45,14 @@ impl Place {
     }
 
     fn daemon(&self, arguments: &[&str]) -> Daemon {
+        self.daemon_in(&[], arguments)
+    }
+
+    /// The same with these variables in its environment.
+    fn daemon_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Daemon {
         let mut command = Command::new(self.path("buildkitd"));
         command.arg("--root").arg(self.path("root")).arg("--addr").arg(self.address()).args(arguments);
+        command.envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         Daemon { child, log, seen: String::new() }
