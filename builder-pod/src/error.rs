@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lapstrake_dockerfile::{Diagnostics, Severity, Style};
 use lapstrake_handoff::{Failure, Reason};
+use lapstrake_llb::pb;
 
 use crate::engine::FailedOp;
 use crate::excerpt::Excerpt;
@@ -16,13 +17,26 @@ const EXCERPT_BYTES_MAX: usize = 2048;
 #[derive(Debug, Clone)]
 pub(crate) struct BuildError(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     failure: Failure,
     shown: Shown,
     advice: Option<Advice>,
     /// The operation that failed, and what is left of it.
     failed: Option<Arc<FailedOp>>,
+    /// Where its client says that the operation comes from.
+    places: Arc<[SourcePlace]>,
+    /// The program that could not be run to its end.
+    process: Option<String>,
+}
+
+/// Lines of a file from which an operation was made.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SourcePlace {
+    /// The file.
+    pub(crate) info: pb::SourceInfo,
+    /// Its lines.
+    pub(crate) ranges: Vec<pb::Range>,
 }
 
 /// A way out of a failure.
@@ -90,28 +104,30 @@ impl BuildError {
                 failure.reason = Reason::NotSupported;
             }
         }
-        Self(Arc::new(Inner {
-            failure,
-            shown: Shown::Findings(Arc::new(findings)),
-            advice: None,
-            failed: None,
-        }))
+        let bare = Self::from(failure);
+        bare.changed(|inner| inner.shown = Shown::Findings(Arc::new(findings)))
     }
 
     /// The same failure with more said about it.
     pub(crate) fn with(&self, change: impl FnOnce(&mut Failure)) -> Self {
-        let mut failure = self.0.failure.clone();
-        change(&mut failure);
-        let (advice, failed) = (self.0.advice.clone(), self.0.failed.clone());
-        Self(Arc::new(Inner { failure, shown: Shown::Message, advice, failed }))
+        self.changed(|inner| {
+            change(&mut inner.failure);
+            inner.shown = Shown::Message;
+        })
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        change(&mut inner);
+        Self(Arc::new(inner))
     }
 
     /// The same failure with a way out, which goes with the message wherever that goes.
     pub(crate) fn advised(&self, advice: Advice) -> Self {
-        let mut failure = self.0.failure.clone();
-        failure.message = format!("{} ({})", failure.message, advice.text);
-        let (shown, failed) = (self.0.shown.clone(), self.0.failed.clone());
-        Self(Arc::new(Inner { failure, shown, advice: Some(advice), failed }))
+        self.changed(|inner| {
+            inner.failure.message = format!("{} ({})", inner.failure.message, advice.text);
+            inner.advice = Some(advice);
+        })
     }
 
     /// The way out, where one is known.
@@ -121,16 +137,42 @@ impl BuildError {
 
     /// The same failure, shown in the same way, with facts added that only machines read.
     pub(crate) fn noted(&self, change: impl FnOnce(&mut Failure)) -> Self {
-        let mut failure = self.0.failure.clone();
-        change(&mut failure);
-        let (shown, advice) = (self.0.shown.clone(), self.0.advice.clone());
-        Self(Arc::new(Inner { failure, shown, advice, failed: self.0.failed.clone() }))
+        self.changed(|inner| change(&mut inner.failure))
     }
 
     /// The same failure with the operation that it is of.
     pub(crate) fn of_op(&self, failed: Arc<FailedOp>) -> Self {
-        let (failure, shown) = (self.0.failure.clone(), self.0.shown.clone());
-        Self(Arc::new(Inner { failure, shown, advice: self.0.advice.clone(), failed: Some(failed) }))
+        self.changed(|inner| inner.failed = Some(failed))
+    }
+
+    /// The same failure, of a program that could not be run to its end.
+    pub(crate) fn of_process(&self, command: String) -> Self {
+        self.changed(|inner| inner.process = Some(command))
+    }
+
+    /// The program that could not be run to its end.
+    pub(crate) fn process(&self) -> Option<&str> {
+        self.0.process.as_deref()
+    }
+
+    /// The same failure with the places that its operation comes from, by the words of a definition that has it.
+    pub(crate) fn placed(&self, definition: &pb::Definition) -> Self {
+        let digest = self.0.failed.as_ref().map(|failed| failed.digest.to_string());
+        let locations = definition.source.as_ref().zip(digest).and_then(|(source, digest)| {
+            let all = &source.locations.get(&digest)?.locations;
+            let info = |at: &pb::Location| source.infos.get(usize::try_from(at.source_index).ok()?).cloned();
+            let place = |at: &pb::Location| Some(SourcePlace { info: info(at)?, ranges: at.ranges.clone() });
+            Some(all.iter().filter_map(place).collect::<Vec<_>>())
+        });
+        match locations.filter(|locations| !locations.is_empty() && self.0.places.is_empty()) {
+            Some(locations) => self.changed(|inner| inner.places = locations.into()),
+            None => self.clone(),
+        }
+    }
+
+    /// The places that its operation comes from, in the order in which its client told them.
+    pub(crate) fn places(&self) -> &[SourcePlace] {
+        &self.0.places
     }
 
     /// The operation that failed, where it is one's failure.
@@ -140,9 +182,7 @@ impl BuildError {
 
     /// The same failure, shown with the lines of its step.
     pub(crate) fn shown_with(&self, excerpt: Excerpt) -> Self {
-        let failure = self.0.failure.clone();
-        let (advice, failed) = (self.0.advice.clone(), self.0.failed.clone());
-        Self(Arc::new(Inner { failure, shown: Shown::Step(Arc::new(excerpt)), advice, failed }))
+        self.changed(|inner| inner.shown = Shown::Step(Arc::new(excerpt)))
     }
 
     /// What goes to the operator.
@@ -209,7 +249,15 @@ fn cut(text: &str) -> String {
 
 impl From<Failure> for BuildError {
     fn from(failure: Failure) -> Self {
-        Self(Arc::new(Inner { failure, shown: Shown::Message, advice: None, failed: None }))
+        let (advice, failed, process) = (None, None, None);
+        Self(Arc::new(Inner {
+            failure,
+            shown: Shown::Message,
+            advice,
+            failed,
+            places: Arc::default(),
+            process,
+        }))
     }
 }
 

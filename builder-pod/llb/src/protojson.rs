@@ -408,30 +408,46 @@ impl Form {
     fn source(self, of: &pb::Source) -> Value {
         self.fields()
             .map("locations", &of.locations, |all| self.locations(all))
-            .list("infos", &of.infos, |info| {
-                self.fields()
-                    .text("filename", &info.filename)
-                    .bytes("data", &info.data)
-                    .text("language", &info.language)
-                    .done()
-            })
+            .list("infos", &of.infos, |info| self.source_info(info))
+            .done()
+    }
+
+    /// A file that operations come from.
+    pub fn source_info(self, of: &pb::SourceInfo) -> Value {
+        self.fields()
+            .text("filename", &of.filename)
+            .bytes("data", &of.data)
+            .message("definition", of.definition.as_ref(), |definition| self.message(definition))
+            .text("language", &of.language)
+            .done()
+    }
+
+    /// A definition as a message, whose operations are bytes.
+    fn message(self, of: &pb::Definition) -> Value {
+        let bytes = |bytes: &Vec<u8>| json!(base64::engine::general_purpose::STANDARD.encode(bytes));
+        self.fields()
+            .list("def", &of.def, bytes)
+            .map("metadata", &of.metadata, |one| self.metadata(one))
+            .message(self.name("source", "Source"), of.source.as_ref(), |source| self.source(source))
             .done()
     }
 
     /// Places in files.
     pub fn locations(self, of: &pb::Locations) -> Value {
+        let location = |one: &pb::Location| {
+            let place = self.fields().number("sourceIndex", one.source_index);
+            place.list("ranges", &one.ranges, |range| self.range(range)).done()
+        };
+        self.fields().list("locations", &of.locations, location).done()
+    }
+
+    /// Lines of a file.
+    pub fn range(self, of: &pb::Range) -> Value {
         let position = |at: &pb::Position| {
             self.fields().number("line", at.line).number("character", at.character).done()
         };
-        let range = |range: &pb::Range| {
-            let start = self.fields().message("start", range.start.as_ref(), position);
-            start.message("end", range.end.as_ref(), position).done()
-        };
-        let location = |one: &pb::Location| {
-            let place = self.fields().number("sourceIndex", one.source_index);
-            place.list("ranges", &one.ranges, range).done()
-        };
-        self.fields().list("locations", &of.locations, location).done()
+        let start = self.fields().message("start", of.start.as_ref(), position);
+        start.message("end", of.end.as_ref(), position).done()
     }
 }
 

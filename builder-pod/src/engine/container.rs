@@ -178,13 +178,17 @@ impl Engine {
         let meta = process.meta;
         (spec.args, spec.cwd, spec.user) = (meta.args, meta.cwd, meta.user);
         spec.env = meta.env;
+        if !spec.env.iter().any(|variable| variable.starts_with("PATH=")) {
+            spec.env.push(format!("PATH={}", default_path(&container.platform.os)));
+        }
         if process.input == lapstrake_run::Input::Terminal && !spec.env.iter().any(|e| e.starts_with("TERM="))
         {
             spec.env.push("TERM=xterm".to_owned());
         }
         spec.input = process.input;
         spec.insecure = process.security == pb::SecurityMode::Insecure as i32;
-        if container.platform.os != self.platform.os || !runs_natively(&container.platform.architecture) {
+        // What is for another system is started as it is: who asks for that knows what is in it.
+        if container.platform.os == self.platform.os && !runs_natively(&container.platform.architecture) {
             spec.emulator = self.emulator_of(&container.platform)?;
         }
         let mut first = container.first.lock().await;
@@ -215,6 +219,14 @@ impl Engine {
             mounts::secret_variables(&asked, &inputs).map(|(variables, _)| variables)
         };
         tokio::task::spawn_blocking(read).await.map_err(BuildError::internal)?
+    }
+}
+
+/// Where programs are looked for, as each system has it.
+fn default_path(os: &str) -> &'static str {
+    match os {
+        "windows" => r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0",
+        _ => "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
 }
 

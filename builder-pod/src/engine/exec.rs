@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub(super) outputs: Vec<(usize, Target)>,
     /// Copies that live as long as the step.
     pub(super) scratch: Vec<Active>,
+    /// What is written to mounts that are no outputs, by their places, where it is kept should the step fail.
+    pub(super) discarded: Vec<(String, Active)>,
 }
 
 /// Where an output of a step comes from.
@@ -86,16 +88,18 @@ impl Engine {
         let judged = exit
             .and_then(|exit| judge(exit, meta, &tail, disk_full, &given.absent))
             .map_err(|error| given.masked(&error));
-        let Prepared { outputs, scratch, .. } = prepared;
+        let Prepared { outputs, scratch, discarded, .. } = prepared;
         let judged = match judged {
             Err(error) if self.keeps_failed(&error) => {
-                return Err(self.with_remains(&error, vertex, exec, &inputs, outputs).await);
+                return Err(self.with_remains(&error, vertex, exec, &inputs, outputs, discarded).await);
             }
             judged => judged,
         };
         let (outputs, refuse) = if judged.is_ok() { (outputs, Vec::new()) } else { (Vec::new(), outputs) };
         // A failed step may leave many files: that they go must not hold up others.
-        tokio::task::spawn_blocking(move || drop((scratch, refuse))).await.map_err(BuildError::internal)?;
+        tokio::task::spawn_blocking(move || drop((scratch, discarded, refuse)))
+            .await
+            .map_err(BuildError::internal)?;
         judged?;
         in_order(outputs)?.into_iter().map(|target| self.finish(target)).collect()
     }
@@ -165,7 +169,8 @@ impl Engine {
                 return Ok(());
             }
         };
-        let written = (!mount.readonly && output.is_some()).then(|| self.store.prepare(id)).transpose()?;
+        let keeps = output.is_some() || (self.may_keep_failed() && !is_root);
+        let written = (!mount.readonly && keeps).then(|| self.store.prepare(id)).transpose()?;
         let mut lowers_top_first = self.lowers(id)?;
         if lowers_top_first.is_empty() && !is_root {
             // An overlay has something below.
@@ -185,8 +190,11 @@ impl Engine {
             };
             prepared.mounts.push(step_mount(mount, MountSource::Layers { lowers_top_first, changes }));
         }
-        if let Some(output) = output {
-            prepared.outputs.push((output, written.map_or(Target::Same(id), Target::Written)));
+        match (output, written) {
+            (Some(output), written) => {
+                prepared.outputs.push((output, written.map_or(Target::Same(id), Target::Written)));
+            }
+            (None, written) => prepared.discarded.extend(written.map(|active| (mount.dest.clone(), active))),
         }
         Ok(())
     }
@@ -368,7 +376,13 @@ fn judge(
 ) -> Result<(), BuildError> {
     let exit = match exit {
         Ok(exit) => exit,
-        Err(error) => return Err(not_run(&error)),
+        Err(error) => {
+            let error = not_run(&error);
+            return Err(match error.failure().reason {
+                Reason::StepFailed => error.of_process(shortened(&meta.args.join(" "))),
+                _ => error,
+            });
+        }
     };
     let valid = if meta.valid_exit_codes.is_empty() {
         exit.code == 0

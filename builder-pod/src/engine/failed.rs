@@ -5,22 +5,35 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lapstrake_handoff::Reason;
-use lapstrake_llb::{Vertex, pb};
-use lapstrake_store::{SnapshotId, Store};
+use lapstrake_llb::{Vertex, VertexDigest, pb};
+use lapstrake_store::{Active, SnapshotId, Store};
 
 use super::exec::Target;
 use super::{Engine, Res};
 use crate::error::BuildError;
 
+/// What of an operation a failure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// One of its actions on files.
+    Action(usize),
+    /// The contents of one of its inputs.
+    Content(usize),
+}
+
 /// An operation that failed.
 pub(crate) struct FailedOp {
+    /// Its name.
+    pub(crate) digest: VertexDigest,
+    /// What of it the failure is about, where that is a part.
+    pub(crate) subject: Option<Subject>,
     /// It, as clients know it.
     pub(crate) op: pb::Op,
     /// What people call it.
     pub(crate) description: HashMap<String, String>,
-    /// What its mounts began with, by their places.
+    /// What its mounts began with, by their places; of an operation on files, its inputs.
     pub(crate) inputs: Vec<Option<Res>>,
-    /// What is in its mounts now.
+    /// What is in its mounts now; of an operation on files, what its actions made.
     pub(crate) mounts: Vec<Option<Res>>,
     _left: Vec<Left>,
 }
@@ -65,6 +78,8 @@ fn op(vertex: &Vertex) -> pb::Op {
 impl FailedOp {
     fn new(vertex: &Vertex) -> Self {
         Self {
+            digest: vertex.digest,
+            subject: None,
             op: op(vertex),
             description: vertex.metadata.description.clone().into_iter().collect(),
             inputs: Vec::new(),
@@ -74,11 +89,22 @@ impl FailedOp {
     }
 
     /// The failure with the operation that it is of.
-    pub(super) fn told(error: &BuildError, vertex: &Vertex) -> BuildError {
+    pub(crate) fn told(error: &BuildError, vertex: &Vertex) -> BuildError {
         match error.failed_op() {
             None if error.failure().reason != Reason::Canceled => error.of_op(Arc::new(Self::new(vertex))),
             _ => error.clone(),
         }
+    }
+
+    /// The failure to read the contents of an input.
+    pub(super) fn of_content(error: &BuildError, vertex: &Vertex, input: usize, of: Res) -> BuildError {
+        if error.failure().reason == Reason::Canceled {
+            return error.clone();
+        }
+        let mut failed = Self::new(vertex);
+        failed.subject = Some(Subject::Content(input));
+        failed.inputs = vec![Some(of)];
+        error.of_op(Arc::new(failed))
     }
 }
 
@@ -89,7 +115,29 @@ impl Engine {
     }
 
     pub(super) fn keeps_failed(&self, error: &BuildError) -> bool {
-        error.failure().reason == Reason::StepFailed && self.keeps_failed.load(Ordering::Relaxed)
+        error.failure().reason == Reason::StepFailed && self.may_keep_failed()
+    }
+
+    pub(super) fn may_keep_failed(&self) -> bool {
+        self.keeps_failed.load(Ordering::Relaxed)
+    }
+
+    /// The failure of an action on files, with what the actions left that have to do with it.
+    pub(super) fn with_made(
+        &self,
+        error: &BuildError,
+        vertex: &Vertex,
+        inputs: Vec<Res>,
+        action: usize,
+        made: Vec<Option<SnapshotId>>,
+    ) -> BuildError {
+        let mut failed = FailedOp::new(vertex);
+        failed.subject = Some(Subject::Action(action));
+        failed.inputs = inputs.into_iter().map(Some).collect();
+        let left = |snapshot: &SnapshotId| Left { store: self.store.clone(), snapshot: *snapshot };
+        failed._left = made.iter().flatten().map(left).collect();
+        failed.mounts = made.into_iter().map(|one| one.map(|one| Res::Snapshot(Some(one)))).collect();
+        error.of_op(Arc::new(failed))
     }
 
     /// The failure of a step with what it left in its mounts.
@@ -100,17 +148,26 @@ impl Engine {
         exec: &pb::ExecOp,
         inputs: &[Res],
         outputs: Vec<(usize, Target)>,
+        discarded: Vec<(String, Active)>,
     ) -> BuildError {
         let input =
             |mount: &pb::Mount| usize::try_from(mount.input).ok().and_then(|at| inputs.get(at)).cloned();
         let mut failed = FailedOp::new(vertex);
         failed.inputs = exec.mounts.iter().map(input).collect();
         failed.mounts = failed.inputs.clone();
-        for (output, target) in outputs {
-            let number = i64::try_from(output).unwrap_or(-1);
-            let at = exec.mounts.iter().position(|mount| mount.output == number);
-            let Some(slot) = at.and_then(|at| failed.mounts.get_mut(at)) else { continue };
-            let Target::Written(active) = target else { continue };
+        let place = |number: usize| {
+            exec.mounts.iter().position(|mount| usize::try_from(mount.output).is_ok_and(|at| at == number))
+        };
+        let written = outputs.into_iter().filter_map(|(output, target)| match target {
+            Target::Written(active) => Some((place(output)?, active)),
+            Target::Same(_) => None,
+        });
+        let unnamed = discarded.into_iter().filter_map(|(dest, active)| {
+            let at = exec.mounts.iter().position(|mount| mount.output < 0 && mount.dest == dest);
+            Some((at?, active))
+        });
+        for (at, active) in written.chain(unnamed) {
+            let Some(slot) = failed.mounts.get_mut(at) else { continue };
             let store = self.store.clone();
             let commit = tokio::task::spawn_blocking(move || super::commit(&store, active)).await;
             match commit {

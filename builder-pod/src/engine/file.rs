@@ -8,7 +8,7 @@ use lapstrake_fileop::{
     Cancel, ChecksumOptions, CopyAction, FileStat, HashCache, MkdirAction, MkfileAction, ModeChange, Owner,
     RmAction, Selector, SymlinkAction, View,
 };
-use lapstrake_llb::pb;
+use lapstrake_llb::{Vertex, pb};
 use lapstrake_oci::Digest;
 use lapstrake_solver::Step;
 use lapstrake_source::Local;
@@ -226,12 +226,23 @@ pub(super) async fn fill(
 pub(super) async fn run(
     engine: &Engine,
     op: &pb::FileOp,
+    vertex: &Vertex,
     inputs: Vec<Res>,
     step: &Step,
 ) -> Result<Vec<Res>, BuildError> {
-    let (mounts, op) = (Mounts::of(engine), op.clone());
-    blocking(step, move |cancel| Operation { mounts, inputs, made: HashMap::new() }.perform(&op, cancel))
-        .await
+    let (mounts, op, keeps) = (Mounts::of(engine), op.clone(), engine.may_keep_failed());
+    let mut operation = Operation { mounts, inputs: inputs.clone(), made: HashMap::new(), at: 0 };
+    let work = move |cancel: &Cancel| {
+        let done = operation.perform(&op, cancel);
+        let made = if done.is_err() && keeps { operation.remains(&op) } else { Vec::new() };
+        Ok((done, operation.at, made))
+    };
+    match blocking(step, work).await? {
+        (Err(error), at, made) if engine.keeps_failed(&error) => {
+            Err(engine.with_made(&error, vertex, inputs, at, made))
+        }
+        (done, ..) => done,
+    }
 }
 
 /// A file system in the making.
@@ -245,13 +256,16 @@ struct Operation {
     inputs: Vec<Res>,
     /// Results of actions by number: still open, or committed.
     made: HashMap<i64, Result<Made, SnapshotId>>,
+    /// The action that is performed.
+    at: usize,
 }
 
 impl Operation {
-    fn perform(mut self, op: &pb::FileOp, cancel: &Cancel) -> Result<Vec<Res>, BuildError> {
+    fn perform(&mut self, op: &pb::FileOp, cancel: &Cancel) -> Result<Vec<Res>, BuildError> {
         let first_action = self.inputs.len() as i64;
         let mut outputs: Vec<Option<i64>> = Vec::new();
         for (at, action) in op.actions.iter().enumerate() {
+            self.at = at;
             let number = first_action + at as i64;
             let onto_again = op.actions[at + 1..].iter().any(|a| a.input == action.input);
             let mut onto = self.onto(action.input, onto_again)?;
@@ -275,6 +289,20 @@ impl Operation {
             results.push(Res::Snapshot(Some(self.commit(number)?)));
         }
         Ok(results)
+    }
+
+    /// What the failed action was about to make and what another one made for it, by the places of the actions.
+    fn remains(&mut self, op: &pb::FileOp) -> Vec<Option<SnapshotId>> {
+        let mut made = vec![None; op.actions.len()];
+        let first_action = self.inputs.len();
+        let read = op.actions.get(self.at).and_then(|action| usize::try_from(action.secondary_input).ok());
+        let read = read.and_then(|number| number.checked_sub(first_action));
+        for at in [Some(self.at), read].into_iter().flatten() {
+            if let (Some(slot), Ok(number)) = (made.get_mut(at), i64::try_from(first_action + at)) {
+                *slot = self.commit(number).ok(); // an action that had not begun made nothing
+            }
+        }
+        made
     }
 
     /// The file system that an action changes. `again`: another action starts from the same one.

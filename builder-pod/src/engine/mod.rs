@@ -47,7 +47,7 @@ use crate::reach::Reach;
 pub(crate) use blob::{LAYOUT as BLOB_LAYOUT, digest as blob_digest};
 pub(crate) use container::{Container, Process, Wanted};
 use emulation::Emulators;
-pub(crate) use failed::FailedOp;
+pub(crate) use failed::{FailedOp, Subject};
 pub(crate) use images::{Images, Resolved};
 pub(crate) use lazy::Watch;
 use lazy::not_realised;
@@ -355,7 +355,7 @@ impl Engine {
         match &vertex.op {
             pb::op::Op::Source(source) => self.source(source, platform, step).await.map(|res| vec![res]),
             pb::op::Op::Exec(exec) => self.exec(exec, vertex, &platform, inputs, step).await,
-            pb::op::Op::File(op) => file::run(self, op, inputs, step).await,
+            pb::op::Op::File(op) => file::run(self, op, vertex, inputs, step).await,
             pb::op::Op::Merge(op) => merge::merge(self, op, inputs, step).await.map(|res| vec![res]),
             pb::op::Op::Diff(op) => merge::diff(self, op, inputs, step).await.map(|res| vec![res]),
             pb::op::Op::Build(op) => {
@@ -529,7 +529,8 @@ impl World for Engine {
     async fn hash(&self, vertex: &Vertex, input: usize, of: &Res, step: &Step) -> Result<Digest, BuildError> {
         let selectors = key::selectors(vertex, input)?;
         let of = self.realised(of.clone(), step).await?;
-        file::checksum(self, &of, selectors, step).await.map_err(|error| located(&error, vertex))
+        let digest = file::checksum(self, &of, selectors, step).await;
+        digest.map_err(|error| FailedOp::of_content(&located(&error, vertex), vertex, input, of))
     }
 
     async fn run(&self, vertex: &Vertex, inputs: Vec<Res>, step: &Step) -> Result<Vec<Res>, BuildError> {

@@ -66,7 +66,8 @@ impl Ref {
                 layouts::bring(job, &self.graph).await?;
                 let platform = crate::engine::native_platform();
                 let target = Target { platform, graph: Arc::clone(&self.graph) };
-                let trees = platforms::solve(&job.engine, &[target], &job.progress, &job.cancel).await?;
+                let trees = platforms::solve(&job.engine, &[target], &job.progress, &job.cancel).await;
+                let trees = trees.map_err(|error| error.placed(&self.definition))?;
                 trees.into_iter().next().ok_or_else(|| BuildError::internal("a graph had no result"))
             })
             .await

@@ -374,8 +374,10 @@ pub(crate) async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result
     for target in &targets {
         layouts::bring(job, &target.graph).await?;
     }
-    let trees = platforms::solve(&job.engine, &targets, &job.progress, &job.cancel).await?;
-    let mut trees = trees.into_iter();
+    let trees = platforms::solve(&job.engine, &targets, &job.progress, &job.cancel).await;
+    let placed =
+        |error| open.iter().fold(error, |error: BuildError, (_, result)| error.placed(&result.definition));
+    let mut trees = trees.map_err(placed)?.into_iter();
     let mut solved = Vec::new();
     for of in all {
         let tree = match &of.result {

@@ -10,14 +10,14 @@ use lapstrake_api::frontend::{
     DoneMessage, ExecMessage, ExitMessage, FdMessage, InitMessage, NewContainerRequest, NewContainerResponse,
     StartedMessage,
 };
-use lapstrake_api::{pb, rpc};
+use lapstrake_api::pb;
 use lapstrake_run::{Handle, Input, Live, StepExit, Streams, Terminal};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::errors::{self, status};
 use super::job::Job;
@@ -40,7 +40,22 @@ const CONTAINERS_MAX: usize = 256;
 #[derive(Default)]
 pub(crate) struct Containers {
     remains: Mutex<HashMap<String, (Res, Arc<FailedOp>)>>,
-    running: Mutex<HashMap<String, Arc<Container>>>,
+    running: Mutex<HashMap<String, Arc<Running>>>,
+}
+
+/// A container that was not released.
+pub(crate) struct Running {
+    pub(crate) container: Container,
+    /// How the first of its programs ended that did not end well.
+    failed: Mutex<Option<Status>>,
+}
+
+impl Running {
+    fn note(&self, failure: Option<Status>) {
+        if let (failed @ None, Some(failure)) = (&mut *locked(&self.failed), failure) {
+            *failed = Some(failure);
+        }
+    }
 }
 
 impl Drop for Containers {
@@ -76,23 +91,25 @@ impl Containers {
     }
 
     /// A container by its id.
-    pub(crate) fn get(&self, id: &str) -> Result<Arc<Container>, Status> {
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<Running>, Status> {
         let unknown = || Status::not_found(format!("container {id:?} previously released or not created"));
         locked(&self.running).get(id).cloned().ok_or_else(unknown)
     }
 
-    /// Ends a container; nothing of it runs when this returns.
+    /// Ends a container; nothing of it runs when this returns. Where a program of it did not end well, that is the answer.
     pub(crate) async fn release(&self, id: &str) -> Result<(), Status> {
-        let container = locked(&self.running).remove(id);
+        let running = locked(&self.running).remove(id);
         let unknown = || Status::unknown(format!("container details for {id} not found"));
-        container.ok_or_else(unknown)?.release().await;
-        Ok(())
+        let running = running.ok_or_else(unknown)?;
+        running.container.release().await;
+        let failed = locked(&running.failed).take();
+        failed.map_or(Ok(()), Err)
     }
 
     /// The build has ended: so do its containers.
     pub(crate) fn end(&self) {
-        for (_, container) in locked(&self.running).drain() {
-            container.cancel.cancel();
+        for (_, running) in locked(&self.running).drain() {
+            running.container.cancel.cancel();
         }
         locked(&self.remains).clear();
     }
@@ -161,7 +178,7 @@ pub(crate) async fn create(
             "a build has at most {CONTAINERS_MAX} containers at the same time; release one"
         )));
     }
-    running.insert(id, Arc::new(container));
+    running.insert(id, Arc::new(Running { container, failed: Mutex::default() }));
     Ok(NewContainerResponse {})
 }
 
@@ -257,7 +274,8 @@ async fn take(
 /// Starts a program; none where it could not be started, which the client has been told.
 async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result<Option<Program>, Status> {
     let meta = init.meta.ok_or_else(|| Status::invalid_argument("process meta is required"))?;
-    let container = job.containers.get(&init.container_id)?;
+    let running = job.containers.get(&init.container_id)?;
+    let container = &running.container;
     let input = match (init.tty, init.fds.contains(&0)) {
         (true, _) => Input::Terminal,
         (false, true) => Input::Pipe,
@@ -266,11 +284,13 @@ async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result
     let process = Process { meta, secret_env: init.secretenv, security: init.security, input };
     let token = container.programs.token();
     let teller = Teller { id: id.to_owned(), out: out.clone(), fds: init.fds };
-    let (live, streams) = match job.engine.start_in(&container, process).await {
+    let (live, streams) = match job.engine.start_in(container, process).await {
         Ok(started) => started,
         Err(error) => {
             teller.tell(Message::Started(StartedMessage {})).await;
-            teller.tell_end(Err(&error)).await;
+            let failure = failure_of(Err(&error), false);
+            teller.tell_end(UNKNOWN_EXIT, failure.as_ref()).await;
+            running.note(failure);
             return Ok(None);
         }
     };
@@ -285,8 +305,12 @@ async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result
     tokio::spawn(async move {
         let _token = token;
         teller.tell(Message::Started(StartedMessage {})).await;
-        let exit = see_through(&container, live, terminal, pipes, stdin, &teller).await;
-        teller.tell_end(exit.as_ref()).await;
+        let container = &running.container;
+        let exit = see_through(container, live, terminal, pipes, stdin, &teller).await;
+        let failure = failure_of(exit.as_ref(), container.cancel.is_cancelled());
+        running.note(failure.clone());
+        let code = exit.ok().and_then(|exit| u32::try_from(exit.code).ok());
+        teller.tell_end(code.unwrap_or(UNKNOWN_EXIT), failure.as_ref()).await;
     });
     Ok(Some(program))
 }
@@ -354,6 +378,21 @@ async fn pass_in(to: Option<Sender>, mut stdin: mpsc::Receiver<Vec<u8>>) {
     }
 }
 
+/// What is told of a program's end that was no good one; `released`: its container was to end.
+fn failure_of(exit: Result<&StepExit, &BuildError>, released: bool) -> Option<Status> {
+    match exit {
+        Ok(exit) if exit.code == 0 => None,
+        Ok(exit) => {
+            let code = u32::try_from(exit.code).unwrap_or(UNKNOWN_EXIT);
+            Some(match released {
+                true => Status::cancelled(format!("exit code: {code}: context canceled")),
+                false => Status::unknown(format!("exit code: {code}")),
+            })
+        }
+        Err(error) => Some(status(error)),
+    }
+}
+
 /// Tells the client of a program.
 struct Teller {
     id: String,
@@ -369,18 +408,10 @@ impl Teller {
         self.out.send(Ok(message)).await.is_ok()
     }
 
-    async fn tell_end(&self, exit: Result<&StepExit, &BuildError>) {
-        let exit = match exit {
-            Ok(exit) if exit.code == 0 => ExitMessage::default(),
-            Ok(exit) => {
-                let code = u32::try_from(exit.code).unwrap_or(UNKNOWN_EXIT);
-                let message = format!("exit code: {code}");
-                ExitMessage {
-                    code,
-                    error: Some(rpc::Status { code: Code::Unknown as i32, message, details: Vec::new() }),
-                }
-            }
-            Err(error) => ExitMessage { code: UNKNOWN_EXIT, error: Some(errors::message(&status(error))) },
+    async fn tell_end(&self, code: u32, failure: Option<&Status>) {
+        let exit = match failure {
+            None => ExitMessage::default(),
+            Some(failure) => ExitMessage { code, error: Some(errors::message(failure)) },
         };
         self.tell(Message::Exit(exit)).await;
         self.tell(Message::Done(DoneMessage {})).await;
@@ -454,6 +485,19 @@ fn number(name: &str) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_a_release_ended_was_canceled() {
+        let exit = |code| StepExit { code, signal: None, oom_killed: false };
+        assert!(failure_of(Ok(&exit(0)), true).is_none());
+        let own = failure_of(Ok(&exit(3)), false).expect("a failure");
+        assert_eq!((own.code(), own.message()), (tonic::Code::Unknown, "exit code: 3"));
+        let ended = failure_of(Ok(&exit(137)), true).expect("a failure");
+        assert_eq!(
+            (ended.code(), ended.message()),
+            (tonic::Code::Cancelled, "exit code: 137: context canceled")
+        );
+    }
 
     #[test]
     fn signals_have_the_numbers_of_linux() {

@@ -9,8 +9,8 @@ use prost::Message as _;
 use serde_json::json;
 use tonic::{Code, Status};
 
-use crate::engine::FailedOp;
-use crate::error::BuildError;
+use crate::engine::{FailedOp, Subject};
+use crate::error::{BuildError, SourcePlace};
 
 /// Where the types of details are at home.
 const TYPES: &str = "github.com/moby/buildkit";
@@ -30,7 +30,11 @@ pub(crate) fn status_with(error: &BuildError, more: Vec<Any>) -> Status {
     };
     let message = words(error);
     let mut details = Vec::new();
-    details.extend(source(error));
+    match error.places() {
+        [] => details.extend(source(error)),
+        // Clients turn them round.
+        places => details.extend(places.iter().rev().map(place)),
+    }
     details.extend(failure(error));
     details.extend(more);
     let whole = rpc::Status { code: code as i32, message: message.clone(), details };
@@ -68,6 +72,9 @@ pub(crate) fn of_frontend(status: &Status, file: &str) -> BuildError {
 /// What happened in BuildKit's words, where scripts look for them.
 fn words(error: &BuildError) -> String {
     let failure = error.failure();
+    if let Some(command) = error.process() {
+        return format!("process {command:?} did not complete successfully: {error}");
+    }
     let command = failure.message.strip_prefix('"').and_then(|m| m.rsplit_once("\" failed with exit code "));
     match (failure.reason, failure.exit_code, command) {
         (Reason::Canceled, ..) => "context canceled".to_owned(),
@@ -99,10 +106,26 @@ pub(crate) fn solve(failed: &FailedOp, inputs: &[String], mounts: &[String]) -> 
             object.insert(key.to_owned(), json!(ids));
         }
     }
+    let subject = failed.subject.map(|subject| match subject {
+        Subject::Action(index) => ("file", index),
+        Subject::Content(index) => ("cache", index),
+    });
+    if let (Some(object), Some((name, index))) = (value.as_object_mut(), subject) {
+        // What has its default value is left out.
+        let index = if index == 0 { json!({}) } else { json!({ "index": index.to_string() }) };
+        object.insert(name.to_owned(), index);
+    }
     if let (Some(object), false) = (value.as_object_mut(), failed.description.is_empty()) {
         object.insert("description".to_owned(), json!(failed.description));
     }
     Any { type_url: format!("{TYPES}/errdefs.Solve+json"), value: value.to_string().into_bytes() }
+}
+
+/// A place that an operation comes from.
+fn place(place: &SourcePlace) -> Any {
+    let ranges: Vec<_> = place.ranges.iter().map(|range| Form::Canonical.range(range)).collect();
+    let value = json!({ "info": Form::Canonical.source_info(&place.info), "ranges": ranges });
+    Any { type_url: format!("{TYPES}/errdefs.Source+json"), value: value.to_string().into_bytes() }
 }
 
 /// The file and the lines that an error is about.
@@ -128,6 +151,40 @@ mod tests {
         let expected =
             r#"process "/bin/sh -c echo \"a\"; exit 3" did not complete successfully: exit code: 3"#;
         assert_eq!(status(&error).message(), expected);
+    }
+
+    #[test]
+    fn a_program_that_can_not_be_started_is_told_by_its_command() {
+        let error = BuildError::new(Reason::StepFailed, "no such program").of_process("a b".to_owned());
+        assert_eq!(
+            status(&error).message(),
+            r#"process "a b" did not complete successfully: no such program"#
+        );
+    }
+
+    #[test]
+    fn all_places_of_a_failed_operation_are_told_last_one_first() {
+        let op = lapstrake_llb::pb::Op::default();
+        let mut builder = lapstrake_llb::Builder::new();
+        let source = lapstrake_llb::pb::SourceOp { identifier: "local://a".into(), ..Default::default() };
+        let op = lapstrake_llb::pb::Op { op: Some(lapstrake_llb::pb::op::Op::Source(source)), ..op };
+        let file = builder.add_file("Made", b"one\ntwo\n", "mine");
+        let range = |line| lapstrake_llb::SourceRange { file, start: (line, 0), end: (line, 1) };
+        let vertex = builder.add(&op, lapstrake_llb::pb::OpMetadata::default(), &[range(1), range(2)]);
+        let definition = builder.finish(Some(lapstrake_llb::Output { vertex, index: 0 }));
+        let graph = lapstrake_llb::Graph::decode(&definition).expect("valid");
+        let failed = FailedOp::told(&BuildError::new(Reason::StepFailed, "no"), &graph.vertices()[0]);
+        let status = status(&failed.placed(&definition));
+        let details = rpc::Status::decode(status.details()).expect("a status").details;
+        let places = details.iter().filter(|detail| detail.type_url.ends_with("errdefs.Source+json"));
+        let places: Vec<serde_json::Value> =
+            places.map(|one| serde_json::from_slice(&one.value).expect("JSON")).collect();
+        let lines: Vec<_> = places.iter().map(|one| &one["ranges"][0]["start"]["line"]).collect();
+        assert_eq!(lines, [2, 1]);
+        assert_eq!(
+            places[0]["info"],
+            json!({ "filename": "Made", "data": BASE64_STANDARD.encode("one\ntwo\n"), "language": "mine" })
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Files of results, for frontends that look into them.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use lapstrake_api::frontend::{
@@ -67,11 +67,11 @@ async fn look<T: Send + 'static>(
     let id = match place {
         Place::Result(id) => id,
         Place::Mount(id, mount) => {
-            let container = job.containers.get(id)?;
+            let running = job.containers.get(id)?;
             let mount = usize::try_from(mount).map_err(|_| Status::invalid_argument("a negative mount"))?;
             let userxattr = job.engine.userxattr();
             let work = move || {
-                let (root, below) = container.look_into(mount, userxattr).map_err(|e| status(&e))?;
+                let (root, below) = running.container.look_into(mount, userxattr).map_err(|e| status(&e))?;
                 match below.to_str() {
                     None | Some("") => look(root),
                     Some(below) => look(open(&root, below, OFlags::PATH | OFlags::DIRECTORY)?),
@@ -145,21 +145,19 @@ async fn read_file_in(
 ) -> Result<ReadFileResponse, Status> {
     let path = request.file_path;
     let range = request.range.unwrap_or_default();
-    let offset = u64::try_from(range.offset).map_err(|_| Status::invalid_argument("a negative offset"))?;
-    let length = usize::try_from(range.length).map_err(|_| Status::invalid_argument("a negative length"))?;
+    let invalid = || Status::unknown(format!("invalid range for {path}"));
+    let offset = u64::try_from(range.offset).map_err(|_| invalid())?;
+    let length = usize::try_from(range.length).map_err(|_| invalid())?;
     let read = move |root: OwnedFd| {
-        // A pipe of the image's would wait for a writer.
-        let file = open(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(|error| {
-            // Devices that nobody serves, and sockets.
-            let found = open(&root, &path, OFlags::PATH).ok().and_then(|file| rustix::fs::fstat(&file).ok());
-            let is_file =
-                |stat: &rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-            if found.is_some_and(|stat| !is_file(&stat)) { irregular(&path) } else { error }
-        })?;
-        let stat = rustix::fs::fstat(&file).map_err(|e| failed("stat", &path, e))?;
+        // Found first, opened once it is known for a file: a device of the image's would be one of this machine's.
+        let found = open(&root, &path, OFlags::PATH)?;
+        let stat = rustix::fs::fstat(&found).map_err(|e| failed("stat", &path, e))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(irregular(&path));
         }
+        let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let file = rustix::fs::open(again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| failed("open", &path, e))?;
         let size = u64::try_from(stat.st_size).unwrap_or_default();
         let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let wanted = if length == 0 { left } else { left.min(length) };
