@@ -46,6 +46,11 @@ impl Annotations {
         self.0.push(Annotation { place, platform, key, value });
     }
 
+    /// Adds those; they win over what is there.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     /// Adds one: of a platform's document, or of all.
     pub(crate) fn put(&mut self, place: Place, platform: Option<Platform>, key: &str, value: &str) {
         self.set(place, platform, key, value);

@@ -47,9 +47,12 @@ pub(crate) struct Built {
 }
 
 /// A file system that was built, and all that an exporter needs to know of it.
+#[derive(Clone)]
 pub(crate) struct Solved {
     /// The platform that it is for.
     pub(crate) platform: Platform,
+    /// What the frontend calls that, where it is not its name.
+    pub(crate) id: Option<String>,
     /// The file system.
     pub(crate) snapshot: Option<SnapshotId>,
     /// In place of a snapshot: the file system is in a cache of another build, and nothing needed it yet.
@@ -81,6 +84,7 @@ impl Solved {
         let Tree { snapshot, lazy, key } = tree;
         Ok(Self {
             platform,
+            id: None,
             snapshot,
             lazy,
             key,
@@ -226,6 +230,33 @@ async fn lowered(
         solved.push(one);
     }
     Ok((fronted.options, solved))
+}
+
+impl Solved {
+    /// The same with another config, where one is given.
+    pub(crate) fn with_config(
+        &self,
+        engine: &Engine,
+        config: Option<lapstrake_oci::ImageConfig>,
+    ) -> Result<Self, BuildError> {
+        let mut changed = self.clone();
+        if let Some(config) = config {
+            changed.config = config;
+            let tree = Tree { snapshot: self.snapshot, lazy: self.lazy.clone(), key: self.key };
+            changed.base = base_of(engine, &tree, &changed.config, &changed.bases)?;
+        }
+        Ok(changed)
+    }
+
+    /// The directory that it has where several stand beside each other, as buildx names it: never one elsewhere.
+    pub(crate) fn directory(&self) -> String {
+        let id = self.id.clone().unwrap_or_else(|| self.platform.to_string());
+        let plain = id.replace(['/', '\\', ':'], "_");
+        match plain.as_str() {
+            "." | ".." => "_".repeat(plain.len()),
+            _ => plain,
+        }
+    }
 }
 
 /// Ends work that leaves nothing behind as soon as the build is canceled.

@@ -9,6 +9,9 @@ use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Index, Manifest, m
 use crate::compress::Kind;
 use crate::{Error, Result, media};
 
+/// What BuildKit writes into history entries that it adds itself.
+const EXPORTER: &str = "buildkit.exporter.image.v0";
+
 /// A layer of the image, lowest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -18,6 +21,8 @@ pub struct Layer {
     pub diff_id: Digest,
     /// When it was made, RFC 3339; for history entries that do not say.
     pub created: Option<String>,
+    /// What made it; for layers of which the history does not speak.
+    pub about: Option<String>,
 }
 
 /// What an image is made of.
@@ -32,7 +37,7 @@ pub struct Spec {
     pub docker_media_types: bool,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
-    /// RFC 3339, from `SOURCE_DATE_EPOCH`: the time of all history entries that are ours.
+    /// RFC 3339, from `SOURCE_DATE_EPOCH`: no history entry of ours has a later time.
     pub created: Option<String>,
     /// How many leading history entries came from the base image; they stay as they are.
     pub base_history: usize,
@@ -172,23 +177,29 @@ fn match_layers(history: &mut Vec<History>, layers: usize, base_history: usize) 
         let why = format!("its history speaks of {with_layer} layers, but there are {layers}");
         return Err(Error::Inconsistent(why));
     };
-    history.splice(base_history..base_history, std::iter::repeat_n(History::default(), missing));
+    history.splice(base_history..base_history, std::iter::repeat_n(unspoken(), missing));
     Ok(())
 }
 
 /// Gives each entry that is ours its time; the base's entries are before `base_history`. An entry without a layer has that
-/// of the layer before it; those before our first layer have that layer's, not the base's.
-fn date(history: &mut [History], layers: &[Layer], forced: Option<&str>, base_history: usize) {
+/// of the layer before it; those before our first layer have that layer's, not the base's. None is later than `latest`.
+fn date(history: &mut [History], layers: &[Layer], latest: Option<&str>, base_history: usize) {
     let mut layers = layers.iter();
     for (at, entry) in history.iter_mut().enumerate() {
         let layer = if entry.empty_layer { None } else { layers.next() };
         if at < base_history {
             continue;
         }
-        if let Some(forced) = forced {
-            entry.created = Some(forced.to_owned());
-        } else if let Some(layer) = layer.filter(|_| entry.created.is_none()) {
-            entry.created.clone_from(&layer.created);
+        let added = *entry == unspoken();
+        if let Some(layer) = layer.filter(|_| added) {
+            entry.created_by.clone_from(&layer.about);
+        }
+        if entry.created.is_none() {
+            entry.created = match (latest, layer) {
+                // Whoever wrote the entry leaves its time to the image's, whenever its layer was made.
+                (Some(latest), _) if !added => Some(latest.to_owned()),
+                (_, layer) => layer.and_then(|layer| layer.created.clone()),
+            };
         }
     }
     let (base, ours) = history.split_at_mut(base_history.min(history.len()));
@@ -199,6 +210,23 @@ fn date(history: &mut [History], layers: &[Layer], forced: Option<&str>, base_hi
             Some(created) => last = Some(created.clone()),
             None => entry.created.clone_from(&last),
         }
+        if let Some(latest) = latest.filter(|latest| is_later(entry.created.as_deref(), latest)) {
+            entry.created = Some(latest.to_owned());
+        }
+    }
+}
+
+/// The entry of a layer of which the history does not speak.
+fn unspoken() -> History {
+    History { comment: Some(EXPORTER.to_owned()), ..History::default() }
+}
+
+/// Whether a time is later than another one, or none at all.
+fn is_later(time: Option<&str>, than: &str) -> bool {
+    let parsed = |text: &str| text.parse::<jiff::Timestamp>().ok();
+    match (time.and_then(parsed), parsed(than)) {
+        (Some(time), Some(than)) => time > than,
+        _ => true,
     }
 }
 

@@ -42,7 +42,12 @@ fn image(kind: compress::Kind, docker_media_types: bool) -> (Assembled, Blobs) {
         let packed = packer.finish().unwrap();
         assert_eq!(packed.diff_id, Digest::of(&tar));
         let descriptor = Descriptor::new(layer_media_type(kind, false), packed.digest, packed.size_bytes);
-        layers.push(Layer { diff_id: packed.diff_id, created: None, descriptor: descriptor.clone() });
+        layers.push(Layer {
+            diff_id: packed.diff_id,
+            created: None,
+            about: None,
+            descriptor: descriptor.clone(),
+        });
         config.history.push(History { created_by: Some(format!("COPY {name}")), ..History::default() });
         blobs.insert(descriptor.digest, packed.out);
     }

@@ -255,10 +255,7 @@ pub(super) async fn rootfs(
         _ => several,
     };
     // Several stand beside each other, as buildx names them.
-    let name = |solved: &Solved| match solved.platform.to_string().replace('/', "_") {
-        name if split => name,
-        _ => String::new(),
-    };
+    let name = |solved: &Solved| if split { solved.directory() } else { String::new() };
     let work = async {
         let (mut roots, mut held) = (Vec::with_capacity(solved.len()), Vec::new());
         let mut attested = Vec::new();
@@ -271,7 +268,7 @@ pub(super) async fn rootfs(
             let part = files.source.as_deref().map(|path| part(&root, path)).transpose()?;
             let from = part.unwrap_or(root.try_clone().map_err(BuildError::internal)?);
             if solved.attestations.iter().any(|one| !one.inline_only) {
-                let named = (several && !split).then(|| solved.platform.to_string().replace('/', "_"));
+                let named = (several && !split).then(|| solved.directory());
                 attested.push((name(solved), attestations(solved, &from, &files, named).await?));
             }
             roots.push((name(solved), from));

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{Solved, abortable};
-use crate::engine::{CREATED, Engine, LazyLayer, Place, Resolved, Watch, is_bare, origin};
+use crate::engine::{ABOUT, CREATED, Engine, LazyLayer, Place, Resolved, Watch, is_bare, origin};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::Image;
 use crate::progress::Step;
@@ -42,6 +42,8 @@ pub(crate) struct Layer {
     pub(crate) tar_bytes: u64,
     /// When it was made, RFC 3339.
     pub(crate) created: Option<String>,
+    /// What made it, where that is known.
+    pub(crate) about: Option<String>,
     /// Where it is, should its blob not be in the store.
     pub(crate) place: Option<Arc<Place>>,
 }
@@ -54,6 +56,7 @@ impl Layer {
             diff_id: layer.diff_id,
             tar_bytes: 0,
             created: layer.created.clone(),
+            about: None,
             place: Some(Arc::clone(&layer.place)),
         }
     }
@@ -75,6 +78,7 @@ impl Layer {
             descriptor: self.descriptor.clone(),
             diff_id: self.diff_id,
             created: self.created.clone(),
+            about: self.about.clone(),
         }
     }
 }
@@ -230,9 +234,9 @@ impl CacheLayers {
             snapshot.layer.as_ref().filter(|_| !self.force && (from_base || !self.is_variant()))
             && let Some(blob) = facts.blobs.iter().find(|blob| is_there(store, blob))
         {
-            let created = created(store, snapshot);
+            let (created, about) = (created(store, snapshot), about(store, snapshot));
             let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
-            return Ok(Layer { descriptor: blob.clone(), diff_id, tar_bytes, created, place: None });
+            return Ok(Layer { descriptor: blob.clone(), diff_id, tar_bytes, created, about, place: None });
         }
         let wanted = match from_base {
             true => Wanted { epoch: None, ..self.wanted },
@@ -243,8 +247,14 @@ impl CacheLayers {
             && let Some(blob) = facts.blobs.iter().find(|blob| is_there(store, blob))
         {
             let (descriptor, diff_id, tar_bytes) = (blob.clone(), facts.diff_id, facts.tar_bytes);
-            let layer =
-                Layer { descriptor, diff_id, tar_bytes, created: created(store, snapshot), place: None };
+            let layer = Layer {
+                descriptor,
+                diff_id,
+                tar_bytes,
+                created: created(store, snapshot),
+                about: about(store, snapshot),
+                place: None,
+            };
             return match media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind) {
                 true => Ok(layer),
                 false => repacked(store, layer, wanted),
@@ -272,7 +282,7 @@ async fn from_base(
         room::retried(engine.store(), None, fetch).await?;
     }
     let descriptor = Descriptor::new(media::convert(&blob.media_type, docker), blob.digest, blob.size);
-    Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None, place: None })
+    Ok(Layer { descriptor, diff_id, tar_bytes: 0, created: None, about: None, place: None })
 }
 
 /// The same layer in the compression that is wanted: the tar stays what it is. Its blob must be in the store.
@@ -383,16 +393,16 @@ fn remember_origin(store: &Store, origin: &SnapshotInfo, layer: &Layer) -> Resul
 }
 
 fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, BuildError> {
-    let created = created(store, snapshot);
+    let (created, about) = (created(store, snapshot), about(store, snapshot));
     if let Some(layer) = known(store, snapshot, wanted) {
-        return Ok(Layer { created, ..layer });
+        return Ok(Layer { created, about, ..layer });
     }
     if let Some(origin) = origin(store, snapshot.id) {
         let layer = one(store, &origin, wanted)?;
         if !wanted.is_variant() {
             remember_origin(store, &origin, &layer)?;
         }
-        return Ok(Layer { created, ..layer });
+        return Ok(Layer { created, about, ..layer });
     }
     let failed = |error: lapstrake_image::Error| match error.is_no_space() || is_no_space(&error) {
         true => BuildError::new(lapstrake_handoff::Reason::DiskFull, chain(&error)),
@@ -430,12 +440,17 @@ fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, 
             store.put(VARIANTS, &variant_key(snapshot, wanted), &value).ok(); // a cache: it is made again
         }
     }
-    Ok(Layer { descriptor, diff_id, tar_bytes, created, place: None })
+    Ok(Layer { descriptor, diff_id, tar_bytes, created, about, place: None })
 }
 
 /// When a snapshot was made.
 fn created(store: &Store, snapshot: &SnapshotInfo) -> Option<String> {
     String::from_utf8(store.get(CREATED, snapshot.id.to_string().as_bytes())?).ok()
+}
+
+/// What made a snapshot.
+fn about(store: &Store, snapshot: &SnapshotInfo) -> Option<String> {
+    String::from_utf8(store.get(ABOUT, snapshot.id.to_string().as_bytes())?).ok()
 }
 
 fn variant_key(snapshot: &SnapshotInfo, wanted: Wanted) -> Vec<u8> {
@@ -458,6 +473,7 @@ fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer
             diff_id: variant.diff_id,
             tar_bytes: 0,
             created: None,
+            about: None,
             place: None,
         });
     }
@@ -466,5 +482,12 @@ fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer
         |blob: &&Descriptor| is_there(store, blob) && media::kind_of(&blob.media_type) == Some(wanted.kind);
     let blob = facts.blobs.iter().find(fits)?;
     let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
-    Some(Layer { descriptor: renamed(blob.clone()), diff_id, tar_bytes, created: None, place: None })
+    Some(Layer {
+        descriptor: renamed(blob.clone()),
+        diff_id,
+        tar_bytes,
+        created: None,
+        about: None,
+        place: None,
+    })
 }

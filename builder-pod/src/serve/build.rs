@@ -190,7 +190,7 @@ pub(crate) struct Wanted {
     pub(crate) attested: attest::Asked,
     /// Nothing is taken from the cache.
     pub(crate) no_cache: bool,
-    /// Platforms that were asked for, as the client wrote them.
+    /// Platforms that were asked for, as the client wrote them; this machine's where it wrote none.
     pub(crate) platforms: String,
     /// The client chooses more outputs once it knows the result.
     pub(crate) asks_session: bool,
@@ -216,7 +216,10 @@ impl Wanted {
             no_cache: request.frontend_attrs.get("no-cache").is_some_and(String::is_empty),
             asks_session: request.enable_session_exporter,
             attested: attest::Asked::of(&request.frontend_attrs).map_err(refused)?,
-            platforms: request.frontend_attrs.get("platform").cloned().unwrap_or_default(),
+            platforms: match request.frontend_attrs.get("platform") {
+                Some(asked) => asked.clone(),
+                None => crate::engine::native_platform().to_string(),
+            },
         })
     }
 }
@@ -319,7 +322,15 @@ async fn write(
     let mut response = HashMap::new();
     for exporter in wanted.exporters.iter().chain(chosen) {
         let mut options = options.clone();
+        let exporter = &exporter.with_annotations(&answer.metadata)?;
         exporter.apply(&mut options, name, epoch, &receiver, &said)?;
+        let own = exporter.metadata(&answer.metadata).map(|metadata| {
+            let answer = Answer { metadata, ..answer.clone() };
+            let config = |of: &Of| answer.config(of.key.as_deref());
+            all.iter().zip(solved).map(|(of, one)| one.with_config(&job.engine, config(of)?)).collect()
+        });
+        let own: Option<Vec<Solved>> = own.transpose()?;
+        let solved = own.as_deref().unwrap_or(solved);
         let (exported, _) = export::export(&job.engine, solved, &options, &job.progress, &job.cancel).await?;
         let Some(exported) = exported else { continue };
         *layers = exported.platforms.iter().map(|of| of.layers.clone()).collect();
@@ -395,6 +406,7 @@ pub(crate) async fn solve(job: &Arc<Job>, answer: &Answer, all: &[Of]) -> Result
         };
         let mut one = Solved::new(&job.engine, tree, of.platform.clone(), config, bases)?;
         one.definition = of.result.as_ref().map(|result| result.definition.clone());
+        one.id.clone_from(&of.key);
         solved.push(one);
     }
     Ok(solved)

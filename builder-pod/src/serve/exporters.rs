@@ -3,12 +3,13 @@
 //! Attributes, defaults and refusals are BuildKit's. What is no attribute of an image becomes metadata of the result
 //! there; here it is kept aside and has no effect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use lapstrake_oci::{Platform, Reference};
 
 use super::Attributes;
+use super::answer::CONFIG;
 use super::values::{Packing, bare_switch, boolean, integer, packing, refused, switch};
 use crate::annotations::{Annotations, Place};
 use crate::attest::Attestation;
@@ -145,6 +146,28 @@ impl Exporter {
             }
         }
         Ok(exporter)
+    }
+
+    /// The same with the annotations that a result says it is to have; where both say, the result does.
+    ///
+    /// # Errors
+    /// In BuildKit's words.
+    pub(crate) fn with_annotations(&self, metadata: &HashMap<String, Vec<u8>>) -> Result<Self, BuildError> {
+        let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+        let mut said: Attributes = metadata.iter().map(|(key, value)| (key.clone(), text(value))).collect();
+        let (more, platforms) = annotations(&mut said)?;
+        let mut exporter = self.clone();
+        exporter.image.annotations.extend(more);
+        exporter.image.platforms.extend(platforms);
+        Ok(exporter)
+    }
+
+    /// What is said of a result to this exporter alone, in place of what is said to all; none where nothing is.
+    pub(crate) fn metadata(&self, of_result: &HashMap<String, Vec<u8>>) -> Option<HashMap<String, Vec<u8>>> {
+        let own = |key: &str| key == CONFIG || key.strip_prefix(CONFIG).is_some_and(|of| of.starts_with('/'));
+        let own = self.image.more.iter().filter(|(key, _)| own(key));
+        let own: Vec<_> = own.map(|(key, value)| (key.clone(), value.clone().into_bytes())).collect();
+        (!own.is_empty()).then(|| of_result.clone().into_iter().chain(own).collect())
     }
 
     /// What was said of it and means nothing here.

@@ -9,6 +9,7 @@ fn layer(name: &str, media_type: &str, created: &str) -> Layer {
         descriptor: Descriptor::of(media_type, name.as_bytes()),
         diff_id: Digest::of(format!("tar {name}").as_bytes()),
         created: Some(created.to_owned()),
+        about: None,
     }
 }
 
@@ -59,6 +60,30 @@ fn source_date_epoch_dates_what_is_ours_and_leaves_the_base() {
     let (config, _) = read(&assemble(Spec { created: Some(epoch.to_owned()), ..spec() }).unwrap());
     assert_eq!(times(&config), ["2020-01-01T00:00:00Z", epoch, epoch, epoch]);
     assert_eq!(config.created.as_deref(), Some(epoch));
+}
+
+#[test]
+fn a_layer_without_history_is_told_by_what_made_it_and_is_no_later_than_the_epoch() {
+    let mut spec = spec();
+    let made = |created| Layer {
+        about: Some("RUN two".to_owned()),
+        ..layer("two", media_type::OCI_LAYER_GZIP, created)
+    };
+    spec.layers.insert(1, made("2021-06-01T00:00:00.5Z"));
+    for (epoch, expected) in
+        [("2021-06-01T00:00:00Z", "2021-06-01T00:00:00Z"), ("2021-06-01T00:00:01Z", "2021-06-01T00:00:00.5Z")]
+    {
+        let (config, _) = read(&assemble(Spec { created: Some(epoch.to_owned()), ..spec.clone() }).unwrap());
+        let added = &config.history[1];
+        assert_eq!(added.created.as_deref(), Some(expected));
+        assert_eq!(added.created_by.as_deref(), Some("RUN two"));
+        assert_eq!(added.comment.as_deref(), Some("buildkit.exporter.image.v0"));
+        assert_eq!(
+            config.history[3].created.as_deref(),
+            Some(epoch),
+            "what speaks of itself has the image's time"
+        );
+    }
 }
 
 #[test]

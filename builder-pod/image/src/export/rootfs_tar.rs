@@ -18,7 +18,8 @@ pub fn rootfs_tar(root: BorrowedFd<'_>, out: impl Write) -> Result<()> {
     rootfs_tar_of(&[(String::new(), root)], None, out)
 }
 
-/// The same of several file systems, each below a directory of its name (none where that is empty). Everything has the
+/// The same of several file systems, each below a directory of its name (none where that is empty); neighbours of one
+/// name share theirs. Everything has the
 /// time `mtime`, seconds since 1970, where that is given.
 ///
 /// # Errors
@@ -26,10 +27,13 @@ pub fn rootfs_tar(root: BorrowedFd<'_>, out: impl Write) -> Result<()> {
 pub fn rootfs_tar_of(roots: &[(String, BorrowedFd<'_>)], mtime: Option<i64>, out: impl Write) -> Result<()> {
     let tar = TarWriter::new(out);
     let mut writer = Writer { tar, buffer: vec![0; BUFFER_BYTES], below: Vec::new(), mtime };
-    for (name, root) in roots {
-        writer.below.clear();
-        if !name.is_empty() {
-            writer.below = format!("{name}/").into_bytes();
+    for (at, (name, root)) in roots.iter().enumerate() {
+        let begun = at.checked_sub(1).and_then(|before| roots.get(before)).is_some_and(|(of, _)| of == name);
+        writer.below = match name.as_str() {
+            "" => Vec::new(),
+            name => format!("{name}/").into_bytes(),
+        };
+        if !name.is_empty() && !begun {
             let mut entry = Entry::new(writer.below.clone(), Kind::Dir);
             entry.mode = 0o755;
             writer.date(&mut entry);

@@ -30,7 +30,7 @@ fn image(layers: &[&str]) -> (Assembled, Memory) {
     let layers = layers.iter().map(|text| {
         let descriptor = Descriptor::of(media_type::OCI_LAYER_GZIP, text.as_bytes());
         blobs.insert(descriptor.digest, text.as_bytes().to_vec());
-        Layer { descriptor, diff_id: Digest::of(text.as_bytes()), created: None }
+        Layer { descriptor, diff_id: Digest::of(text.as_bytes()), created: None, about: None }
     });
     let spec = Spec { config, layers: layers.collect(), ..Spec::default() };
     (assemble(spec).unwrap(), Memory(blobs))
