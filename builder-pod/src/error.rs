@@ -28,6 +28,8 @@ struct Inner {
     places: Arc<[SourcePlace]>,
     /// The program that could not be run to its end.
     process: Option<String>,
+    /// Why the client denies a source, in its words.
+    denials: Arc<[String]>,
 }
 
 /// Lines of a file from which an operation was made.
@@ -150,6 +152,16 @@ impl BuildError {
         self.changed(|inner| inner.process = Some(command))
     }
 
+    /// The same failure, of a source that the client denies for these reasons.
+    pub(crate) fn denied(&self, messages: Vec<String>) -> Self {
+        self.changed(|inner| inner.denials = messages.into())
+    }
+
+    /// Why the client denies a source, in its words.
+    pub(crate) fn denials(&self) -> &[String] {
+        &self.0.denials
+    }
+
     /// The program that could not be run to its end.
     pub(crate) fn process(&self) -> Option<&str> {
         self.0.process.as_deref()
@@ -250,14 +262,8 @@ fn cut(text: &str) -> String {
 impl From<Failure> for BuildError {
     fn from(failure: Failure) -> Self {
         let (advice, failed, process) = (None, None, None);
-        Self(Arc::new(Inner {
-            failure,
-            shown: Shown::Message,
-            advice,
-            failed,
-            places: Arc::default(),
-            process,
-        }))
+        let (places, denials) = (Arc::default(), Arc::default());
+        Self(Arc::new(Inner { failure, shown: Shown::Message, advice, failed, places, process, denials }))
     }
 }
 

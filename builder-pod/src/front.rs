@@ -391,7 +391,7 @@ pub(crate) async fn resolve_images(
             let of = if asked.multi_platform { format!("{} ", request.key.platform) } else { String::new() };
             let step = progress.step(&format!("[{of}internal] load metadata for {}", request.key.reference));
             let found = async {
-                let taken = policies.image(&request.key.reference)?;
+                let taken = policies.image(&request.key.reference, &request.key.platform)?;
                 let resolved = engine.images().resolve(&taken, &request.key.platform).await?;
                 Ok((resolved, (taken != request.key.reference).then_some(taken)))
             };

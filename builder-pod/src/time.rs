@@ -10,11 +10,6 @@ pub(crate) fn rfc3339(seconds: i64) -> String {
     }
 }
 
-/// Now as RFC 3339 in UTC.
-pub(crate) fn now() -> String {
-    rfc3339(now_seconds())
-}
-
 /// Now, seconds since 1970.
 pub(crate) fn now_seconds() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -143,7 +143,7 @@ impl Git {
         for name in &wanted {
             check_ref(name)?;
         }
-        let mut args = vec!["ls-remote".to_owned(), "--".to_owned(), url.to_owned()];
+        let mut args = ["ls-remote", "--symref", "--", url].map(str::to_owned).to_vec();
         for name in &wanted {
             args.push(name.clone());
             // The commit that an annotated tag stands for.
@@ -158,7 +158,10 @@ impl Git {
             let (own, peeled) = (listed.get(name.as_str()), listed.get(format!("{name}^{{}}").as_str()));
             if let Some(commit) = peeled.or(own).filter(|id| is_commit(id)) {
                 let tag = own.filter(|id| peeled.is_some() && is_commit(id)).map(|id| (*id).to_owned());
-                return Ok(Resolved { commit: (*commit).to_owned(), reference: Some(name), tag });
+                // The default branch has a name.
+                let branch = facts::default_branch(&output).filter(|_| matches!(want, GitRef::Default));
+                let reference = branch.map_or(name, |branch| format!("refs/heads/{branch}"));
+                return Ok(Resolved { commit: (*commit).to_owned(), reference: Some(reference), tag });
             }
         }
         let reason = match want {

@@ -57,6 +57,8 @@ pub struct Download {
     pub size_bytes: u64,
     /// A name for it: what the server says, else the last part of the address, else `download`.
     pub filename: String,
+    /// The name that the server says, where it says one.
+    pub named: Option<String>,
     /// For the next time.
     pub etag: Option<String>,
     /// For the next time, as the server wrote it.
@@ -69,7 +71,16 @@ impl Download {
     /// What came in another way than by HTTP, with the digest that was taken on the way.
     pub fn of(file: tempfile::NamedTempFile, digest: Digest, size_bytes: u64) -> Self {
         let filename = "context".to_owned();
-        Self { file, digest, size_bytes, filename, etag: None, last_modified: None, modified_seconds: None }
+        Self {
+            file,
+            digest,
+            size_bytes,
+            filename,
+            named: None,
+            etag: None,
+            last_modified: None,
+            modified_seconds: None,
+        }
     }
 
     /// Where the body is.
@@ -150,24 +161,14 @@ impl Http {
         request: &HttpRequest,
         dir: &Path,
     ) -> Result<Fetched, Attempt> {
-        let mut get = self.client.get(url.clone());
-        if let Some(auth) = self.auth.as_ref().filter(|auth| auth.is_for(url.as_str()))
-            && let Some(value) = auth.header().map_err(Attempt::Final)?
-        {
-            get = get.header(header::AUTHORIZATION, value);
-        }
-        for (name, value) in &request.headers {
-            get = get.header(*name, value);
-        }
         // A body with a checksum is wanted itself: "not modified" would speak of whatever the caller has instead.
         let validated = request.checksum.is_none();
-        // Two validators for one body: servers that know both prefer the first.
-        if let Some(etag) = request.etag.as_ref().filter(|_| validated) {
-            get = get.header(header::IF_NONE_MATCH, etag);
+        if let Some(etag) = request.etag.as_ref().filter(|_| validated)
+            && self.is_still(url, request, etag).await?
+        {
+            return Ok(Fetched::NotModified);
         }
-        if let Some(date) = request.last_modified.as_ref().filter(|_| validated) {
-            get = get.header(header::IF_MODIFIED_SINCE, date);
-        }
+        let get = self.asked(reqwest::Method::GET, url, request)?;
         let sent = tokio::time::timeout(SILENCE_MAX, get.send()).await;
         let response = match sent {
             Ok(response) => response.map_err(|error| broken(request, error))?,
@@ -186,6 +187,48 @@ impl Http {
         self.body(response, request, dir).await.map(Fetched::Body)
     }
 
+    /// Whether the body is the one of this `ETag`, asked for in a way that every server answers right: some send the whole
+    /// body again although they have not changed it.
+    async fn is_still(&self, url: &reqwest::Url, request: &HttpRequest, etag: &str) -> Result<bool, Attempt> {
+        let head = self.asked(reqwest::Method::HEAD, url, request)?;
+        // Who does not answer that is asked for the body.
+        let Ok(Ok(response)) = tokio::time::timeout(SILENCE_MAX, head.send()).await else { return Ok(false) };
+        let now = response.headers().get(header::ETAG).and_then(|value| value.to_str().ok());
+        let strong = |etag: &str| etag.strip_prefix("W/").unwrap_or(etag).to_owned();
+        Ok(match (response.status(), now) {
+            (StatusCode::OK | StatusCode::NOT_MODIFIED, Some(now)) => strong(now) == strong(etag),
+            (StatusCode::NOT_MODIFIED, None) => true,
+            _ => false,
+        })
+    }
+
+    fn asked(
+        &self,
+        method: reqwest::Method,
+        url: &reqwest::Url,
+        request: &HttpRequest,
+    ) -> Result<reqwest::RequestBuilder, Attempt> {
+        // Servers may have an `ETag` for each form.
+        let mut get = self.client.request(method, url.clone()).header(header::ACCEPT_ENCODING, "gzip");
+        if let Some(auth) = self.auth.as_ref().filter(|auth| auth.is_for(url.as_str()))
+            && let Some(value) = auth.header().map_err(Attempt::Final)?
+        {
+            get = get.header(header::AUTHORIZATION, value);
+        }
+        for (name, value) in &request.headers {
+            get = get.header(*name, value);
+        }
+        let validated = request.checksum.is_none();
+        // Two validators for one body: servers that know both prefer the first.
+        if let Some(etag) = request.etag.as_ref().filter(|_| validated) {
+            get = get.header(header::IF_NONE_MATCH, etag);
+        }
+        if let Some(date) = request.last_modified.as_ref().filter(|_| validated) {
+            get = get.header(header::IF_MODIFIED_SINCE, date);
+        }
+        Ok(get)
+    }
+
     async fn body(
         &self,
         mut response: Response,
@@ -198,6 +241,9 @@ impl Http {
         };
         let file = tempfile::NamedTempFile::new_in(dir).map_err(failed())?;
         let mut out = tokio::fs::File::from_std(file.reopen().map_err(failed())?);
+        let encoded = response.headers().get(header::CONTENT_ENCODING).is_some_and(|form| form == "gzip");
+        // What was packed for the way alone is what it was before.
+        let mut unpacked = encoded.then(|| flate2::write::MultiGzDecoder::new(Vec::new()));
         let mut hasher = Hasher::new();
         let mut size_bytes = 0;
         loop {
@@ -205,13 +251,26 @@ impl Http {
                 Ok(chunk) => chunk.map_err(|error| broken(request, error))?,
                 Err(_) => return Err(silent(request)),
             };
-            let Some(chunk) = chunk else { break };
+            let (chunk, last) = match (chunk, &mut unpacked) {
+                (None, None) => break,
+                (Some(chunk), None) => (chunk.to_vec(), false),
+                (chunk, Some(unpacker)) => {
+                    let last = chunk.is_none();
+                    let piece = unpack(unpacker, chunk.as_deref()).map_err(|e| {
+                        Attempt::Again(error(request, Class::Unavailable, format!("its gzip: {e}")), None)
+                    })?;
+                    (piece, last)
+                }
+            };
             size_bytes += chunk.len() as u64;
             if size_bytes > request.bytes_max {
                 return Err(Attempt::Final(too_large(request)));
             }
             hasher.update(&chunk);
             out.write_all(&chunk).await.map_err(failed())?;
+            if last {
+                break;
+            }
         }
         out.flush().await.map_err(failed())?;
         let digest = hasher.finish();
@@ -228,6 +287,8 @@ impl Http {
             digest,
             size_bytes,
             filename: filename(&request.url, text(header::CONTENT_DISPOSITION).as_deref()),
+            named: named(text(header::CONTENT_DISPOSITION).as_deref())
+                .map(|name| safe_name(last_part(&name))),
             etag: text(header::ETAG),
             last_modified,
             modified_seconds,
@@ -237,7 +298,15 @@ impl Http {
 
 /// The seconds since 1970 of a date as HTTP writes it.
 pub fn http_date_seconds(text: &str) -> Option<i64> {
-    jiff::fmt::rfc2822::parse(text).ok().map(|date| date.timestamp().as_second())
+    if let Ok(date) = jiff::fmt::rfc2822::parse(text) {
+        return Some(date.timestamp().as_second());
+    }
+    // The two forms of old, which servers still use: RFC 850's, and that of C.
+    let bare = text.strip_suffix(" GMT").or_else(|| text.strip_suffix(" UTC")).unwrap_or(text);
+    ["%A, %d-%b-%y %H:%M:%S", "%a %b %e %H:%M:%S %Y"].iter().find_map(|form| {
+        let date = jiff::fmt::strtime::parse(form, bare).ok()?.to_datetime().ok()?;
+        Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+    })
 }
 
 /// Makes a build context of a download in the empty directory `dir`: an archive is unpacked (at most
@@ -333,19 +402,38 @@ fn refused(request: &HttpRequest, status: StatusCode, headers: &HeaderMap) -> At
 }
 
 fn filename(url: &str, disposition: Option<&str>) -> String {
-    let named = disposition.and_then(|value| {
-        value.split(';').skip(1).find_map(|part| {
-            let (key, value) = part.split_once('=')?;
-            let value = value.trim().trim_matches('"');
-            (key.trim().eq_ignore_ascii_case("filename") && !value.ends_with('/')).then_some(value)
-        })
-    });
     let path = || {
         let url = reqwest::Url::parse(url).ok()?;
         url.path_segments()?.next_back().map(str::to_owned)
     };
-    let name = named.map(str::to_owned).or_else(path).unwrap_or_default();
-    safe_name(name.rsplit(['/', '\\']).next().unwrap_or_default())
+    let name = named(disposition).or_else(path).unwrap_or_default();
+    safe_name(last_part(&name))
+}
+
+fn last_part(name: &str) -> &str {
+    name.rsplit(['/', '\\']).next().unwrap_or_default()
+}
+
+/// The name that a server gives what it sends.
+fn named(disposition: Option<&str>) -> Option<String> {
+    disposition?.split(';').skip(1).find_map(|part| {
+        let (key, value) = part.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        (key.trim().eq_ignore_ascii_case("filename") && !value.ends_with('/')).then(|| value.to_owned())
+    })
+}
+
+/// What a piece of a packed body gives; none is its end.
+fn unpack(
+    unpacker: &mut flate2::write::MultiGzDecoder<Vec<u8>>,
+    piece: Option<&[u8]>,
+) -> std::io::Result<Vec<u8>> {
+    use std::io::Write as _;
+    match piece {
+        Some(piece) => unpacker.write_all(piece)?,
+        None => unpacker.try_finish()?,
+    }
+    Ok(std::mem::take(unpacker.get_mut()))
 }
 
 /// A name that is one, and stays in its directory.

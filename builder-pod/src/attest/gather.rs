@@ -42,7 +42,7 @@ pub(crate) async fn of_graph(engine: &Engine, graph: &Graph) -> Capture {
 
 /// What a repository or a file was found to be: it was asked for when the graph was worked out.
 async fn outside(engine: &Engine, source: &pb::SourceOp) -> Option<Pin> {
-    match engine.facts_of(source).await.ok().flatten()? {
+    match engine.facts_of(source, false).await.ok().flatten()? {
         SourceFacts::Commit { commit, .. } => Some(Pin::Commit(commit)),
         SourceFacts::File { digest, .. } => Some(Pin::Digest(digest)),
     }

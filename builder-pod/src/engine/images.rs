@@ -12,7 +12,7 @@ use lapstrake_llb::pb;
 use lapstrake_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Platform, Reference};
 use lapstrake_registry::Client;
 use lapstrake_solver::Step;
-use lapstrake_store::{LayerFacts, SnapshotId, Store, chain_id};
+use lapstrake_store::{LayerFacts, SnapshotId, Store, Table, chain_id};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,11 @@ use crate::error::{Asked, BuildError, chain, is_no_space};
 const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 /// Layers of one image that are fetched at the same time.
 const LAYERS_PARALLEL: usize = 4;
+
+/// Documents that a repository was found to have: what is named by its digest is not everybody's who knows that.
+const ORIGINS: Table = Table::named("origins");
+/// Names of what was made or brought here, which no registry has.
+const MADE_HERE: [&str; 2] = ["localhost/oci-layout", "localhost/input"];
 
 /// A base image of one platform.
 #[derive(Debug, Clone)]
@@ -185,34 +190,49 @@ impl Images {
 
     /// A manifest or index by digest, from the store or the registry.
     async fn document(&self, pinned: &Reference) -> Result<Document, BuildError> {
+        self.read(pinned).await.map(|(document, _)| document)
+    }
+
+    /// The same with its bytes.
+    pub(super) async fn read(&self, pinned: &Reference) -> Result<(Document, Vec<u8>), BuildError> {
         let digest = pinned.digest().ok_or_else(|| BuildError::internal("a manifest is read by digest"))?;
         let damaged = |e| BuildError::new(Reason::ImageNotFound, format!("image {pinned}: {e}"));
-        if let Ok(bytes) = self.store.blob_bytes(&digest, DOCUMENT_BYTES_MAX) {
-            return Document::parse(&bytes, "").map_err(damaged);
+        let origin = format!("{digest} {}", pinned.name());
+        let is_known = MADE_HERE.contains(&pinned.name().as_str())
+            || self.store.get(ORIGINS, origin.as_bytes()).is_some();
+        if let (true, Ok(bytes)) = (is_known, self.store.blob_bytes(&digest, DOCUMENT_BYTES_MAX)) {
+            return Ok((Document::parse(&bytes, "").map_err(damaged)?, bytes));
         }
         let fetched = self.client.manifest(pinned).await.map_err(pull_error)?;
         self.store.put_blob(&fetched.bytes)?;
-        Document::parse(&fetched.bytes, &fetched.media_type).map_err(damaged)
+        self.store.put(ORIGINS, origin.as_bytes(), &[]).ok(); // it is asked for again
+        let document = Document::parse(&fetched.bytes, &fetched.media_type).map_err(damaged)?;
+        Ok((document, fetched.bytes.to_vec()))
+    }
+
+    /// A blob that is a document, from the store or the registry.
+    pub(super) async fn small_blob(
+        &self,
+        name: &Reference,
+        descriptor: &Descriptor,
+    ) -> Result<Vec<u8>, BuildError> {
+        if let Ok(bytes) = self.store.blob_bytes(&descriptor.digest, DOCUMENT_BYTES_MAX) {
+            return Ok(bytes);
+        }
+        if descriptor.size > DOCUMENT_BYTES_MAX {
+            let what = format!("image {name}: its document {} is too large", descriptor.digest);
+            return Err(BuildError::new(Reason::ImageNotFound, what));
+        }
+        let mut bytes = Vec::new();
+        let take = |piece: &[u8]| bytes.write_all(piece);
+        let silent = lapstrake_registry::Progress::none();
+        self.client.pull_blob_with(name, descriptor, take, &silent).await.map_err(pull_error)?;
+        self.store.put_blob(&bytes)?;
+        Ok(bytes)
     }
 
     async fn config(&self, name: &Reference, descriptor: &Descriptor) -> Result<ImageConfig, BuildError> {
-        let bytes = match self.store.blob_bytes(&descriptor.digest, DOCUMENT_BYTES_MAX) {
-            Ok(bytes) => bytes,
-            Err(_) => {
-                if descriptor.size > DOCUMENT_BYTES_MAX {
-                    return Err(BuildError::new(
-                        Reason::ImageNotFound,
-                        format!("image {name}: its config is too large"),
-                    ));
-                }
-                let mut bytes = Vec::new();
-                let take = |piece: &[u8]| bytes.write_all(piece);
-                let silent = lapstrake_registry::Progress::none();
-                self.client.pull_blob_with(name, descriptor, take, &silent).await.map_err(pull_error)?;
-                self.store.put_blob(&bytes)?;
-                bytes
-            }
-        };
+        let bytes = self.small_blob(name, descriptor).await?;
         let damaged =
             |e| BuildError::new(Reason::ImageNotFound, format!("image {name}: its config is not valid: {e}"));
         serde_json::from_slice(&bytes).map_err(damaged)

@@ -174,7 +174,11 @@ impl Stack {
 }
 
 fn created(id: SnapshotId) -> Record {
-    Record { table: CREATED, key: id.to_string().into_bytes(), value: crate::time::now().into_bytes() }
+    Record {
+        table: CREATED,
+        key: id.to_string().into_bytes(),
+        value: crate::time::now_precise().into_bytes(),
+    }
 }
 
 fn bare(id: SnapshotId) -> Record {

@@ -2,6 +2,7 @@
 //! operations and the registry client.
 
 mod advice;
+mod attested;
 mod based;
 mod blob;
 pub(crate) mod cdi;
@@ -84,7 +85,7 @@ fn commit(store: &Store, active: Active) -> Result<SnapshotId, BuildError> {
     let created = lapstrake_store::Record {
         table: CREATED,
         key: active.id().to_string().into_bytes(),
-        value: crate::time::now().into_bytes(),
+        value: crate::time::now_precise().into_bytes(),
     };
     Ok(store.commit(active, CommitOptions { layer: None, records: vec![created] })?)
 }
@@ -267,10 +268,14 @@ impl Engine {
     }
 
     /// What a download or a repository stands for now; none where the source is something else.
-    pub(crate) async fn facts_of(&self, source: &pb::SourceOp) -> Result<Option<SourceFacts>, BuildError> {
+    pub(crate) async fn facts_of(
+        &self,
+        source: &pb::SourceOp,
+        objects: bool,
+    ) -> Result<Option<SourceFacts>, BuildError> {
         self.bring_bundle(source).await?;
         match outside::is_outside(source) {
-            true => self.outside.facts(&self.store, source).await.map(Some),
+            true => self.outside.facts(&self.store, source, objects).await.map(Some),
             false => Ok(None),
         }
     }

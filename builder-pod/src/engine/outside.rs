@@ -86,6 +86,8 @@ struct File {
 pub(super) struct Outside {
     reach: Mutex<Reach>,
     known: Mutex<HashMap<Vec<u8>, Arc<OnceCell<Found>>>>,
+    /// Commits of refs.
+    refs: Mutex<HashMap<String, Arc<OnceCell<Resolved>>>>,
     inputs: Mutex<Arc<StepInputs>>,
     /// One for each host: it lets one at a time into a repository that is kept.
     git: tokio::sync::Mutex<HashMap<(u64, String), Arc<Way>>>,
@@ -148,6 +150,10 @@ pub(crate) enum Facts {
     Commit {
         /// Its name.
         commit: String,
+        /// That of the annotated tag by which it was found.
+        tag: Option<String>,
+        /// Both as they are kept, where they were asked for.
+        objects: Option<(Vec<u8>, Option<Vec<u8>>)>,
         /// The whole name of the branch or tag that was asked for.
         reference: Option<String>,
     },
@@ -259,10 +265,27 @@ impl Outside {
         Ok(OpKey { digest, inputs: Vec::new(), ephemeral: false, name: Some(name) })
     }
 
-    /// What a source stands for now.
-    pub(super) async fn facts(&self, store: &Store, source: &pb::SourceOp) -> Result<Facts, BuildError> {
+    /// What a source stands for now; with the `objects` of a repository, if they are wanted.
+    pub(super) async fn facts(
+        &self,
+        store: &Store,
+        source: &pb::SourceOp,
+        objects: bool,
+    ) -> Result<Facts, BuildError> {
         Ok(match self.find(store, source).await? {
-            Found::Commit(commit) => Facts::Commit { commit: commit.commit, reference: commit.reference },
+            Found::Commit(commit) => {
+                let objects = match objects {
+                    true => {
+                        let url = &git_url(store, source).await?;
+                        let git = self.git(store, source, url).await?;
+                        git.fetch(url, &commit).await?;
+                        Some(git.raw_objects(url, &commit).await?)
+                    }
+                    false => None,
+                };
+                let Resolved { commit, reference, tag } = commit;
+                Facts::Commit { commit, tag, objects, reference }
+            }
             Found::File(file) => Facts::File {
                 digest: file.digest,
                 filename: file.filename,
@@ -370,7 +393,7 @@ impl Outside {
             ("", _) => GitRef::Default,
             (reference, _) => GitRef::Any(reference.to_owned()),
         };
-        let commit = git.resolve(url, &wanted).await?;
+        let commit = self.resolved(&git, url, &wanted).await?;
         match checksum {
             Some(checksum) if !is_of(&commit, checksum) => {
                 let message = format!(
@@ -388,6 +411,18 @@ impl Outside {
                 Ok(commit)
             }
         }
+    }
+
+    /// The commit of a ref, which is the same for all of the build that ask for it, whatever else they want of it.
+    async fn resolved(&self, git: &Git, url: &str, wanted: &GitRef) -> Result<Resolved, BuildError> {
+        let generation = self.generation.load(Ordering::SeqCst);
+        let cell = {
+            let mut refs = self.refs.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(refs.entry(format!("{generation} {url} {wanted:?}")).or_default())
+        };
+        let resolved =
+            cell.get_or_try_init(|| async { Ok::<_, BuildError>(git.resolve(url, wanted).await?) });
+        resolved.await.cloned()
     }
 
     /// A directory with the repository up to a commit as one file.
@@ -476,7 +511,10 @@ impl Outside {
             (Fetched::Body(download), _) => {
                 let file = File {
                     digest: download.digest,
-                    filename: filename.to_owned(),
+                    filename: match (attr(source, "http.filename"), &download.named) {
+                        (None, Some(named)) => named.clone(),
+                        _ => filename.to_owned(),
+                    },
                     mode,
                     owner,
                     etag: download.etag.clone(),

@@ -20,7 +20,7 @@ const GIT_URL: &str = "git.fullurl";
 pub(crate) fn context(policies: &Policies, context: &Context) -> Result<Option<Context>, BuildError> {
     let (Some(mut op), false) = (operation(context), policies.is_empty()) else { return Ok(None) };
     let before = op.clone();
-    policies.source(&mut op)?;
+    policies.source(&mut op, None)?;
     if op == before {
         return Ok(None);
     }

@@ -9,6 +9,9 @@ use prost::Message as _;
 use super::Policies;
 use crate::error::BuildError;
 
+/// Sources that somebody is asked about at the same time.
+const JUDGED_MAX: usize = 16;
+
 /// The definition that counts in place of one; none where it is the same.
 ///
 /// # Errors
@@ -21,23 +24,62 @@ pub(crate) fn applied(
         return Ok(None);
     }
     let mut ops = Vec::with_capacity(definition.def.len());
-    let mut converted = HashSet::new();
-    for (at, bytes) in definition.def.iter().enumerate() {
+    for bytes in &definition.def {
         // What can't be read is told of by whoever reads the whole.
-        let Ok(mut op) = pb::Op::decode(bytes.as_slice()) else { return Ok(None) };
-        if let Some(pb::op::Op::Source(source)) = &mut op.op {
-            let before = source.clone();
-            policies.source(source)?;
-            if *source != before {
-                converted.insert(at);
-            }
-        }
+        let Ok(op) = pb::Op::decode(bytes.as_slice()) else { return Ok(None) };
         ops.push(op);
     }
+    let converted = judged(policies, &mut ops)?;
     if converted.is_empty() {
         return Ok(None);
     }
     Ok(Some(renamed(definition, ops, converted)))
+}
+
+/// A source operation of a definition.
+struct Source<'a> {
+    at: usize,
+    op: &'a mut pb::SourceOp,
+    platform: Option<&'a pb::Platform>,
+}
+
+impl Source<'_> {
+    /// Its place, if it was converted.
+    fn judge(&mut self, policies: &Policies) -> Result<Option<usize>, BuildError> {
+        let before = self.op.clone();
+        policies.source(self.op, self.platform)?;
+        Ok((*self.op != before).then_some(self.at))
+    }
+}
+
+/// Judges all sources; the places of those that were converted. Where somebody decides who may take a while, about several
+/// at the same time.
+fn judged(policies: &Policies, ops: &mut [pb::Op]) -> Result<HashSet<usize>, BuildError> {
+    let mut sources: Vec<_> = ops
+        .iter_mut()
+        .enumerate()
+        .filter_map(|(at, op)| {
+            let pb::Op { op: Some(pb::op::Op::Source(source)), platform, .. } = op else { return None };
+            Some(Source { at, op: source, platform: platform.as_ref() })
+        })
+        .collect();
+    if !policies.has_judge() {
+        return sources.iter_mut().filter_map(|one| one.judge(policies).transpose()).collect();
+    }
+    let all_at_once = |some: &mut [Source<'_>]| {
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = some.iter_mut().map(|one| scope.spawn(|| one.judge(policies))).collect();
+            let died = |_| Err(BuildError::internal("a decision about a source was given up"));
+            asked.into_iter().map(|one| one.join().unwrap_or_else(died)).collect::<Vec<_>>()
+        })
+    };
+    let mut converted = HashSet::new();
+    for some in sources.chunks_mut(JUDGED_MAX) {
+        for at in tokio::task::block_in_place(|| all_at_once(some)) {
+            converted.extend(at?);
+        }
+    }
+    Ok(converted)
 }
 
 /// Gives names anew to the operations that were changed, and to those that rest on them.

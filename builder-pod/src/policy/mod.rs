@@ -2,18 +2,19 @@
 //!
 //! Pure: rules and an operation in, the operation that counts out, or why there is none.
 
+mod bundle;
 mod context;
 mod definition;
 mod file;
 
 use std::sync::Arc;
 
-use lapstrake_api::pb::SourceOp;
+use lapstrake_api::pb::{self, SourceOp};
 use lapstrake_api::sourcepolicy::{
     AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector, Update,
 };
 use lapstrake_handoff::Reason;
-use lapstrake_oci::Reference;
+use lapstrake_oci::{Platform, Reference};
 use regex::{Regex, RegexBuilder};
 
 pub(crate) use context::context;
@@ -24,6 +25,8 @@ use crate::error::BuildError;
 
 /// An operation is converted so often at most: rules may turn in a circle.
 const CONVERSIONS_MAX: usize = 20;
+/// Somebody who decides is asked so often at most about one source, as with BuildKit.
+const QUESTIONS_MAX: usize = 10;
 /// Bytes of an identifier at most: conversions may make it longer each time.
 const IDENTIFIER_BYTES_MAX: usize = 8 << 10;
 /// Rules of all policies of a request at most.
@@ -41,7 +44,7 @@ pub(crate) enum Error {
     #[error("source {0:?} denied by policy: source denied by policy")]
     Denied(String),
     /// The client denies it.
-    #[error("source {identifier:?} not allowed by policy: action {action}{}", shown(messages))]
+    #[error("source {identifier:?} not allowed by policy: action {action}")]
     NotAllowed {
         /// What was asked for.
         identifier: String,
@@ -67,10 +70,6 @@ pub(crate) enum Error {
     Invalid(String),
 }
 
-fn shown(messages: &[String]) -> String {
-    if messages.is_empty() { String::new() } else { format!(": {}", messages.join("; ")) }
-}
-
 impl Error {
     /// As the failure of a build; `what` is what was done when the rules were asked.
     pub(crate) fn failure(&self, what: &str) -> BuildError {
@@ -79,7 +78,11 @@ impl Error {
             Self::Unjudged(_) => Reason::SourceUnavailable,
             _ => Reason::RequestInvalid,
         };
-        BuildError::new(reason, format!("{what}: {self}"))
+        let error = BuildError::new(reason, format!("{what}: {self}"));
+        match self {
+            Self::NotAllowed { messages, .. } => error.denied(messages.clone()),
+            _ => error,
+        }
     }
 }
 
@@ -109,7 +112,28 @@ pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// It is denied, or nobody decides.
-    fn check(&self, op: &mut SourceOp) -> Result<bool, Error>;
+    fn check(&self, asked: &mut Question<'_>) -> Result<bool, Error>;
+}
+
+/// A source that somebody decides about.
+pub(crate) struct Question<'a> {
+    /// The source.
+    pub(crate) op: &'a mut SourceOp,
+    /// The platform that it is wanted for, where one is named.
+    pub(crate) platform: Option<&'a pb::Platform>,
+    left: usize,
+}
+
+impl Question<'_> {
+    /// To be called before each time that somebody is asked about it.
+    ///
+    /// # Errors
+    /// It was asked too often.
+    pub(crate) fn ask(&mut self) -> Result<(), Error> {
+        let too_often = || Error::Unjudged("too many policy requests".to_owned());
+        self.left = self.left.checked_sub(1).ok_or_else(too_often)?;
+        Ok(())
+    }
 }
 
 /// The policies of a build, in their order.
@@ -284,6 +308,11 @@ impl Policies {
         Self { judge: Some(judge), ..self }
     }
 
+    /// Whether somebody decides beside the rules, which may take a while.
+    pub(crate) fn has_judge(&self) -> bool {
+        self.judge.is_some()
+    }
+
     /// Whether nothing is ruled.
     pub(crate) fn is_empty(&self) -> bool {
         self.rules.is_empty() && self.judge.is_none()
@@ -300,10 +329,28 @@ impl Policies {
     ///
     /// # Errors
     /// It is denied, rules turn in a circle, or one that counts can't be read.
-    pub(crate) fn evaluate(&self, op: &mut SourceOp) -> Result<bool, Error> {
+    pub(crate) fn evaluate(&self, op: &mut SourceOp, platform: Option<&pb::Platform>) -> Result<bool, Error> {
+        let mut changed = self.evaluate_alone(op, platform)?;
+        // A repository may come from somewhere else than its name says.
+        if !self.is_empty()
+            && let Some(mut bundle) = bundle::of(op)?
+            && self.evaluate_alone(&mut bundle, platform)?
+        {
+            bundle::put(op, bundle);
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    fn evaluate_alone(&self, op: &mut SourceOp, platform: Option<&pb::Platform>) -> Result<bool, Error> {
         let mut changed = false;
+        let mut asked = Question { op, platform, left: QUESTIONS_MAX };
         for _ in 0..=CONVERSIONS_MAX {
-            if !self.once(op)? && !self.judge.as_ref().map_or(Ok(false), |judge| judge.check(op))? {
+            let by_judge = |asked: &mut Question<'_>| match &self.judge {
+                Some(judge) => judge.check(asked),
+                None => Ok(false),
+            };
+            if !self.once(asked.op)? && !by_judge(&mut asked)? {
                 return Ok(changed);
             }
             changed = true;
@@ -339,13 +386,19 @@ impl Policies {
     ///
     /// # Errors
     /// As [`Policies::evaluate`]; what takes its place is no image.
-    pub(crate) fn image(&self, reference: &Reference) -> Result<Reference, BuildError> {
+    pub(crate) fn image(&self, reference: &Reference, platform: &Platform) -> Result<Reference, BuildError> {
         if self.is_empty() {
             return Ok(reference.clone());
         }
         const WHAT: &str = "could not resolve image due to policy";
         let mut op = SourceOp { identifier: format!("{IMAGE}{reference}"), ..SourceOp::default() };
-        if !self.evaluate(&mut op).map_err(|error| error.failure(WHAT))? {
+        let platform = pb::Platform {
+            architecture: platform.architecture.clone(),
+            os: platform.os.clone(),
+            variant: platform.variant.clone().unwrap_or_default(),
+            ..pb::Platform::default()
+        };
+        if !self.evaluate(&mut op, Some(&platform)).map_err(|error| error.failure(WHAT))? {
             return Ok(reference.clone());
         }
         let other = || {
@@ -362,9 +415,13 @@ impl Policies {
     ///
     /// # Errors
     /// As [`Policies::evaluate`].
-    pub(crate) fn source(&self, op: &mut SourceOp) -> Result<(), BuildError> {
+    pub(crate) fn source(
+        &self,
+        op: &mut SourceOp,
+        platform: Option<&pb::Platform>,
+    ) -> Result<(), BuildError> {
         let what = "failed to load LLB: error evaluating the source policy";
-        self.evaluate(op).map(drop).map_err(|error| error.failure(what))
+        self.evaluate(op, platform).map(drop).map_err(|error| error.failure(what))
     }
 }
 

@@ -37,7 +37,7 @@ fn policies(of: &[&[Rule]]) -> Policies {
 
 fn evaluate(of: &[&[Rule]], identifier: &str) -> Result<String, Error> {
     let mut op = SourceOp { identifier: identifier.to_owned(), ..SourceOp::default() };
-    policies(of).evaluate(&mut op)?;
+    policies(of).evaluate(&mut op, None)?;
     Ok(op.identifier)
 }
 
@@ -103,7 +103,7 @@ fn attributes_are_conditions_and_results() {
         deny.selector.as_mut().expect("one").constraints.push(constraint(condition, value));
         let mut op = SourceOp { identifier: "http://a".to_owned(), ..SourceOp::default() };
         op.attrs.insert("k".to_owned(), have.to_owned());
-        policies(&[&[deny]]).evaluate(&mut op).is_err()
+        policies(&[&[deny]]).evaluate(&mut op, None).is_err()
     };
     assert!(judge(AttrMatch::Equal, "v", "v") && !judge(AttrMatch::Equal, "v", "w"));
     assert!(judge(AttrMatch::Notequal, "v", "w") && !judge(AttrMatch::Notequal, "v", "v"));
@@ -112,7 +112,7 @@ fn attributes_are_conditions_and_results() {
     let mut with = convert("http://a", "");
     with.updates.as_mut().expect("one").attrs.insert("http.checksum".to_owned(), "sha256:1".to_owned());
     let mut op = SourceOp { identifier: "http://a".to_owned(), ..SourceOp::default() };
-    assert_eq!(policies(&[&[with]]).evaluate(&mut op), Ok(true));
+    assert_eq!(policies(&[&[with]]).evaluate(&mut op, None), Ok(true));
     assert_eq!((op.identifier.as_str(), op.attrs["http.checksum"].as_str()), ("http://a", "sha256:1"));
 }
 
@@ -130,11 +130,11 @@ fn what_can_not_be_read_is_told() {
     // Only where it counts, as with buildkitd.
     let stars = broken(deny("a**b")).expect("read");
     let mut op = SourceOp { identifier: "c".to_owned(), ..SourceOp::default() };
-    let error = stars.evaluate(&mut op).expect_err("two stars");
+    let error = stars.evaluate(&mut op, None).expect_err("two stars");
     assert!(error.to_string().contains("invalid wildcard: \"**\""), "{error}");
     let mut without = convert("*", "");
     without.updates = None;
-    let error = broken(without).expect("read").evaluate(&mut op).expect_err("no destination");
+    let error = broken(without).expect("read").evaluate(&mut op, None).expect_err("no destination");
     assert_eq!(error.to_string(), "error mutating source policy: missing destination for convert rule");
 }
 
@@ -188,12 +188,48 @@ proptest! {
         let policy = Policy { version: 1, rules: rules.iter().map(rule).collect() };
         let of = Policies::new([&policy]).expect("valid kinds");
         let mut op = SourceOp { identifier, ..SourceOp::default() };
-        let first = of.evaluate(&mut op);
+        let first = of.evaluate(&mut op, None);
         if first.is_ok() {
             // What counts is not changed again.
             let settled = op.clone();
-            prop_assert_eq!(of.evaluate(&mut op), Ok(false));
+            prop_assert_eq!(of.evaluate(&mut op, None), Ok(false));
             prop_assert_eq!(op, settled);
         }
     }
+}
+
+#[test]
+fn a_rule_about_a_bundle_holds_for_the_repository_that_comes_from_it() {
+    let repository = || SourceOp {
+        identifier: "git://example.com/a.git".to_owned(),
+        attrs: [("git.bundle".to_owned(), "docker-image+blob://r.example/b@sha256:1".to_owned())].into(),
+    };
+    let denied = policies(&[&[deny("docker-image+blob://r.example/*")]]).evaluate(&mut repository(), None);
+    assert_eq!(denied, Err(Error::Denied("docker-image+blob://r.example/b@sha256:1".to_owned())));
+    let mut op = repository();
+    let mirror = convert("docker-image+blob://r.example/*", "docker-image+blob://mirror.example/$1");
+    assert_eq!(policies(&[&[mirror]]).evaluate(&mut op, None), Ok(true));
+    assert_eq!(op.attrs["git.bundle"], "docker-image+blob://mirror.example/b@sha256:1");
+}
+
+/// Somebody who answers each question with the same source, converted.
+#[derive(Debug, Default)]
+struct Circle(std::sync::atomic::AtomicUsize);
+
+impl Judge for Circle {
+    fn check(&self, asked: &mut Question<'_>) -> Result<bool, Error> {
+        asked.ask()?;
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(true)
+    }
+}
+
+#[test]
+fn who_decides_is_asked_ten_times_about_a_source_at_most() {
+    let circle = std::sync::Arc::new(Circle::default());
+    let policies = Policies::default().with_judge(std::sync::Arc::clone(&circle) as _);
+    let mut op = SourceOp { identifier: "http://a".to_owned(), ..SourceOp::default() };
+    let error = policies.evaluate(&mut op, None).expect_err("a circle");
+    assert_eq!(error.to_string(), "too many policy requests");
+    assert_eq!(circle.0.load(std::sync::atomic::Ordering::SeqCst), 10);
 }

@@ -11,12 +11,12 @@ use lapstrake_api::frontend::{
     NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
     ReadFileResponse, ReleaseContainerRequest, ReleaseContainerResponse, ResolveImageConfigRequest,
     ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
-    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
-    ReturnResponse, SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
-    WarnResponse,
+    ResolveSourceImageRequest, ResolveSourceImageResponse, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
+    StatFileResponse, WarnRequest, WarnResponse,
 };
 use lapstrake_api::sourcepolicy::Policy;
-use lapstrake_api::{control, pb};
+use lapstrake_api::{control, frontend, pb};
 use lapstrake_oci::Platform;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,7 +27,8 @@ use super::host::Host;
 use super::job::{BRIDGE_WAIT, Job, Jobs};
 use super::trail::Trail;
 use super::{build, containers, files};
-use crate::engine::SourceFacts;
+use crate::engine::{Engine, SourceFacts};
+use crate::error::BuildError;
 
 /// By this a call on the control socket says which build it belongs to.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -151,6 +152,7 @@ const FRONTEND_CAPS: &[&str] = &[
     "gateway.evaluate",
     "gateway.warnings",
     "source.metaresolver",
+    "source.metaresolver.image.attestations",
 ];
 
 fn caps(ids: &[&str]) -> Vec<ApiCap> {
@@ -231,7 +233,7 @@ async fn image_config(
 ) -> Result<ResolveImageConfigResponse, Status> {
     let mut source =
         pb::SourceOp { identifier: format!("docker-image://{}", request.r#ref), ..pb::SourceOp::default() };
-    judge(job, &request.source_policies, &mut source)?;
+    judge(job, &request.source_policies, &mut source, request.platform.as_ref())?;
     let no_image = || Status::unknown(format!("{} is no image", source.identifier));
     let name = source.identifier.strip_prefix("docker-image://").ok_or_else(no_image)?;
     let found = image(job, name, request.platform.as_ref(), &request.log_name).await?;
@@ -239,9 +241,14 @@ async fn image_config(
 }
 
 /// What counts in place of a source, under the rules of the build and of the request.
-fn judge(job: &Job, more: &[Policy], source: &mut pb::SourceOp) -> Result<(), Status> {
+fn judge(
+    job: &Job,
+    more: &[Policy],
+    source: &mut pb::SourceOp,
+    platform: Option<&pb::Platform>,
+) -> Result<(), Status> {
     let policies = job.engine.policies().and(&build::policies(more)?);
-    let judged = policies.evaluate(source);
+    let judged = policies.evaluate(source, platform);
     judged.map(drop).map_err(|error| status(&error.failure("could not resolve image due to policy")))
 }
 
@@ -252,14 +259,7 @@ async fn image(
     platform: Option<&pb::Platform>,
     log_name: &str,
 ) -> Result<(String, Vec<u8>), Status> {
-    let native = crate::engine::native_platform();
-    let platform = platform.filter(|p| !p.os.is_empty()).map_or(native, |p| {
-        Platform::new(
-            &p.os,
-            &p.architecture,
-            Some(&p.variant).filter(|variant| !variant.is_empty()).map(String::as_str),
-        )
-    });
+    let platform = platform_of(platform);
     let shown = match log_name {
         "" => format!("resolve image config for {name}"),
         shown => shown.to_owned(),
@@ -276,31 +276,91 @@ async fn source_meta(
     request: ResolveSourceMetaRequest,
 ) -> Result<ResolveSourceMetaResponse, Status> {
     let mut source = request.source.ok_or_else(|| Status::invalid_argument("no source was given"))?;
-    judge(job, &request.source_policies, &mut source)?;
+    judge(job, &request.source_policies, &mut source, request.platform.as_ref())?;
     if let Some(name) = source.identifier.strip_prefix("docker-image://") {
         let (digest, config) = image(job, name, request.platform.as_ref(), &request.log_name).await?;
-        let no_config = request.image.as_ref().is_some_and(|image| image.no_config);
-        let config = if no_config { Vec::new() } else { config };
-        let image = Some(ResolveSourceImageResponse { digest, config, ..Default::default() });
+        let asked = request.image.as_ref();
+        let chain = chain_of(&job.engine, name, request.platform.as_ref(), asked).await;
+        let attestation_chain = chain.map_err(|e| status(&e))?;
+        let config = if asked.is_some_and(|image| image.no_config) { Vec::new() } else { config };
+        let image = Some(ResolveSourceImageResponse { digest, config, attestation_chain });
         return Ok(ResolveSourceMetaResponse { source: Some(source), image, ..Default::default() });
     }
     let answer = ResolveSourceMetaResponse { source: Some(source.clone()), ..Default::default() };
-    match job.engine.facts_of(&source).await.map_err(|e| status(&e))? {
-        Some(SourceFacts::Commit { commit, reference }) => {
-            let git = ResolveSourceGitResponse {
-                checksum: commit,
-                r#ref: reference.unwrap_or_default(),
-                ..Default::default()
-            };
-            Ok(ResolveSourceMetaResponse { git: Some(git), ..answer })
+    let objects = request.git.as_ref().is_some_and(|git| git.return_object);
+    match job.engine.facts_of(&source, objects).await.map_err(|e| status(&e))? {
+        Some(facts) => Ok(told(facts, answer)),
+        None => Err(Status::unimplemented(format!("nothing can be told of source {}", source.identifier))),
+    }
+}
+
+/// The platform that a message names; this machine's where it names none.
+pub(super) fn platform_of(asked: Option<&pb::Platform>) -> Platform {
+    match asked.filter(|platform| !platform.os.is_empty()) {
+        None => crate::engine::native_platform(),
+        Some(p) => {
+            let variant = Some(p.variant.as_str()).filter(|variant| !variant.is_empty());
+            Platform::new(&p.os, &p.architecture, variant)
         }
-        Some(SourceFacts::File { digest, filename, modified }) => {
+    }
+}
+
+/// What is attested of an image, as far as that was asked for.
+pub(super) async fn chain_of(
+    engine: &Engine,
+    name: &str,
+    platform: Option<&pb::Platform>,
+    asked: Option<&ResolveSourceImageRequest>,
+) -> Result<Option<frontend::AttestationChain>, BuildError> {
+    let wants = |asked: &&ResolveSourceImageRequest| {
+        asked.attestation_chain || !asked.resolve_attestations.is_empty()
+    };
+    let Some(asked) = asked.filter(wants) else { return Ok(None) };
+    let platform = platform_of(platform);
+    let chain = engine.images().attestation_chain(name, &platform, &asked.resolve_attestations).await?;
+    let blob = |(descriptor, data): (lapstrake_oci::Descriptor, Vec<u8>)| {
+        let told = frontend::Descriptor {
+            media_type: descriptor.media_type,
+            digest: descriptor.digest.to_string(),
+            size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+            annotations: descriptor.annotations.into_iter().collect(),
+        };
+        (told.digest.clone(), frontend::Blob { descriptor: Some(told), data })
+    };
+    Ok(chain.map(|chain| frontend::AttestationChain {
+        root: chain.root.to_string(),
+        image_manifest: chain.image.to_string(),
+        attestation_manifest: chain.attestations.map(|digest| digest.to_string()).unwrap_or_default(),
+        signature_manifests: Vec::new(),
+        blobs: chain.blobs.into_iter().map(blob).collect(),
+    }))
+}
+
+/// What is known of a source that is no image, in an answer about it.
+pub(super) fn told(facts: SourceFacts, answer: ResolveSourceMetaResponse) -> ResolveSourceMetaResponse {
+    match facts {
+        SourceFacts::Commit { commit, tag, objects, reference } => {
+            // A tag with a text of its own is what was found; then the commit is told beside it.
+            let (checksum, commit_checksum) = match tag {
+                Some(tag) => (tag, commit),
+                None => (commit, String::new()),
+            };
+            let (commit_object, tag_object) = objects.unwrap_or_default();
+            let git = ResolveSourceGitResponse {
+                checksum,
+                r#ref: reference.unwrap_or_default(),
+                commit_checksum,
+                commit_object,
+                tag_object: tag_object.unwrap_or_default(),
+            };
+            ResolveSourceMetaResponse { git: Some(git), ..answer }
+        }
+        SourceFacts::File { digest, filename, modified } => {
             let last_modified = modified.map(|seconds| lapstrake_api::Timestamp { seconds, nanos: 0 });
             let checksum = digest.to_string();
             let http = ResolveSourceHttpResponse { checksum, filename, last_modified, ..Default::default() };
-            Ok(ResolveSourceMetaResponse { http: Some(http), ..answer })
+            ResolveSourceMetaResponse { http: Some(http), ..answer }
         }
-        None => Err(Status::unimplemented(format!("nothing can be told of source {}", source.identifier))),
     }
 }
 

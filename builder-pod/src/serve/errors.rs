@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use lapstrake_api::sourcepolicy::PolicyAction;
 use lapstrake_api::{Any, rpc};
 use lapstrake_handoff::{Failure, Reason};
 use lapstrake_llb::protojson::Form;
@@ -35,6 +36,7 @@ pub(crate) fn status_with(error: &BuildError, more: Vec<Any>) -> Status {
         // Clients turn them round.
         places => details.extend(places.iter().rev().map(place)),
     }
+    details.extend(denials(error));
     details.extend(failure(error));
     details.extend(more);
     let whole = rpc::Status { code: code as i32, message: message.clone(), details };
@@ -96,6 +98,14 @@ fn words(error: &BuildError) -> String {
 pub(crate) fn message(status: &Status) -> rpc::Status {
     let whole = rpc::Status::decode(status.details()).unwrap_or_default();
     rpc::Status { code: status.code() as i32, message: status.message().to_owned(), details: whole.details }
+}
+
+/// Why the client denies a source: it shows its own words.
+fn denials(error: &BuildError) -> Option<Any> {
+    let messages: Vec<_> = error.denials().iter().map(|message| json!({ "message": message })).collect();
+    let value = json!({ "action": PolicyAction::Deny as i32, "denyMessages": messages });
+    let type_url = format!("{TYPES}/policysession.DecisionResponse+json");
+    (!messages.is_empty()).then(|| Any { type_url, value: value.to_string().into_bytes() })
 }
 
 /// The operation that failed, with the ids under which what it began with and what it left can be asked for.

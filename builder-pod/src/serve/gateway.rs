@@ -58,7 +58,8 @@ pub(crate) async fn solve(
         return Err(Status::permission_denied(format!("'{image}' is not an allowed gateway source")));
     }
     let step = job.progress.step(&format!("resolve image config for docker-image://{named}"));
-    let found = async { job.engine.images().resolve(&job.engine.policies().image(&named)?, &native).await };
+    let found =
+        async { job.engine.images().resolve(&job.engine.policies().image(&named, &native)?, &native).await };
     let found = step.close(found.await).map_err(|e| status(&e))?;
     let root = root(&found.reference.to_string()).map_err(|e| status(&e))?;
     let tree = root.tree(job).await.map_err(|e| status(&e))?.clone();

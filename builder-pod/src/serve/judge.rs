@@ -4,23 +4,19 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use lapstrake_api::frontend::{
-    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
-    ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
 };
-use lapstrake_api::pb::{self, SourceOp};
+use lapstrake_api::pb::SourceOp;
 use lapstrake_api::policysession::check_policy_response::Result as Answer;
 use lapstrake_api::policysession::{CheckPolicyRequest, DecisionResponse};
 use lapstrake_api::sourcepolicy::PolicyAction;
-use lapstrake_oci::Platform;
 use lapstrake_session::{Session, Sessions};
 
-use crate::engine::{Engine, SourceFacts};
-use crate::policy::{Error, Judge};
+use crate::engine::Engine;
+use crate::policy::{Error, Judge, Question};
 
 /// A session may still be on its way.
 const SESSION_WAIT: Duration = Duration::from_secs(5);
-/// What a client wants to know of one source before it decides, at most so often.
-const QUESTIONS_MAX: usize = 20;
 /// A client that decides nothing for so long has gone to sleep.
 const DECISION_MAX: Duration = Duration::from_secs(300);
 
@@ -44,18 +40,20 @@ impl SessionJudge {
         Self { sessions, session: session.to_owned(), engine, runtime: tokio::runtime::Handle::current() }
     }
 
-    async fn decide(&self, op: &SourceOp) -> Result<DecisionResponse, Error> {
+    async fn decide(&self, asked: &mut Question<'_>) -> Result<DecisionResponse, Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Unjudged(error.to_string());
         let session = self.sessions.get(&self.session, SESSION_WAIT).await.map_err(|e| failed(&e))?;
-        let about = ResolveSourceMetaResponse { source: Some(op.clone()), ..Default::default() };
-        let mut request = CheckPolicyRequest { source: Some(about), ..Default::default() };
-        for _ in 0..QUESTIONS_MAX {
+        let op = asked.op.clone();
+        let source = Some(ResolveSourceMetaResponse { source: Some(op.clone()), ..Default::default() });
+        let platform = asked.platform.cloned();
+        let mut request = CheckPolicyRequest { source, platform, ..Default::default() };
+        loop {
+            asked.ask()?;
             match ask(&session, request.clone()).await? {
                 Answer::Decision(decision) => return Ok(decision),
-                Answer::Request(question) => request.source = Some(self.look(op, &question).await?),
+                Answer::Request(question) => request.source = Some(self.look(&op, &question).await?),
             }
         }
-        Err(Error::Unjudged("too many policy requests".to_owned()))
     }
 
     /// What a client wants to know of a source.
@@ -82,7 +80,7 @@ impl SessionJudge {
         };
         let answer = ResolveSourceMetaResponse { source: Some(op.clone()), ..Default::default() };
         if let Some(name) = op.identifier.strip_prefix("docker-image://") {
-            let platform = platform(question.platform.as_ref());
+            let platform = super::bridge::platform_of(question.platform.as_ref());
             let found = engine.images().resolve_text(name, &platform).await.map_err(failed)?;
             let no_config = question.image.as_ref().is_some_and(|image| image.no_config);
             let config = match no_config {
@@ -90,24 +88,15 @@ impl SessionJudge {
                 false => engine.images().config_bytes(&found).map_err(failed)?,
             };
             let digest = found.digest.to_string();
-            let image = Some(ResolveSourceImageResponse { digest, config, ..Default::default() });
+            let asked = question.image.as_ref();
+            let chain = super::bridge::chain_of(&engine, name, question.platform.as_ref(), asked).await;
+            let attestation_chain = chain.map_err(failed)?;
+            let image = Some(ResolveSourceImageResponse { digest, config, attestation_chain });
             return Ok(ResolveSourceMetaResponse { image, ..answer });
         }
-        match engine.facts_of(op).await.map_err(failed)? {
-            Some(SourceFacts::Commit { commit, reference }) => {
-                let r#ref = reference.unwrap_or_default();
-                let git = ResolveSourceGitResponse { checksum: commit, r#ref, ..Default::default() };
-                Ok(ResolveSourceMetaResponse { git: Some(git), ..answer })
-            }
-            Some(SourceFacts::File { digest, filename, modified }) => {
-                let last_modified = modified.map(|seconds| lapstrake_api::Timestamp { seconds, nanos: 0 });
-                let checksum = digest.to_string();
-                let http =
-                    ResolveSourceHttpResponse { checksum, filename, last_modified, ..Default::default() };
-                Ok(ResolveSourceMetaResponse { http: Some(http), ..answer })
-            }
-            None => Ok(answer),
-        }
+        let objects = question.git.as_ref().is_some_and(|git| git.return_object);
+        let facts = engine.facts_of(op, objects).await.map_err(failed)?;
+        Ok(facts.map_or_else(|| answer.clone(), |facts| super::bridge::told(facts, answer.clone())))
     }
 }
 
@@ -118,29 +107,19 @@ async fn ask(session: &Session, request: CheckPolicyRequest) -> Result<Answer, E
     answer.result.ok_or_else(|| Error::Unjudged("no decision in policy response".to_owned()))
 }
 
-fn platform(asked: Option<&pb::Platform>) -> Platform {
-    match asked.filter(|platform| !platform.os.is_empty()) {
-        None => crate::engine::native_platform(),
-        Some(p) => {
-            let variant = Some(p.variant.as_str()).filter(|variant| !variant.is_empty());
-            Platform::new(&p.os, &p.architecture, variant)
-        }
-    }
-}
-
 impl Judge for SessionJudge {
-    fn check(&self, op: &mut SourceOp) -> Result<bool, Error> {
+    fn check(&self, asked: &mut Question<'_>) -> Result<bool, Error> {
         // Rules are looked at where nothing waits; what is done here may take as long as a client takes.
-        let decided = tokio::task::block_in_place(|| self.runtime.block_on(self.decide(op)))?;
+        let decided = tokio::task::block_in_place(|| self.runtime.block_on(self.decide(asked)))?;
         match PolicyAction::try_from(decided.action) {
             Ok(PolicyAction::Allow) => Ok(false),
             Ok(PolicyAction::Convert) => {
                 let missing = || Error::Unjudged("convert action requires updated source".to_owned());
-                *op = decided.update.ok_or_else(missing)?;
+                *asked.op = decided.update.ok_or_else(missing)?;
                 Ok(true)
             }
             other => Err(Error::NotAllowed {
-                identifier: op.identifier.clone(),
+                identifier: asked.op.identifier.clone(),
                 action: other.map_or_else(|_| decided.action.to_string(), |a| a.as_str_name().to_owned()),
                 messages: decided.deny_messages.into_iter().map(|one| one.message).collect(),
             }),

@@ -55,7 +55,7 @@ impl Git {
     }
 }
 
-fn default_branch(listed: &str) -> Option<String> {
+pub(super) fn default_branch(listed: &str) -> Option<String> {
     let head = listed.lines().find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"))?;
     head.strip_prefix("refs/heads/").map(str::to_owned)
 }

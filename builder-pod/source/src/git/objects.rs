@@ -27,6 +27,19 @@ impl Git {
     /// # Errors
     /// [`Error::Git`].
     pub async fn objects(&self, url: &str, resolved: &Resolved) -> Result<Objects, Error> {
+        let (commit, tag) = self.raw_objects(url, resolved).await?;
+        Ok(Objects { tag: tag.map(|tag| of_tag(&tag)), commit: of_commit(&commit) })
+    }
+
+    /// The same as they are kept: the commit, and the annotated tag where the ref is one.
+    ///
+    /// # Errors
+    /// [`Error::Git`].
+    pub async fn raw_objects(
+        &self,
+        url: &str,
+        resolved: &Resolved,
+    ) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
         self.check_url(url)?;
         check_commit(&resolved.commit)?;
         let dir = self.repository(url);
@@ -48,12 +61,12 @@ impl Git {
             Some(tag) => {
                 self.fetch_tag(url, resolved, &tag).await?;
                 let raw = self.runner.bytes(Some(&dir), &["cat-file", "tag", &tag], &[], None).await;
-                Some(of_tag(&raw.map_err(failed)?))
+                Some(raw.map_err(failed)?)
             }
             None => None,
         };
         let raw = self.runner.bytes(Some(&dir), &["cat-file", "commit", &commit], &[], None).await;
-        Ok(Objects { tag, commit: of_commit(&raw.map_err(failed)?) })
+        Ok((raw.map_err(failed)?, tag))
     }
 
     /// A commit may be here since before there was the tag.

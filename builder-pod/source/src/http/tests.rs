@@ -202,3 +202,57 @@ fn a_context_is_an_archive_or_a_dockerfile() {
     assert!(out.join("Dockerfile").exists());
     assert!(unpack_context(&archive, "c.tgz", &place("small"), 3, &Cancel::new()).is_err());
 }
+
+#[tokio::test]
+async fn what_is_packed_for_the_way_alone_is_what_it_was_before() {
+    use std::io::Write as _;
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(b"contents").unwrap_or_else(|e| panic!("{e}"));
+    let packed = packed.finish().unwrap_or_else(|e| panic!("{e}"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap_or_else(|e| panic!("{e}"));
+    let address = listener.local_addr().unwrap_or_else(|e| panic!("{e}"));
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap_or_else(|e| panic!("{e}"));
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(stream.read_u8().await.unwrap_or_else(|e| panic!("{e}")));
+        }
+        assert!(String::from_utf8_lossy(&asked).contains("accept-encoding: gzip\r\n"));
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            packed.len()
+        );
+        stream.write_all(&[head.as_bytes(), &packed].concat()).await.unwrap_or_else(|e| panic!("{e}"));
+    });
+    let fetched = fetch(&request(&format!("http://{address}/x"))).await.unwrap_or_else(|e| panic!("{e}"));
+    let body = fetched.0.unwrap_or_else(|| panic!("a body"));
+    assert_eq!((body.digest, body.size_bytes), (Digest::of(b"contents"), 8));
+}
+
+#[tokio::test]
+async fn a_server_is_asked_by_head_whether_a_body_is_still_the_same() {
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let (url, _) = serve(move |_, request| {
+        let method = request.split(' ').next().unwrap_or_default().to_owned();
+        seen.lock().unwrap_or_else(|e| panic!("{e}")).push(method);
+        // It knows the body and sends it again nevertheless.
+        ok("etag: W/\"one\"\r\n", if request.starts_with("HEAD") { "" } else { "body" })
+    })
+    .await;
+    let known = HttpRequest { etag: Some("\"one\"".to_owned()), ..request(&url) };
+    assert!(fetch(&known).await.unwrap_or_else(|e| panic!("{e}")).0.is_none(), "it is the same");
+    let other = HttpRequest { etag: Some("\"two\"".to_owned()), ..request(&url) };
+    assert!(fetch(&other).await.unwrap_or_else(|e| panic!("{e}")).0.is_some(), "it is another one");
+    assert_eq!(*asked.lock().unwrap_or_else(|e| panic!("{e}")), ["HEAD", "HEAD", "GET"]);
+}
+
+#[test]
+fn dates_are_read_in_all_three_forms() {
+    for text in
+        ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+    {
+        assert_eq!(http_date_seconds(text), Some(784_111_777), "{text}");
+    }
+    assert_eq!(http_date_seconds("yesterday"), None);
+}
