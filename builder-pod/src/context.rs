@@ -140,6 +140,7 @@ pub(crate) async fn acquire(
                 submodules: *submodules,
                 time: FileTime::Commit,
                 keep_git_dir: *keep_git_dir,
+                reference: resolved.reference.clone(),
             };
             let local = checkout(store, &git, url, &resolved, &options).await?;
             let facts = facts(&git, url, &resolved, reference, ask).await?;
@@ -177,6 +178,7 @@ pub(crate) async fn checkout(
     let mut parts = vec![url, &resolved.commit, &options.subdir, submodules];
     if options.keep_git_dir {
         parts.push(".git");
+        parts.extend(options.reference.as_deref());
     }
     let place = Place::new(store, "checkouts", digest_of(&parts))?;
     if !place.ready() {

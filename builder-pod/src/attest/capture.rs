@@ -24,6 +24,8 @@ pub(crate) struct GitSource {
     /// Address and ref: `https://…#ref`.
     pub(crate) url: String,
     pub(crate) commit: String,
+    /// The bundle that it came from.
+    pub(crate) bundle: Option<String>,
 }
 
 /// A file that was downloaded.
@@ -107,7 +109,8 @@ impl Capture {
                 let remote = remote.split('#').next().unwrap_or_default();
                 let fragment = source.identifier.split_once('#').map_or("", |(_, fragment)| fragment);
                 let reference = fragment.split(':').next().unwrap_or_default();
-                self.add_git(remote, reference, &commit);
+                let bundle = source.attrs.get("git.bundle").filter(|bundle| !bundle.is_empty());
+                self.add_git(remote, reference, &commit, bundle.map(String::as_str));
                 for name in ["git.authtokensecret", "git.authheadersecret"] {
                     if let Some(id) = source.attrs.get(name).filter(|id| !id.is_empty()) {
                         lend(&mut self.secrets, id, true);
@@ -153,13 +156,15 @@ impl Capture {
     }
 
     /// Adds a commit; the address is kept without credentials.
-    pub(crate) fn add_git(&mut self, remote: &str, reference: &str, commit: &str) {
+    pub(crate) fn add_git(&mut self, remote: &str, reference: &str, commit: &str, bundle: Option<&str>) {
         let mut url = redacted(remote);
         if !reference.is_empty() {
             url = format!("{url}#{reference}");
         }
-        if !self.sources.git.iter().any(|known| known.url == url) {
-            self.sources.git.push(GitSource { url, commit: commit.to_owned() });
+        let same = |known: &GitSource| known.url == url && known.bundle.as_deref() == bundle;
+        if !self.sources.git.iter().any(same) {
+            let (commit, bundle) = (commit.to_owned(), bundle.map(str::to_owned));
+            self.sources.git.push(GitSource { url, commit, bundle });
         }
     }
 
@@ -189,7 +194,7 @@ impl Capture {
         other.sources.locals.iter().for_each(|local| self.add_local(&local.name));
         for git in &other.sources.git {
             let (remote, reference) = git.url.split_once('#').unwrap_or((&git.url, ""));
-            self.add_git(remote, reference, &git.commit);
+            self.add_git(remote, reference, &git.commit, git.bundle.as_deref());
         }
         other.sources.http.iter().for_each(|http| self.add_http(&http.url, http.digest));
         other.secrets.iter().for_each(|lent| lend(&mut self.secrets, &lent.id, lent.optional));
@@ -215,7 +220,7 @@ impl Capture {
             (image.blob, image.reference.to_string(), platform)
         });
         self.sources.locals.retain(|local| !self.stand_ins.contains(&local.name));
-        self.sources.git.sort_by(|a, b| a.url.cmp(&b.url));
+        self.sources.git.sort_by(|a, b| (&a.url, &a.bundle).cmp(&(&b.url, &b.bundle)));
         self.sources.http.sort_by(|a, b| a.url.cmp(&b.url));
         self.sources.locals.sort();
         self.secrets.sort_by(|a, b| a.id.cmp(&b.id));

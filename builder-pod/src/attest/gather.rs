@@ -112,7 +112,7 @@ pub(crate) fn of_context(context: &Context, revision: Option<&str>) -> Capture {
                 _ => "",
             };
             match revision {
-                Some(commit) => capture.add_git(url, reference, commit),
+                Some(commit) => capture.add_git(url, reference, commit, None),
                 None => capture.incomplete = true,
             }
         }

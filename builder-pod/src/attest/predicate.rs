@@ -9,7 +9,7 @@ use lapstrake_oci::{Descriptor, Digest, Reference};
 use serde_json::{Map, Value, json};
 
 use super::asked::{Mode, ProvenanceAsked, Version};
-use super::capture::{Capture, ImageSource, Sources};
+use super::capture::{Capture, GitSource, ImageSource, Sources};
 use super::request::{commit_digest, config_source};
 use super::steps::{self, Steps};
 use super::{purl, request};
@@ -285,9 +285,22 @@ fn without_empty(value: Value) -> Value {
 
 fn materials(sources: &Sources) -> Vec<Value> {
     let images = sources.images.iter().map(image);
-    let git = sources.git.iter().map(|git| json!({ "uri": git.url, "digest": commit_digest(&git.commit) }));
+    let git = sources.git.iter().flat_map(|git| {
+        let commit = json!({ "uri": git.url, "digest": commit_digest(&git.commit) });
+        std::iter::once(commit).chain(bundle(git))
+    });
     let http = sources.http.iter().map(|http| json!({ "uri": http.url, "digest": digest_set(&http.digest) }));
     images.chain(git).chain(http).collect()
+}
+
+/// The bundle that a commit came from.
+fn bundle(git: &GitSource) -> Option<Value> {
+    let (scheme, rest) = git.bundle.as_deref()?.split_once("://")?;
+    let (name, digest) = rest.rsplit_once('@')?;
+    let (name, digest): (Reference, Digest) = (name.parse().ok()?, digest.parse().ok()?);
+    let kind = if scheme.starts_with("oci-layout") { "oci" } else { "docker" };
+    let uri = purl::of(kind, &name, None, &[("ref_type", "bundle"), ("vcs_url", &git.url)]);
+    Some(json!({ "uri": uri, "digest": digest_set(&digest) }))
 }
 
 fn image(image: &ImageSource) -> Value {

@@ -215,7 +215,10 @@ mod tests {
     fn a_context_that_is_a_repository_has_its_commit() {
         let commit = "a".repeat(40);
         let url = "https://h.example/x.git#main".to_owned();
-        let sources = Sources { git: vec![GitSource { url, commit: commit.clone() }], ..Default::default() };
+        let sources = Sources {
+            git: vec![GitSource { url, commit: commit.clone(), bundle: None }],
+            ..Default::default()
+        };
         let told = asked(&[("context", "https://h.example/x.git#main:sub")]).provenance(&sources);
         assert_eq!(told.config_source.uri, "https://h.example/x.git#main:sub");
         assert_eq!(told.config_source.digest["sha1"], commit);

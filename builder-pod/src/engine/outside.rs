@@ -310,6 +310,7 @@ impl Outside {
                     submodules: !flag(source, "git.skipsubmodules") && attr(source, "git.bundle").is_none(),
                     time: FileTime::Commit,
                     keep_git_dir: flag(source, "git.keepgitdir"),
+                    reference: commit.reference.clone(),
                 };
                 let turn = self.turn(context::digest_of(&[url, &commit.commit, &options.subdir]));
                 let _turn = turn.lock().await;

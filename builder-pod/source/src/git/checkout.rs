@@ -32,6 +32,8 @@ pub struct CheckoutOptions {
     pub time: FileTime,
     /// With a `.git` that holds this commit, where all of the repository is wanted.
     pub keep_git_dir: bool,
+    /// The branch or tag (`refs/…`) by which that repository names the commit.
+    pub reference: Option<String>,
 }
 
 /// Boxed, since submodules make it call itself.
@@ -81,7 +83,7 @@ pub(super) fn checkout<'a>(
             submodules(git, url, commit, dest, &subdir, options.time, depth).await?;
         }
         if options.keep_git_dir && subdir.is_empty() {
-            git_dir(git, url, commit, dest).await?;
+            git_dir(git, url, commit, options.reference.as_deref(), dest).await?;
         }
         settle_blocking(dest.to_owned(), seconds).await?;
         Ok(if subdir.is_empty() { dest.to_owned() } else { dest.join(subdir) })
@@ -89,7 +91,13 @@ pub(super) fn checkout<'a>(
 }
 
 /// Makes a repository of a checkout: the commit alone, without those before it.
-async fn git_dir(git: &Git, url: &str, commit: &str, dest: &Path) -> Result<(), Error> {
+async fn git_dir(
+    git: &Git,
+    url: &str,
+    commit: &str,
+    reference: Option<&str>,
+    dest: &Path,
+) -> Result<(), Error> {
     let failed = |failure| error(url, commit, failure);
     let (kept, own) = (git.repository(url), dest.join(".git"));
     let format = if commit.len() == 64 { "sha256" } else { "sha1" };
@@ -106,6 +114,10 @@ async fn git_dir(git: &Git, url: &str, commit: &str, dest: &Path) -> Result<(), 
     let remote = shown_url(url);
     let (remote, head): (&[&str], &[&str]) =
         (&["config", "remote.origin.url", &remote], &["update-ref", "--no-deref", "HEAD", commit]);
+    let named = |name: &&str| name.starts_with("refs/heads/") || name.starts_with("refs/tags/");
+    if let Some(name) = reference.filter(named) {
+        git.runner.run(Some(&own), &["update-ref", name, commit]).await.map_err(failed)?;
+    }
     // An index without the files' times, so that it is the same on any machine.
     for args in [remote, head, &["read-tree", "HEAD"]] {
         git.runner.run(Some(&own), args).await.map_err(failed)?;

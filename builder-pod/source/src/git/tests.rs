@@ -101,7 +101,8 @@ async fn refs_lead_to_their_commits() {
     let url = world.url("shop");
     let any = |name: &str| GitRef::Any(name.to_owned());
     for (want, commit, reference) in [
-        (GitRef::Default, &third, Some("HEAD")),
+        // The default branch has a name of its own.
+        (GitRef::Default, &third, Some("refs/heads/main")),
         (GitRef::Branch("main".to_owned()), &third, Some("refs/heads/main")),
         (GitRef::Branch("refs/heads/feat/x".to_owned()), &second, Some("refs/heads/feat/x")),
         (GitRef::Tag("light".to_owned()), &first, Some("refs/tags/light")),
@@ -216,7 +217,8 @@ async fn submodules_come_along_when_asked_for() {
 async fn a_kept_git_directory_has_the_commit_and_no_credentials() {
     let world = World::new();
     let [first, _, _] = world.shop();
-    let options = CheckoutOptions { keep_git_dir: true, ..CheckoutOptions::default() };
+    let reference = Some("refs/heads/kept".to_owned());
+    let options = CheckoutOptions { keep_git_dir: true, reference, ..CheckoutOptions::default() };
     let commit = GitRef::Commit(first.clone());
     let dir = world.get(&world.url("shop"), &commit, &options).await.unwrap_or_else(|e| panic!("{e}"));
     let at = dir.path().to_string_lossy().into_owned();
@@ -225,6 +227,7 @@ async fn a_kept_git_directory_has_the_commit_and_no_credentials() {
         String::from_utf8_lossy(&output.unwrap_or_else(|e| panic!("{e}")).stdout).trim().to_owned()
     };
     assert_eq!(git(&["rev-parse", "HEAD"]), first);
+    assert_eq!(git(&["rev-parse", "refs/heads/kept"]), first, "it has the name by which it was asked for");
     assert_eq!(git(&["rev-list", "--count", "HEAD"]), "1");
     assert_eq!(git(&["status", "--porcelain"]), "");
     let options = CheckoutOptions { subdir: "sub".to_owned(), ..options };
