@@ -26,7 +26,7 @@ pub trait World: Send + Sync + 'static {
 
     /// The operation's own key; may resolve names over the network.
     async fn describe(&self, vertex: &Vertex, step: &Step) -> Result<OpKey, Self::Error>;
-    /// A record whose results are all still there. Must not block for long.
+    /// A record of which some result is there. Must not block for long.
     fn look_up(&self, key: CacheKey) -> Option<Record<Self::Result>>;
     /// The key for all that comes after, of work that was done before and whose results are gone. Must not block for long.
     fn vouch(&self, _key: CacheKey) -> Option<CacheKey> {
@@ -404,7 +404,8 @@ impl<W: World> Driver<W> {
                 self.spawn(id, work, move |result| E::Described(id, result));
             }
             Action::LookUp(id, key) => {
-                let found = self.lenders(id).find_map(|(_, world)| world.look_up(key));
+                let there = |record: &Record<W::Result>| record.results.iter().flatten().count();
+                let found = self.lenders(id).filter_map(|(_, world)| world.look_up(key)).max_by_key(there);
                 let vouched = || self.lenders(id).find_map(|(_, world)| world.vouch(key));
                 let looked = match found {
                     Some(record) => Looked::Found(record),

@@ -39,8 +39,8 @@ pub struct VertexId {
 pub struct Record<R> {
     /// The key that vertices downstream use.
     pub key: CacheKey,
-    /// One result per output.
-    pub results: Vec<R>,
+    /// One result per output; `None` is one that is not there: another builder's cache has what that one needed.
+    pub results: Vec<Option<R>>,
 }
 
 /// What is known under a key.
@@ -128,7 +128,7 @@ enum State<R, E> {
     /// Another vertex does the same work now.
     Following(Keys),
     Running(Keys),
-    Done(Keys, Vec<R>),
+    Done(Keys, Vec<Option<R>>),
     Failed(VertexId, E),
     /// Nobody wants it, or it starts anew; an action of before has not answered yet.
     Canceling,
@@ -150,12 +150,21 @@ struct Entry<R, E> {
     users: BTreeSet<VertexId>,
     jobs: BTreeSet<JobId>,
     want_key: bool,
-    want_result: bool,
+    /// The outputs whose results somebody asked for.
+    wanted: BTreeSet<u32>,
     /// Its key needs work first: the cheap look-up failed, here or for an input.
     slow: bool,
     /// Actions that have not answered yet.
     pending: usize,
     state: State<R, E>,
+}
+
+impl<R, E> Entry<R, E> {
+    /// Whether all that was asked for is among these results.
+    fn has_wanted(&self, results: &[Option<R>]) -> bool {
+        // What an operation does not have at all is nobody's to make.
+        self.wanted.iter().all(|output| !matches!(results.get(*output as usize), Some(None)))
+    }
 }
 
 struct Wanted {
@@ -250,7 +259,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 users: BTreeSet::new(),
                 jobs: BTreeSet::new(),
                 want_key: false,
-                want_result: false,
+                wanted: BTreeSet::new(),
                 slow: false,
                 pending: 0,
                 state: State::Idle,
@@ -265,7 +274,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         }
         let target_id = id_of(target.vertex);
         self.jobs.insert(job, Wanted { target: target_id, output: target.index });
-        self.want_result(target_id);
+        self.want_result(target_id, target.index);
         self.queue.push_back(target_id);
     }
 
@@ -278,12 +287,11 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         }
     }
 
-    fn want_result(&mut self, id: VertexId) {
+    fn want_result(&mut self, id: VertexId, output: u32) {
         if let Some(entry) = self.entries.get_mut(&id)
-            && !entry.want_result
+            && entry.wanted.insert(output)
         {
             entry.want_key = true;
-            entry.want_result = true;
             self.queue.push_back(id);
         }
     }
@@ -294,6 +302,10 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         }
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match (std::mem::replace(&mut entry.state, State::Idle), looked) {
+            // Of what is asked for something is missing: as if all results were gone.
+            (State::LookingFast(op, fast), Looked::Found(record)) if !entry.has_wanted(&record.results) => {
+                self.set(id, State::Vouched(op, Keys { key: record.key, fast: Some(fast), ephemeral: false }));
+            }
             (State::LookingFast(_, fast), Looked::Found(record)) => {
                 self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
                 let keys = Keys { key: record.key, fast: Some(fast), ephemeral: false };
@@ -306,7 +318,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 self.set(id, State::AwaitContent(op, Some(fast)));
                 self.mark_slow(id);
             }
-            (State::Looking(keys), Looked::Found(record)) => {
+            (State::Looking(keys), Looked::Found(record)) if entry.has_wanted(&record.results) => {
                 self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
                 if let Some(fast) = keys.fast {
                     self.actions.push(Action::Save(fast, record.clone()));
@@ -327,6 +339,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         let followers = self.in_flight.remove(&keys.key).map(|(_, followers)| followers).unwrap_or_default();
         match result {
             Ok(results) => {
+                let results: Vec<_> = results.into_iter().map(Some).collect();
                 if !keys.ephemeral {
                     let record = Record { key: keys.key, results: results.clone() };
                     self.actions.push(Action::Save(keys.key, record.clone()));
@@ -350,7 +363,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         }
     }
 
-    fn follow_up(&mut self, follower: VertexId, done: &Keys, results: &[R]) {
+    fn follow_up(&mut self, follower: VertexId, done: &Keys, results: &[Option<R>]) {
         let Some(entry) = self.entries.get_mut(&follower) else { return };
         let State::Following(keys) = entry.state else { return };
         self.actions.push(Action::Cached(follower, Arc::clone(&entry.vertex)));
@@ -415,14 +428,14 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 inputs.into_iter().for_each(|(input, _)| self.want_key(input));
             }
             State::AwaitKeys(_) => self.try_key(id),
-            State::Vouched(op, keys) if entry.want_result => {
+            State::Vouched(op, keys) if !entry.wanted.is_empty() => {
                 entry.state = State::AwaitContent(op.clone(), keys.fast);
                 self.queue.push_back(id);
                 self.mark_slow(id);
             }
             State::AwaitContent(..) => self.try_hash(id),
             State::Hashing(..) => self.try_slow_key(id),
-            State::Keyed(keys) if entry.want_result => {
+            State::Keyed(keys) if !entry.wanted.is_empty() => {
                 let keys = *keys;
                 if id.ignore_cache || keys.ephemeral {
                     self.set(id, State::AwaitInputs(keys));
@@ -433,16 +446,24 @@ impl<R: Clone, E: Clone> Machine<R, E> {
                 }
             }
             State::AwaitInputs(_) => self.try_run(id),
-            State::Done(..) | State::Failed(..) => self.end_jobs_of(id),
+            State::Done(keys, results) => {
+                // A record that was found may lack what somebody asked for since.
+                let again = (!entry.has_wanted(results)).then_some(State::Keyed(*keys));
+                self.end_jobs_of(id);
+                if let Some(keyed) = again {
+                    self.set(id, keyed);
+                }
+            }
+            State::Failed(..) => self.end_jobs_of(id),
             _ => {}
         }
     }
 
     /// The result of one input; `None` while it is missing. A failed input fails the vertex.
     fn input_result(&mut self, id: VertexId, input: VertexId, index: u32) -> Option<R> {
-        self.want_result(input);
+        self.want_result(input, index);
         match self.entries.get(&input).map(|e| &e.state) {
-            Some(State::Done(_, results)) => results.get(index as usize).cloned(),
+            Some(State::Done(_, results)) => results.get(index as usize).cloned().flatten(),
             Some(State::Failed(culprit, error)) => {
                 let failed = State::Failed(*culprit, error.clone());
                 self.set(id, failed);
@@ -487,9 +508,10 @@ impl<R: Clone, E: Clone> Machine<R, E> {
             self.jobs.iter().filter(|(_, w)| w.target == id).map(|(j, w)| (*j, w.output)).collect();
         for (job, output) in ended {
             let outcome = match self.entries.get(&id).map(|e| &e.state) {
-                Some(State::Done(keys, results)) => {
-                    Outcome::Done(results.get(output as usize).map(|r| (r.clone(), keys.key)))
-                }
+                Some(State::Done(keys, results)) => match results.get(output as usize) {
+                    Some(None) => continue,
+                    result => Outcome::Done(result.cloned().flatten().map(|result| (result, keys.key))),
+                },
                 Some(State::Failed(culprit, error)) => Outcome::Failed(*culprit, error.clone()),
                 _ => continue,
             };

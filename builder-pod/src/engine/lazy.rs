@@ -45,12 +45,38 @@ impl Watch {
     }
 }
 
+/// Adds to results those that only others have.
+pub(super) fn fill<T>(results: &mut Vec<Option<T>>, others: Vec<Option<T>>) {
+    if results.len() < others.len() {
+        results.resize_with(others.len(), || None);
+    }
+    for (result, other) in results.iter_mut().zip(others) {
+        if result.is_none() {
+            *result = other;
+        }
+    }
+}
+
 /// A mistake of ours: operations are given what is here.
 pub(super) fn not_realised() -> BuildError {
     BuildError::internal("an operation was given a result that is still somewhere else")
 }
 
 impl Engine {
+    /// The results under a key that are there, here or in a cache, and the key for what comes after.
+    pub(super) fn recorded(&self, key: CacheKey) -> Option<Record<Res>> {
+        let mut found = self.kept(key).map(|kept| (CacheKey(kept.key), kept.there(&self.store)));
+        let has = |results: &[Option<Res>]| results.iter().all(Option::is_some);
+        if found.as_ref().is_none_or(|(_, results)| !has(results))
+            && let Some(others) = self.remote.look_up(key, &|key| self.derivation(key))
+        {
+            let (_, results) = found.get_or_insert((key, Vec::new()));
+            fill(results, others);
+        }
+        let (key, results) = found?;
+        results.iter().any(Option::is_some).then_some(Record { key, results })
+    }
+
     /// The record under a key as it is kept, whatever became of its results.
     pub(super) fn kept(&self, key: CacheKey) -> Option<Kept> {
         serde_json::from_slice(&self.store.get(Table::CACHE, key.0.as_bytes())?).ok()
@@ -61,14 +87,12 @@ impl Engine {
         self.remote.derivation(key).or_else(|| self.kept(key)?.derivation.map(Arc::new))
     }
 
-    /// What is known as the results of a key, without looking into any cache anew.
-    pub(crate) fn results_of(&self, key: CacheKey) -> Option<Vec<Res>> {
-        if let Some(results) = self.remote.hit(key) {
-            return Some(results);
-        }
-        let kept = self.kept(key)?;
-        let there = kept.results.iter().flatten().all(|id| self.store.has_snapshot(*id));
-        there.then(|| kept.results.into_iter().map(Res::Snapshot).collect())
+    /// What is known as a result of a key, without looking into any cache anew.
+    pub(crate) fn result_of(&self, key: CacheKey, output: u32) -> Option<Res> {
+        let output = output as usize;
+        let hit = || self.remote.hit(key)?.into_iter().nth(output)?;
+        let here = || self.kept(key)?.there(&self.store).into_iter().nth(output)?;
+        hit().or_else(here)
     }
 
     /// A result that operations can work on.

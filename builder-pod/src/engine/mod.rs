@@ -468,9 +468,24 @@ pub(crate) fn platform_of(vertex: &Vertex, native: &Platform) -> Platform {
 struct Kept {
     key: Digest,
     results: Vec<Option<SnapshotId>>,
+    /// Numbers of results that are not known: another builder's cache had the others only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<usize>,
     /// How the key that it stands under came to be, for caches that others read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     derivation: Option<Derivation>,
+}
+
+impl Kept {
+    /// The results that are still there.
+    fn there(self, store: &Store) -> Vec<Option<Res>> {
+        let missing = self.missing;
+        let there = |(number, id): (usize, Option<SnapshotId>)| {
+            let gone = missing.contains(&number) || id.is_some_and(|id| !store.has_snapshot(id));
+            (!gone).then_some(Res::Snapshot(id))
+        };
+        self.results.into_iter().enumerate().map(there).collect()
+    }
 }
 
 #[async_trait]
@@ -509,14 +524,7 @@ impl World for Engine {
     }
 
     fn look_up(&self, key: CacheKey) -> Option<Record<Res>> {
-        if let Some(kept) = self.kept(key)
-            && kept.results.iter().flatten().all(|id| self.store.has_snapshot(*id))
-        {
-            let results = kept.results.into_iter().map(Res::Snapshot).collect();
-            return Some(Record { key: CacheKey(kept.key), results });
-        }
-        let results = self.remote.look_up(key, &|key| self.derivation(key))?;
-        Some(Record { key, results })
+        self.recorded(key)
     }
 
     fn vouch(&self, key: CacheKey) -> Option<CacheKey> {
@@ -552,18 +560,26 @@ impl World for Engine {
     }
 
     fn save(&self, key: CacheKey, record: &Record<Res>) {
-        let results: Option<Vec<_>> = record
-            .results
-            .iter()
-            .map(|res| match res {
-                Res::Snapshot(id) => Some(*id),
-                // What is somewhere else becomes a record once it is here.
-                Res::Context(_) | Res::Lazy(_) => None,
-            })
-            .collect();
-        let Some(results) = results else { return };
+        let here = |res: &Option<Res>| match res {
+            Some(Res::Snapshot(id)) => Some(*id),
+            // What is somewhere else becomes a record once it is here.
+            Some(Res::Context(_) | Res::Lazy(_)) | None => None,
+        };
+        let mut all: Vec<Option<Option<SnapshotId>>> = record.results.iter().map(here).collect();
+        if all.iter().any(Option::is_none)
+            && let Some(older) = self.kept(key).filter(|older| older.key == record.key.0)
+        {
+            let there = older.there(&self.store);
+            lazy::fill(&mut all, there.iter().map(here).collect());
+        }
+        if all.iter().all(Option::is_none) {
+            return;
+        }
+        let missing = all.iter().enumerate().filter(|(_, result)| result.is_none());
+        let missing = missing.map(|(number, _)| number).collect();
+        let results = all.into_iter().map(Option::flatten).collect();
         let derivation = self.remote.derivation(key).map(|d| (*d).clone());
-        let kept = Kept { key: record.key.0, results, derivation };
+        let kept = Kept { key: record.key.0, results, missing, derivation };
         let kept = serde_json::to_vec(&kept).map_err(|e| e.to_string());
         let saved =
             kept.and_then(|v| self.store.put(Table::CACHE, key.0.as_bytes(), &v).map_err(|e| e.to_string()));

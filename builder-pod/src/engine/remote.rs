@@ -106,7 +106,7 @@ type Nodes = Vec<BTreeSet<NodeId>>;
 #[derive(Default)]
 struct State {
     nodes: HashMap<(CacheKey, u32), Arc<Nodes>>,
-    hits: HashMap<CacheKey, Vec<Res>>,
+    hits: HashMap<CacheKey, Vec<Option<Res>>>,
     /// Names of caches whose results could not be had, and those of them that nobody was told of yet.
     lost: BTreeSet<String>,
     untold: Vec<String>,
@@ -174,7 +174,7 @@ impl Remote {
             Res::Snapshot(_) | Res::Context(_) => false,
         };
         let mut state = self.state();
-        state.hits.retain(|_, results| !results.iter().any(from_it));
+        state.hits.retain(|_, results| !results.iter().flatten().any(from_it));
         state.nodes.clear();
         if state.lost.insert(name.clone()) {
             state.untold.push(name);
@@ -203,19 +203,22 @@ impl Remote {
         self.derivations().get(key)
     }
 
-    /// Results that a cache gave for a key.
-    pub(super) fn hit(&self, key: CacheKey) -> Option<Vec<Res>> {
+    /// Results that caches gave for a key; `None` are those that they lack.
+    pub(super) fn hit(&self, key: CacheKey) -> Option<Vec<Option<Res>>> {
         self.state().hits.get(&key).cloned()
     }
 
     /// Takes the hits whose results are all snapshots now, as `snapshot` tells.
-    pub(super) fn settle(&self, snapshot: impl Fn(&Lazy) -> Option<SnapshotId>) -> Vec<(CacheKey, Vec<Res>)> {
-        let here = |results: &[Res]| {
+    pub(super) fn settle(
+        &self,
+        snapshot: impl Fn(&Lazy) -> Option<SnapshotId>,
+    ) -> Vec<(CacheKey, Vec<Option<Res>>)> {
+        let here = |results: &[Option<Res>]| {
             let here = results.iter().map(|result| match result {
-                Res::Lazy(lazy) => snapshot(lazy).map(|id| Res::Snapshot(Some(id))),
+                Some(Res::Lazy(lazy)) => snapshot(lazy).map(|id| Some(Res::Snapshot(Some(id)))),
                 other => Some(other.clone()),
             });
-            here.collect::<Option<Vec<Res>>>()
+            here.collect::<Option<Vec<_>>>()
         };
         let mut state = self.state();
         let settled: Vec<_> =
@@ -226,17 +229,18 @@ impl Remote {
         settled
     }
 
-    /// Looks a key up in all caches. `derivation` tells how keys came to be.
+    /// Looks a key up in all caches: those of its results that they have, if any. `derivation` tells how keys came
+    /// to be.
     pub(super) fn look_up(
         &self,
         key: CacheKey,
         derivation: &dyn Fn(CacheKey) -> Option<Arc<Derivation>>,
-    ) -> Option<Vec<Res>> {
+    ) -> Option<Vec<Option<Res>>> {
         let caches = self.caches();
         if caches.is_empty() {
             return None;
         }
-        if let Some(results) = self.hit(key) {
+        if let Some(results) = self.hit(key).filter(|results| results.iter().all(Option::is_some)) {
             return Some(results);
         }
         let derived = derivation(key)?;
@@ -244,7 +248,7 @@ impl Remote {
         if derived.inputs.is_empty() || derived.outputs == 0 {
             return None;
         }
-        let results: Option<Vec<Res>> = (0..derived.outputs)
+        let results: Vec<Option<Res>> = (0..derived.outputs)
             .map(|output| {
                 let nodes = self.nodes(key, output, &caches, derivation);
                 let found = caches.iter().zip(nodes.iter()).find_map(|(cache, nodes)| {
@@ -254,7 +258,9 @@ impl Remote {
                 found.map(|lazy| Res::Lazy(Arc::new(lazy)))
             })
             .collect();
-        let results = results?;
+        if results.iter().all(Option::is_none) {
+            return None;
+        }
         self.state().hits.insert(key, results.clone());
         Some(results)
     }

@@ -111,7 +111,7 @@ fn collect(engine: &Engine, targets: impl IntoIterator<Item = (CacheKey, u32)>) 
         let id = draft.record(record_digest(&derived.operation, output), inputs);
         known.insert((key, output), id);
         if let Some(id) = id.filter(|_| !is_source)
-            && let Some(result) = engine.results_of(key).and_then(|all| all.into_iter().nth(output as usize))
+            && let Some(result) = engine.result_of(key, output)
         {
             results.push((id, result));
         }

@@ -46,6 +46,8 @@ pub(crate) struct Asked {
     pub(crate) frontend: String,
     pub(crate) opts: HashMap<String, String>,
     pub(crate) inputs: HashMap<String, pb::Definition>,
+    /// Caches to read for the definition beside those of the build.
+    pub(crate) imports: Vec<(String, Attributes)>,
     /// Rules for the definition beside those of the build.
     pub(crate) policies: Policies,
 }
@@ -106,7 +108,7 @@ async fn ask(host: &Arc<Host>, job: &Arc<Job>, trail: &Arc<Trail>, asked: Asked)
         "" => {
             let definition = asked.definition.filter(|definition| !definition.def.is_empty());
             if definition.is_some() {
-                read_caches(job).await.map_err(|e| status(&e))?;
+                read_caches(job, asked.imports).await.map_err(|e| status(&e))?;
             }
             let policies = job.engine.policies().and(&asked.policies);
             let result = definition.map(|definition| Ref::new(definition, &policies)).transpose();
@@ -138,9 +140,12 @@ async fn ask(host: &Arc<Host>, job: &Arc<Job>, trail: &Arc<Trail>, asked: Asked)
     }
 }
 
-/// Reads the caches that the client named, for a definition of its own; frontends do that for theirs.
-async fn read_caches(job: &Arc<Job>) -> Result<(), BuildError> {
-    let caches = imports(job, &HashMap::new())?;
+/// Reads the caches that the client named, and those of who asks, for a definition; frontends do that for theirs.
+async fn read_caches(job: &Arc<Job>, more: Vec<(String, Attributes)>) -> Result<(), BuildError> {
+    // Who asks at the same time waits: it is to find what is read.
+    let mut known = job.imported.lock().await;
+    let asked = job.imports.iter().cloned().chain(more);
+    let caches = readable(job, asked.filter(|import| known.insert(format!("{import:?}"))));
     if caches.is_empty() {
         return Ok(());
     }
@@ -170,6 +175,11 @@ pub(crate) fn imports(job: &Job, opts: &HashMap<String, String>) -> Result<Vec<C
             asked.push(("registry".to_owned(), BTreeMap::from([("ref".to_owned(), name.to_owned())])));
         }
     }
+    Ok(readable(job, asked))
+}
+
+/// Those of the caches that can be understood; the others are told of.
+fn readable(job: &Job, asked: impl IntoIterator<Item = (String, Attributes)>) -> Vec<CacheImport> {
     let mut all = Vec::new();
     for import in caches::imports(asked) {
         match import.cache {
@@ -180,7 +190,7 @@ pub(crate) fn imports(job: &Job, opts: &HashMap<String, String>) -> Result<Vec<C
             }
         }
     }
-    Ok(all)
+    all
 }
 
 /// What a request wants made of its result.
@@ -456,11 +466,13 @@ pub(crate) async fn nested(
     trail: &Arc<Trail>,
     request: frontend::SolveRequest,
 ) -> Result<frontend::SolveResponse, Status> {
+    let imports = request.cache_imports.into_iter().map(|one| (one.r#type, one.attrs.into_iter().collect()));
     let asked = Asked {
         definition: request.definition,
         frontend: request.frontend,
         opts: request.frontend_opt,
         inputs: request.frontend_inputs,
+        imports: imports.collect(),
         policies: policies(&request.source_policies)?,
     };
     let answer = answer(host, job, trail, asked).await?;

@@ -115,8 +115,8 @@ impl Daemon {
     /// Runs a build to its end.
     async fn run(self: &Arc<Self>, job: &Arc<Job>, request: SolveRequest) -> Result<SolveResponse, Status> {
         let wanted = Wanted::of(&request).map_err(|e| status(&e))?;
-        let is_parked = request.frontend.is_empty()
-            && request.definition.as_ref().is_none_or(|definition| definition.def.is_empty());
+        // A definition without operations is one too: that of nothing.
+        let is_parked = request.frontend.is_empty() && request.definition.is_none();
         let answer = if is_parked {
             let parked = job.park();
             tokio::select! {
@@ -129,6 +129,7 @@ impl Daemon {
                 frontend: request.frontend,
                 opts: request.frontend_attrs,
                 inputs: request.frontend_inputs,
+                imports: Vec::new(),
                 policies: Policies::default(),
             };
             build::answer(&self.host, job, &job.trail, asked).await?

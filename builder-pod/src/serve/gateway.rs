@@ -204,6 +204,7 @@ mod tests {
             frontend: String::new(),
             opts: [("frontend.caps".to_owned(), caps.to_owned())].into(),
             inputs: HashMap::new(),
+            imports: Vec::new(),
             policies: Policies::default(),
         };
         assert!(check_caps("a,b", &asked("a,c+")).is_ok());

@@ -1,6 +1,6 @@
 //! Builds that clients asked for: each from its `Control.Solve` to its end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(crate) struct Job {
     pub(crate) inputs_of_steps: Inputs,
     /// Caches to read, as the client said it.
     pub(crate) imports: Vec<(String, super::Attributes)>,
+    /// Those that were read already, for a definition of the client or of a frontend: each is read once.
+    pub(crate) imported: tokio::sync::Mutex<BTreeSet<String>>,
     /// When it was begun.
     pub(crate) began: std::time::SystemTime,
     /// Who asked for what.
@@ -88,6 +90,7 @@ impl Job {
             inputs: HashMap::new(),
             inputs_of_steps: Inputs::default(),
             imports: Vec::new(),
+            imported: tokio::sync::Mutex::default(),
             began: std::time::SystemTime::now(),
             trail: Arc::default(),
             environment: serde_json::Map::new(),

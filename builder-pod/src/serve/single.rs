@@ -52,7 +52,8 @@ pub(crate) async fn solve(
     let mut opts = request.opts;
     opts.insert("cmdline".to_owned(), request.image.clone());
     let (inputs, policies) = (HashMap::new(), crate::policy::Policies::default());
-    let asked = Asked { definition: None, frontend: String::new(), opts, inputs, policies };
+    let asked =
+        Asked { definition: None, frontend: String::new(), opts, inputs, imports: Vec::new(), policies };
     let answer = gateway::solve(&host, &job, &job.trail, &request.image, asked).await;
     let answer = answer.map_err(|status| errors::of_frontend(&status, &request.file))?;
     let all = answer.all()?;

@@ -26,7 +26,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         for (input, index) in inputs {
             // What takes nothing from the cache is to run, though a record of what rests on it may be there.
             if input.ignore_cache {
-                self.want_result(input);
+                self.want_result(input, index);
             } else {
                 self.want_key(input);
             }
@@ -166,7 +166,7 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         }
         self.queue.extend(entry.users.iter().copied());
         let inputs = entry.inputs.clone();
-        inputs.into_iter().for_each(|(input, _)| self.want_result(input));
+        inputs.into_iter().for_each(|(input, index)| self.want_result(input, index));
     }
 
     fn waits_for_slow(&self, id: VertexId) -> bool {
