@@ -55,6 +55,12 @@ pub fn is_dir(stat: &Stat) -> bool {
     kind(stat) == FileType::Directory
 }
 
+/// Whether it is overlay's mark of a deleted file. The lowest layer of an image may have some, and where no layer
+/// lies below a directory the kernel shows them.
+pub fn is_whiteout(stat: &Stat) -> bool {
+    kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
 /// Opens the directory `name`; the empty name is `dir` itself.
 pub fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, if name.is_empty() { b"." } else { name }, DIRECTORY, Mode::empty())

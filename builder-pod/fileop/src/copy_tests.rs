@@ -271,6 +271,7 @@ fn links_attributes_holes_and_special_files() {
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     set::xattr(&path("a"), "security.capability", &capability);
     set::node(&path("null"), FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+    set::node(&path("deleted"), FileType::CharacterDevice, 0);
     let _socket = std::os::unix::net::UnixListener::bind(path("sock")).unwrap_or_else(|e| panic!("{e}"));
     let sparse = std::fs::File::create(path("sparse")).unwrap_or_else(|e| panic!("{e}"));
     use std::os::unix::fs::FileExt;
@@ -293,6 +294,7 @@ fn links_attributes_holes_and_special_files() {
         (meta("null").file_type().is_char_device(), meta("null").rdev()),
         (true, rustix::fs::makedev(1, 3))
     );
+    assert!(!dst.path().join("deleted").exists(), "a mark of a deleted file is no file");
     assert!(meta("sock").file_type().is_socket() && meta("p").file_type().is_fifo());
     assert_eq!(meta("sparse").len(), 10 << 20);
     assert!(meta("sparse").blocks() * 512 < 1 << 20, "{} blocks", meta("sparse").blocks());

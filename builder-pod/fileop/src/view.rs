@@ -85,7 +85,8 @@ impl<'a> View<'a> {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(errno).on("open", parent),
         };
-        let Some(stat) = at::stat(parent_fd.as_fd(), name).on("stat", path)? else { return Ok(None) };
+        let stat = at::stat(parent_fd.as_fd(), name).on("stat", path)?;
+        let Some(stat) = stat.filter(|stat| !at::is_whiteout(stat)) else { return Ok(None) };
         Ok(self.shows(parent_fd.as_fd(), name, path, &stat)?.then_some(stat))
     }
 
@@ -132,6 +133,9 @@ impl<'a> View<'a> {
             let below = path::join(path, &name);
             // A name that went away since it was listed is not there.
             let Some(stat) = at::stat(dir, &name).on("stat", &below)? else { continue };
+            if at::is_whiteout(&stat) {
+                continue;
+            }
             if self.filter.is_none() || self.shows(dir, &name, &below, &stat)? {
                 children.push(Child { name, stat });
             }

@@ -188,6 +188,9 @@ impl Walk {
         for name in at::list(dir).map_err(io("list", path))? {
             let here = if path.is_empty() { name.clone() } else { [path, b"/", &name].concat() };
             let Some(found) = at::stat(dir, &name).map_err(io("stat", &here))? else { continue };
+            if at::is_whiteout(&found) {
+                continue;
+            }
             let stat = self.describe(dir, &name, &here, &found)?;
             if mode::Kind::of(stat.mode) == mode::Kind::File {
                 let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
