@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use lapstrake_oci::{Descriptor, Digest, History, ImageConfig, Index, Manifest, media_type, to_json};
 
-use crate::compress::Kind;
 use crate::{Error, Result, media};
 
 /// What BuildKit writes into history entries that it adds itself.
@@ -32,8 +31,8 @@ pub struct Spec {
     pub config: ImageConfig,
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
-    /// Docker's media types instead of OCI's. Annotations and zstd exist in OCI's family only: with
-    /// either, the image is made in that one.
+    /// Docker's media types instead of OCI's. Annotations exist in OCI's family only: with them, the image is
+    /// made in that one.
     pub docker_media_types: bool,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
@@ -74,8 +73,7 @@ pub struct Beside {
 /// # Errors
 /// [`Error::Inconsistent`] where there are fewer layers than entries of ours that need one.
 pub fn assemble(spec: Spec) -> Result<Assembled> {
-    let zstd = spec.layers.iter().any(|l| media::kind_of(&l.descriptor.media_type) == Some(Kind::Zstd));
-    let docker = spec.docker_media_types && spec.annotations.is_empty() && !zstd;
+    let docker = spec.docker_media_types && spec.annotations.is_empty();
     let Spec { mut config, layers, annotations, created, base_history, .. } = spec;
 
     match_layers(&mut config.history, layers.len(), base_history)?;

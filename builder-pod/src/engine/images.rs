@@ -411,7 +411,7 @@ impl LazyLayer {
                 .map_err(|e| self.damaged(&e))?;
             if applied.diff_id != self.diff_id {
                 let message = format!(
-                    "layer {} has diff id {}, but the image's config says {}",
+                    "failed to verify layer {}: it has diff id {}, but the image's config says {}",
                     self.blob.digest, applied.diff_id, self.diff_id
                 );
                 return Err(BuildError::new(Reason::ImageNotFound, message));

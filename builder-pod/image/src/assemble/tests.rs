@@ -135,8 +135,8 @@ fn docker_types_are_used_unless_something_exists_in_oci_only() {
     let mut zstd = docker;
     zstd.layers[1].descriptor.media_type = media_type::OCI_LAYER_ZSTD.to_owned();
     let (manifest, _, layers) = types(zstd);
-    assert_eq!(manifest, media_type::OCI_MANIFEST);
-    assert_eq!(layers, [media_type::OCI_LAYER_GZIP, media_type::OCI_LAYER_ZSTD]);
+    assert_eq!(manifest, media_type::DOCKER_MANIFEST);
+    assert_eq!(layers, [media_type::DOCKER_LAYER_GZIP, media_type::DOCKER_LAYER_ZSTD]);
 }
 
 /// The bytes are the cache's and the registry's identity: a change here changes every image's digest.
