@@ -304,7 +304,10 @@ impl<R: Clone, E: Clone> Machine<R, E> {
         match (std::mem::replace(&mut entry.state, State::Idle), looked) {
             // Of what is asked for something is missing: as if all results were gone.
             (State::LookingFast(op, fast), Looked::Found(record)) if !entry.has_wanted(&record.results) => {
-                self.set(id, State::Vouched(op, Keys { key: record.key, fast: Some(fast), ephemeral: false }));
+                self.set(
+                    id,
+                    State::Vouched(op, Keys { key: record.key, fast: Some(fast), ephemeral: false }),
+                );
             }
             (State::LookingFast(_, fast), Looked::Found(record)) => {
                 self.actions.push(Action::Cached(id, Arc::clone(&entry.vertex)));
