@@ -132,6 +132,12 @@ pub(crate) fn set_times(
     rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
+/// [`set_times`] of what is open.
+pub(crate) fn set_times_of(fd: BorrowedFd<'_>, access_ns: i128, modify_ns: i128) -> Result<(), Errno> {
+    let times = Timestamps { last_access: timespec(access_ns), last_modification: timespec(modify_ns) };
+    rustix::fs::futimens(fd, &times)
+}
+
 fn timespec(ns: i128) -> Timespec {
     let second = 1_000_000_000;
     Timespec {
@@ -168,14 +174,29 @@ pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 /// Left out are those that a security module, the kernel's overlay or a network file system keeps for itself.
 pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Errno> {
     let path = proc_path(dir, name);
-    let names = match read_growing(|buf| rustix::fs::llistxattr(path.as_slice(), buf)) {
+    content_xattrs(
+        |buf| rustix::fs::llistxattr(path.as_slice(), buf),
+        |key, buf| rustix::fs::lgetxattr(path.as_slice(), key, buf),
+    )
+}
+
+/// [`xattrs`] of a file or directory that is open for reading.
+pub fn xattrs_of(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
+    content_xattrs(|buf| rustix::fs::flistxattr(fd, buf), |key, buf| rustix::fs::fgetxattr(fd, key, buf))
+}
+
+fn content_xattrs(
+    list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
+) -> Result<Xattrs, Errno> {
+    let names = match read_growing(list) {
         Ok(names) => names,
         Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => return Ok(Vec::new()),
         Err(errno) => return Err(errno),
     };
     let mut found = Vec::new();
     for key in names.split(|&b| b == 0).filter(|key| xattr_is_content(key)) {
-        match read_growing(|buf| rustix::fs::lgetxattr(path.as_slice(), key, buf)) {
+        match read_growing(|buf| get(key, buf)) {
             Ok(value) => found.push((key.to_vec(), value)),
             Err(Errno::NODATA | Errno::PERM | Errno::ACCESS | Errno::NOTSUP) => {}
             Err(errno) => return Err(errno),
@@ -196,7 +217,14 @@ pub fn xattr_is_content(key: &[u8]) -> bool {
 }
 
 fn read_growing(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
-    let mut buf = vec![0; 256];
+    // Most files have none, or few.
+    let mut first = [0; 256];
+    match read(&mut first) {
+        Ok(len) => return Ok(first.get(..len).unwrap_or_default().to_vec()),
+        Err(Errno::RANGE) => {}
+        Err(errno) => return Err(errno),
+    }
+    let mut buf = vec![0; 2048];
     loop {
         match read(&mut buf) {
             Ok(len) => {
@@ -215,8 +243,22 @@ pub fn set_xattrs(dir: BorrowedFd<'_>, name: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)
         return Ok(());
     }
     let path = proc_path(dir, name);
+    let flags = rustix::fs::XattrFlags::empty();
+    set_each(xattrs, |key, value| rustix::fs::lsetxattr(path.as_slice(), key, value, flags))
+}
+
+/// [`set_xattrs`] of what is open.
+pub(crate) fn set_xattrs_of(fd: BorrowedFd<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Errno> {
+    let flags = rustix::fs::XattrFlags::empty();
+    set_each(xattrs, |key, value| rustix::fs::fsetxattr(fd, key, value, flags))
+}
+
+fn set_each(
+    xattrs: &[(Vec<u8>, Vec<u8>)],
+    set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     for (key, value) in xattrs {
-        match rustix::fs::lsetxattr(path.as_slice(), key.as_slice(), value, rustix::fs::XattrFlags::empty()) {
+        match set(key, value) {
             // A file system without them, or a name space that only the machine's root may write:
             // the file is of more use without the attribute than not at all.
             Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}

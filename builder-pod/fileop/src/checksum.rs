@@ -24,7 +24,7 @@ use crate::pattern::{MatchState, Patterns};
 use crate::view::View;
 
 /// What of a tree counts.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Selector {
     /// A path below the root, with wildcards if `wildcard` says so; empty is the root.
     pub path: String,
@@ -74,6 +74,10 @@ pub struct FileStat {
 pub trait HashCache: Sync {
     /// The digest of the file at `path` (relative to the root), if it was stored for the same `stat`.
     fn lookup(&self, path: &[u8], stat: &FileStat) -> Option<Digest>;
+    /// [`lookup`](Self::lookup) of many.
+    fn lookup_all(&self, files: &[(&[u8], FileStat)]) -> Vec<Option<Digest>> {
+        files.iter().map(|(path, stat)| self.lookup(path, stat)).collect()
+    }
     /// Remembers a digest. Called from several threads at once, never for a file that changed just now.
     fn store(&self, path: &[u8], stat: &FileStat, digest: &Digest);
 }
@@ -204,9 +208,7 @@ struct Entry {
 
 struct FileEntry {
     path: Vec<u8>,
-    stat: FileStat,
-    /// What is hashed before the data.
-    header: Vec<u8>,
+    stat: Stat,
     digest: Option<Digest>,
 }
 
@@ -305,11 +307,11 @@ impl<'a> Listing<'a> {
         path: &[u8],
         stat: &Stat,
     ) -> Result<Node, Error> {
-        let header = self.header(dir, name, path, stat)?;
         if at::kind(stat) != FileType::RegularFile || stat.st_size == 0 {
-            return Ok(Node::Known(Digest::of(&header)));
+            return Ok(Node::Known(Digest::of(&self.header(dir, name, path, stat)?)));
         }
-        self.files.push(FileEntry { path: path.to_vec(), stat: file_stat(stat), header, digest: None });
+        // Its header is made where its data is read: of a file that is known neither is needed.
+        self.files.push(FileEntry { path: path.to_vec(), stat: *stat, digest: None });
         Ok(Node::File(self.files.len() - 1))
     }
 
@@ -433,41 +435,14 @@ impl<'a> Listing<'a> {
         Ok(())
     }
 
-    /// What is hashed of an entry before its data: Docker's tarsum, version 1, without a name.
+    /// What is hashed of an entry, before its data if it has any.
     fn header(&self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], stat: &Stat) -> Result<Vec<u8>, Error> {
-        let kind = at::kind(stat);
-        let target = match kind {
+        let target = match at::kind(stat) {
             FileType::Symlink => at::read_link(dir, name).on("read link", path)?,
             _ => Vec::new(),
         };
-        let (uid, gid) = self.view.owner(stat);
-        let typeflag = match kind {
-            FileType::Symlink => b'2',
-            FileType::CharacterDevice => b'3',
-            FileType::BlockDevice => b'4',
-            FileType::Directory => b'5',
-            FileType::Fifo => b'6',
-            _ => b'0',
-        };
-        let size = if typeflag == b'0' { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
-        // The mode of a symlink says nothing.
-        let mode = if kind == FileType::Symlink { 0o777 } else { stat.st_mode & 0o7777 };
-        let (major, minor) = match kind {
-            FileType::BlockDevice | FileType::CharacterDevice => {
-                (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-            }
-            _ => (0, 0),
-        };
-        let mut header = format!("namemode{mode}uid{uid}gid{gid}size{size}typeflag").into_bytes();
-        header.push(typeflag);
-        header.extend(b"linkname");
-        header.extend(target);
-        header.extend(format!("unamegnamedevmajor{major}devminor{minor}").into_bytes());
-        for (key, value) in at::xattrs(dir, name).on("read attributes of", path)? {
-            header.extend(key);
-            header.extend(value);
-        }
-        Ok(header)
+        let xattrs = self.view.attributes(dir, name).on("read attributes of", path)?;
+        Ok(header(stat, self.view.owner(stat), &target, &xattrs))
     }
 
     fn found(&mut self, path: &[u8]) {
@@ -493,6 +468,51 @@ fn key_of(shown: &[u8]) -> Vec<u8> {
     if shown.is_empty() { vec![0] } else { shown.to_vec() }
 }
 
+/// Docker's tarsum, version 1, of an entry without its name and data.
+fn header(stat: &Stat, (uid, gid): (u32, u32), target: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let kind = at::kind(stat);
+    let typeflag = match kind {
+        FileType::Symlink => b'2',
+        FileType::CharacterDevice => b'3',
+        FileType::BlockDevice => b'4',
+        FileType::Directory => b'5',
+        FileType::Fifo => b'6',
+        _ => b'0',
+    };
+    let size = if typeflag == b'0' { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
+    // The mode of a symlink says nothing.
+    let mode = if kind == FileType::Symlink { 0o777 } else { stat.st_mode & 0o7777 };
+    let (major, minor) = match kind {
+        FileType::BlockDevice | FileType::CharacterDevice => {
+            (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+        }
+        _ => (0, 0),
+    };
+    let mut header = format!("namemode{mode}uid{uid}gid{gid}size{size}typeflag").into_bytes();
+    header.push(typeflag);
+    header.extend(b"linkname");
+    header.extend(target);
+    header.extend(format!("unamegnamedevmajor{major}devminor{minor}").into_bytes());
+    for (key, value) in xattrs {
+        header.extend(key);
+        header.extend(value);
+    }
+    header
+}
+
+/// Remembers the digest of a file of a context that was just written: `stat` is the file's as it now is, `content`
+/// all that is in it. The file has no extended attributes, and nobody else writes to it.
+pub fn remember(cache: &dyn HashCache, path: &[u8], stat: &Stat, content: &[u8]) {
+    // Of an empty file there is nothing to remember, see `leaf_node`; one of another size is not what was written.
+    if content.is_empty() || u64::try_from(stat.st_size).ok() != u64::try_from(content.len()).ok() {
+        return;
+    }
+    let mut hasher = Hasher::new();
+    hasher.update(&header(stat, (0, 0), b"", &[]));
+    hasher.update(content);
+    cache.store(path, &file_stat(stat), &hasher.finish());
+}
+
 /// Fills in the digests of all file contents.
 fn hash_files(
     view: &View<'_>,
@@ -500,31 +520,30 @@ fn hash_files(
     options: &ChecksumOptions<'_>,
     cancel: &Cancel,
 ) -> Result<(), Error> {
-    let mut todo: Vec<&mut FileEntry> = Vec::new();
-    for file in files {
-        file.digest = options.cache.and_then(|cache| cache.lookup(&file.path, &file.stat));
-        if file.digest.is_none() {
-            todo.push(file);
-        }
+    if let Some(cache) = options.cache {
+        let asked: Vec<_> = files.iter().map(|file| (file.path.as_slice(), file_stat(&file.stat))).collect();
+        let known = cache.lookup_all(&asked);
+        files.iter_mut().zip(known).for_each(|(file, digest)| file.digest = digest);
     }
+    let todo: Vec<&mut FileEntry> = files.iter_mut().filter(|file| file.digest.is_none()).collect();
     // A thread costs more than a few small files.
-    let bytes: u64 = todo.iter().map(|file| file.stat.size_bytes).sum();
+    let bytes: u64 = todo.iter().map(|file| u64::try_from(file.stat.st_size).unwrap_or(0)).sum();
     let worth = todo.len().min(1 + usize::try_from(bytes >> 18).unwrap_or(usize::MAX));
     let threads = options.threads.clamp(1, HASH_THREADS_MAX).min(worth);
     if threads <= 1 {
-        return todo.into_iter().try_for_each(|file| hash_one(view, file, options, cancel));
+        let mut buffer = Vec::new();
+        return todo.into_iter().try_for_each(|file| hash_one(view, file, options, cancel, &mut buffer));
     }
-    let root = view.root();
     let next = AtomicUsize::new(0);
     let slots: Vec<Mutex<&mut FileEntry>> = todo.into_iter().map(Mutex::new).collect();
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let view = View::snapshot(root);
+                let mut buffer = Vec::new();
                 while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let mut file = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    if let Err(error) = hash_one(&view, &mut file, options, cancel) {
+                    if let Err(error) = hash_one(view, &mut file, options, cancel, &mut buffer) {
                         failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
                         next.store(slots.len(), Ordering::Relaxed);
                     }
@@ -538,34 +557,39 @@ fn hash_files(
     }
 }
 
+const BUFFER_BYTES: usize = 256 << 10;
+
 fn hash_one(
     view: &View<'_>,
     file: &mut FileEntry,
     options: &ChecksumOptions<'_>,
     cancel: &Cancel,
+    buffer: &mut Vec<u8>,
 ) -> Result<(), Error> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     let fd = at::beneath(view.root(), &file.path, flags).on("open", &file.path)?;
+    let xattrs = view.attributes_of(fd.as_fd()).on("read attributes of", &file.path)?;
     let mut hasher = Hasher::new();
-    hasher.update(&file.header);
-    let mut buf = vec![0; 256 << 10];
+    hasher.update(&header(&file.stat, view.owner(&file.stat), b"", &xattrs));
+    buffer.resize(BUFFER_BYTES, 0);
     loop {
         cancel.check()?;
-        match rustix::io::read(&fd, &mut buf[..]) {
+        match rustix::io::read(&fd, &mut buffer[..]) {
             Ok(0) => break,
-            Ok(got) => hasher.update(&buf[..got]),
+            Ok(got) => hasher.update(&buffer[..got]),
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno).on("read", &file.path),
         }
     }
     let digest = hasher.finish();
     file.digest = Some(digest);
+    let stat = file_stat(&file.stat);
     if let Some(cache) = options.cache
-        && settled(&file.stat, options.settle)
+        && settled(&stat, options.settle)
         // Not what changed while it was read.
-        && rustix::fs::fstat(&fd).is_ok_and(|now| file_stat(&now) == file.stat)
+        && rustix::fs::fstat(&fd).is_ok_and(|now| file_stat(&now) == stat)
     {
-        cache.store(&file.path, &file.stat, &digest);
+        cache.store(&file.path, &stat, &digest);
     }
     Ok(())
 }

@@ -215,3 +215,25 @@ fn a_canceled_checksum_ends() {
     let result = checksum(&View::context(root.as_fd(), None), &of(""), &ChecksumOptions::default(), &cancel);
     assert!(matches!(result, Err(Error::Canceled)));
 }
+
+#[test]
+fn who_writes_a_file_can_tell_its_digest() {
+    let dir = tree(&["a=one mode 4755", "b/c=two mode 600", "empty="]);
+    let root = crate::open_root(dir.path()).unwrap_or_else(|e| panic!("{e}"));
+    let told = Memory::default();
+    for (path, content) in [("a", "one"), ("b/c", "two"), ("empty", "")] {
+        let fd = at::beneath(root.as_fd(), path.as_bytes(), OFlags::RDONLY).unwrap_or_else(|e| panic!("{e}"));
+        let stat = rustix::fs::fstat(&fd).unwrap_or_else(|e| panic!("{e}"));
+        remember(&told, path.as_bytes(), &stat, content.as_bytes());
+        // What is not all of it is not remembered.
+        remember(&told, path.as_bytes(), &stat, b"cut o");
+    }
+    assert_eq!(told.stored.load(Ordering::Relaxed), 2);
+    let view = View::context(root.as_fd(), None);
+    let sum = |cache| {
+        let options = ChecksumOptions { cache, threads: 1, settle: Duration::ZERO };
+        checksum(&view, &of(""), &options, &Cancel::new()).unwrap_or_else(|e| panic!("{e}"))
+    };
+    assert_eq!(sum(Some(&told)), sum(None));
+    assert_eq!(told.stored.load(Ordering::Relaxed), 2, "nothing was read");
+}

@@ -1,23 +1,25 @@
 //! The copy action.
 //!
-//! [`copy`] finds the sources and the place that each goes to; [`Copier`] walks one source.
+//! [`copy`] finds the sources and the place that each goes to; [`Copier`] walks one source and makes directories and hard
+//! links; files are handed to threads where there are many (`spread.rs`), which make them (`leaf.rs`).
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use crate::action::{Cancel, CopyAction};
 use crate::archive::{self, UnpackOptions};
 use crate::at::{self, Context};
-use crate::data::{Fast, Stop};
 use crate::error::Error;
+use crate::leaf::{Batch, Finish, Folder, Leaf, Writer};
 use crate::limits::DEPTH_MAX;
-use crate::make::{clear_for_file, mkdir_all};
+use crate::make::mkdir_all;
 use crate::mode::ModeChange;
 use crate::path;
 use crate::pattern::{MatchState, Patterns};
+use crate::spread::{Division, Shared, Spread};
 use crate::view::View;
 
 const DEFAULT_DIRECTORY_MODE: u32 = 0o755;
@@ -28,6 +30,16 @@ const DEFAULT_DIRECTORY_MODE: u32 = 0o755;
 /// [`Error::NotFound`] for a source (or required path) that is missing; else what [`Error`] lists. What was
 /// copied before stays.
 pub fn copy(src: &View<'_>, dst: BorrowedFd<'_>, action: &CopyAction, cancel: &Cancel) -> Result<(), Error> {
+    copy_divided(src, dst, action, cancel, Division::default())
+}
+
+fn copy_divided(
+    src: &View<'_>,
+    dst: BorrowedFd<'_>,
+    action: &CopyAction,
+    cancel: &Cancel,
+    division: Division,
+) -> Result<(), Error> {
     let to = View::snapshot(dst);
     let destination = path::clean(action.dst.as_bytes());
     if !action.create_dest_path {
@@ -46,12 +58,13 @@ pub fn copy(src: &View<'_>, dst: BorrowedFd<'_>, action: &CopyAction, cancel: &C
     } else {
         vec![path::clean(action.src.as_bytes())]
     };
+    let by = By { src, to: &to, action, cancel, division };
     let mut missing = action.required_paths.iter().map(|path| path::clean(path.as_bytes())).collect();
     for source in &sources {
         if action.attempt_unpack && unpack(src, source, &to, &destination, action, cancel)? {
             continue;
         }
-        copy_one(src, source, &to, &destination, action, cancel, &mut missing)?;
+        copy_one(by, source, &destination, &mut missing)?;
     }
     match missing.first() {
         Some(path) => Err(Error::NotFound(path::show(path))),
@@ -85,15 +98,18 @@ fn unpack(
     Ok(true)
 }
 
-fn copy_one(
-    src: &View<'_>,
-    source: &[u8],
-    to: &View<'_>,
-    destination: &[u8],
-    action: &CopyAction,
-    cancel: &Cancel,
-    missing: &mut Vec<Vec<u8>>,
-) -> Result<(), Error> {
+/// What all sources of a copy have in common.
+#[derive(Clone, Copy)]
+struct By<'a> {
+    src: &'a View<'a>,
+    to: &'a View<'a>,
+    action: &'a CopyAction,
+    cancel: &'a Cancel,
+    division: Division,
+}
+
+fn copy_one(by: By<'_>, source: &[u8], destination: &[u8], missing: &mut Vec<Vec<u8>>) -> Result<(), Error> {
+    let By { src, to, action, cancel, division } = by;
     let root = to.root();
     let parent_mode = match &action.mode {
         Some(ModeChange::Bits(bits)) => bits & 0o777,
@@ -126,8 +142,14 @@ fn copy_one(
         if contents { &place[..] } else { path::split(&place).map_or(&b""[..], |(parent, _)| parent) };
     made.extend(ensure(needed)?);
 
-    let mut copier = Copier::new(src, root, action, cancel, missing)?;
-    copier.top(&followed, source, &stat, &place)?;
+    let shared = Shared::new(Writer { src: *src, action, cancel });
+    let copied = std::thread::scope(|scope| {
+        let mut copier = Copier::new(src, root, missing, Spread::new(scope, &shared, division))?;
+        copier.top(&followed, source, &stat, &place)?;
+        copier.spread.end()
+    });
+    // What a thread met came before what the walk met, which may only be that it was told to stop.
+    shared.into_failure().map_or(copied, Err)?;
 
     // The times that children took away from the directories made on the way.
     if let Some(ns) = action.timestamp_ns {
@@ -149,22 +171,24 @@ fn base_name<'a>(source: &'a [u8], action: &CopyAction) -> &'a [u8] {
 
 /// A directory that the walk is in.
 struct Frame {
-    /// The source directory that it is in and its name there; for its metadata.
-    src_parent: Rc<OwnedFd>,
-    src_name: Vec<u8>,
+    src: Arc<OwnedFd>,
+    src_path: Vec<u8>,
     stat: Option<Stat>,
     dst_name: Vec<u8>,
     dst_path: Vec<u8>,
     /// The directory in the destination; none until something in it is copied.
-    dst: Option<Rc<OwnedFd>>,
-    /// It was made here, so all of its metadata comes from the source.
-    made: bool,
+    dst: Option<Arc<Folder>>,
     overwrite: bool,
+    /// It is copied itself, and not only the way to something below it.
+    include: bool,
+    /// Files that were met and not handed over yet.
+    leaves: Vec<Leaf>,
+    leaf_bytes: u64,
 }
 
 /// Where in the source the walk is.
 struct Here<'a> {
-    dir: &'a Rc<OwnedFd>,
+    dir: &'a Arc<OwnedFd>,
     name: &'a [u8],
     /// Relative to the source's root.
     path: &'a [u8],
@@ -182,43 +206,39 @@ struct States {
     exclude: MatchState,
 }
 
-struct Copier<'a> {
+struct Copier<'a, 'scope, 'env> {
     src: &'a View<'a>,
     root: BorrowedFd<'a>,
-    action: &'a CopyAction,
-    cancel: &'a Cancel,
     include: Option<Patterns>,
     exclude: Option<Patterns>,
     missing: &'a mut Vec<Vec<u8>>,
     frames: Vec<Frame>,
     /// The first copy of each file that has several links.
     links: HashMap<(u64, u64), Vec<u8>>,
-    fast: Fast,
+    spread: Spread<'scope, 'env>,
 }
 
-impl<'a> Copier<'a> {
+impl<'a, 'scope, 'env> Copier<'a, 'scope, 'env> {
     fn new(
         src: &'a View<'a>,
         root: BorrowedFd<'a>,
-        action: &'a CopyAction,
-        cancel: &'a Cancel,
         missing: &'a mut Vec<Vec<u8>>,
+        spread: Spread<'scope, 'env>,
     ) -> Result<Self, Error> {
         let patterns = |list: &[String]| match list {
             [] => Ok(None),
             list => Patterns::new(list).map(Some),
         };
+        let action = spread.writer().action;
         Ok(Self {
             src,
             root,
-            action,
-            cancel,
             include: patterns(&action.include_patterns)?,
             exclude: patterns(&action.exclude_patterns)?,
             missing,
             frames: Vec::new(),
             links: HashMap::new(),
-            fast: Fast::default(),
+            spread,
         })
     }
 
@@ -226,17 +246,19 @@ impl<'a> Copier<'a> {
     fn top(&mut self, path: &[u8], spelled: &[u8], stat: &Stat, place: &[u8]) -> Result<(), Error> {
         let (src_parent, src_name) = path::split(path).unwrap_or((b"", b""));
         let (dst_parent, dst_name) = path::split(place).unwrap_or((b"", b""));
-        let dir = Rc::new(self.src.open_dir(src_parent)?);
-        let dst = at::beneath_dir(self.root, dst_parent).on("open", dst_parent)?;
+        let dir = Arc::new(self.src.open_dir(src_parent)?);
+        let fd = at::beneath_dir(self.root, dst_parent).on("open", dst_parent)?;
         self.frames.push(Frame {
-            src_parent: Rc::clone(&dir),
-            src_name: Vec::new(),
+            src: Arc::clone(&dir),
+            src_path: src_parent.to_vec(),
             stat: None,
             dst_name: Vec::new(),
             dst_path: dst_parent.to_vec(),
-            dst: Some(Rc::new(dst)),
-            made: false,
+            dst: Some(Arc::new(Folder { fd, path: dst_parent.to_vec(), finish: None })),
             overwrite: false,
+            include: false,
+            leaves: Vec::new(),
+            leaf_bytes: 0,
         });
         let here = Here { dir: &dir, name: src_name, path, inside: b"", spelled, stat, dst_name };
         let result = if at::is_dir(stat) {
@@ -244,12 +266,11 @@ impl<'a> Copier<'a> {
         } else {
             self.leaf(&here)
         };
-        self.frames.clear();
-        result
+        result.and_then(|()| self.leave())
     }
 
     fn entry(&mut self, here: &Here<'_>, parent: &States) -> Result<(), Error> {
-        self.cancel.check()?;
+        self.spread.writer().cancel.check()?;
         let text = String::from_utf8_lossy(here.inside);
         let (mut include, mut states) = (true, States::default());
         if let Some(patterns) = &self.include {
@@ -280,22 +301,24 @@ impl<'a> Copier<'a> {
         if self.frames.len() > DEPTH_MAX {
             return Err(Error::TooDeep(path::show(here.path)));
         }
+        let fd = Arc::new(at::open_dir(here.dir.as_fd(), here.name).on("open", here.path)?);
         let dst_path = path::join(&self.last().dst_path, here.dst_name);
         self.frames.push(Frame {
-            src_parent: Rc::clone(here.dir),
-            src_name: here.name.to_vec(),
+            src: Arc::clone(&fd),
+            src_path: here.path.to_vec(),
             stat: Some(*here.stat),
             dst_name: here.dst_name.to_vec(),
             dst_path,
             dst: None,
-            made: false,
             overwrite,
+            include,
+            leaves: Vec::new(),
+            leaf_bytes: 0,
         });
         if include {
             self.found(here.spelled);
             self.ensure_frames()?;
         }
-        let fd = Rc::new(at::open_dir(here.dir.as_fd(), here.name).on("open", here.path)?);
         for child in self.src.children(fd.as_fd(), here.path)? {
             let below = Here {
                 dir: &fd,
@@ -308,21 +331,30 @@ impl<'a> Copier<'a> {
             };
             self.entry(&below, states)?;
         }
-        drop(fd);
-        let frame = self.frames.pop().expect("the frame that was pushed above");
-        self.finish_directory(&frame, include)
+        self.leave()
     }
 
-    /// Sets a directory's metadata last, since each child made in it changes its time.
-    fn finish_directory(&mut self, frame: &Frame, include: bool) -> Result<(), Error> {
-        let (Some(_), Some(stat)) = (&frame.dst, &frame.stat) else { return Ok(()) };
-        let parent = Rc::clone(self.last_dst());
-        if frame.made || frame.overwrite && include {
-            let xattrs = at::xattrs(frame.src_parent.as_fd(), &frame.src_name)
-                .on("read attributes of", &frame.dst_path)?;
-            return self.metadata(parent.as_fd(), &frame.dst_name, &frame.dst_path, stat, &xattrs);
+    /// The walk has left the innermost directory.
+    fn leave(&mut self) -> Result<(), Error> {
+        self.hand_over()?;
+        match self.frames.pop().and_then(|frame| frame.dst) {
+            // The last one to let go of it sets its metadata.
+            Some(folder) => self.spread.writer().release(folder),
+            None => Ok(()),
         }
-        self.times(parent.as_fd(), &frame.dst_name, &frame.dst_path, stat)
+    }
+
+    /// Hands over the files that were met in the innermost directory.
+    fn hand_over(&mut self) -> Result<(), Error> {
+        let Some(frame) = self.frames.last_mut() else { return Ok(()) };
+        let Some(folder) = frame.dst.as_ref().filter(|_| !frame.leaves.is_empty()) else { return Ok(()) };
+        let batch = Batch {
+            src: Arc::clone(&frame.src),
+            src_path: frame.src_path.clone(),
+            folder: Arc::clone(folder),
+            leaves: std::mem::take(&mut frame.leaves),
+        };
+        self.spread.push(batch, std::mem::take(&mut frame.leaf_bytes))
     }
 
     /// Makes the directories that the walk is in, as far as they are not there.
@@ -331,15 +363,14 @@ impl<'a> Copier<'a> {
             if self.frames[at].dst.is_some() {
                 continue;
             }
-            let parent = Rc::clone(self.frames[at - 1].dst.as_ref().expect("frames are made from the top"));
+            let parent = Arc::clone(self.frames[at - 1].dst.as_ref().expect("frames are made from the top"));
             let frame = &self.frames[at];
-            let (name, path) = (frame.dst_name.clone(), frame.dst_path.clone());
-            let made =
-                self.ensure_directory(parent.as_fd(), &name, &path, frame.overwrite, frame.stat.as_ref())?;
-            let fd = at::open_dir(parent.as_fd(), &name).on("open", &path)?;
-            let frame = &mut self.frames[at];
-            frame.made = made;
-            frame.dst = Some(Rc::new(fd));
+            let (name, path) = (&frame.dst_name, frame.dst_path.clone());
+            let made = self.ensure_directory(parent.fd.as_fd(), name, &path, frame)?;
+            let fd = at::open_dir(parent.fd.as_fd(), name).on("open", &path)?;
+            let whole = made || frame.overwrite && frame.include;
+            let finish = frame.stat.map(|stat| Finish { src: Arc::clone(&frame.src), stat, whole });
+            self.frames[at].dst = Some(Arc::new(Folder { fd, path, finish }));
         }
         Ok(())
     }
@@ -350,17 +381,16 @@ impl<'a> Copier<'a> {
         dir: BorrowedFd<'_>,
         name: &[u8],
         path: &[u8],
-        overwrite: bool,
-        source: Option<&Stat>,
+        frame: &Frame,
     ) -> Result<bool, Error> {
         match at::stat(dir, name).on("stat", path)? {
             Some(stat) if at::is_dir(&stat) => {
-                if let Some(source) = source.filter(|_| overwrite) {
+                if let Some(source) = frame.stat.filter(|_| frame.overwrite) {
                     at::chmod(dir, name, source.st_mode).on("change mode of", path)?;
                 }
                 return Ok(false);
             }
-            Some(_) if self.action.always_replace_existing_dest_paths => {
+            Some(_) if self.spread.writer().action.always_replace_existing_dest_paths => {
                 at::remove_all(dir, name).on("remove", path)?;
             }
             Some(_) => return Err(Error::DirectoryOverFile(path::show(path))),
@@ -373,91 +403,42 @@ impl<'a> Copier<'a> {
     fn leaf(&mut self, here: &Here<'_>) -> Result<(), Error> {
         self.found(here.spelled);
         self.ensure_frames()?;
-        let dir = Rc::clone(self.last_dst());
-        let (dir, name) = (dir.as_fd(), here.dst_name);
-        let path = path::join(&self.last().dst_path, name);
-        clear_for_file(dir, name, &path, self.action.always_replace_existing_dest_paths)?;
-        // Symlinks and devices, too, may have several names.
-        if self.link(here.stat, dir, name, &path)? {
-            return Ok(());
+        let renamed = (here.dst_name != here.name).then(|| here.dst_name.to_vec());
+        let leaf = Leaf { name: here.name.to_vec(), stat: *here.stat, renamed };
+        // Symlinks and devices, too, may have several names; the first copy has to be there before others link to it.
+        if here.stat.st_nlink > 1 {
+            return if self.link(&leaf)? { Ok(()) } else { self.leaf_now(&leaf) };
         }
-        match at::kind(here.stat) {
-            FileType::RegularFile => self.file(here, dir, &path)?,
-            FileType::Symlink => {
-                let target = at::read_link(here.dir.as_fd(), here.name).on("read link", here.path)?;
-                rustix::fs::symlinkat(target.as_slice(), dir, name).on("make symlink", &path)?;
-            }
-            kind => {
-                let device = matches!(kind, FileType::BlockDevice | FileType::CharacterDevice);
-                let device = if device { here.stat.st_rdev } else { 0 };
-                rustix::fs::mknodat(dir, name, kind, Mode::RUSR | Mode::WUSR, device)
-                    .on("make special file", &path)?;
-            }
-        }
-        let xattrs = at::xattrs(here.dir.as_fd(), here.name).on("read attributes of", here.path)?;
-        self.metadata(dir, name, &path, here.stat, &xattrs)
+        let bytes = match at::kind(here.stat) {
+            FileType::RegularFile => u64::try_from(here.stat.st_size).unwrap_or(0),
+            _ => 0,
+        };
+        let frame = self.frames.last_mut().expect("the top frame stays until the walk ends");
+        frame.leaves.push(leaf);
+        frame.leaf_bytes = frame.leaf_bytes.saturating_add(bytes);
+        if self.spread.is_full(frame.leaves.len(), frame.leaf_bytes) { self.hand_over() } else { Ok(()) }
+    }
+
+    fn leaf_now(&mut self, leaf: &Leaf) -> Result<(), Error> {
+        let folder = Arc::clone(self.last_dst());
+        let (src, src_path) = (Arc::clone(&self.last().src), self.last().src_path.clone());
+        self.spread.writer().leaf(src.as_fd(), &src_path, &folder, leaf, self.spread.fast())?;
+        self.spread.writer().release(folder)
     }
 
     /// Links to the copy that was already made of a file with several links.
-    fn link(&mut self, stat: &Stat, dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<bool, Error> {
-        if stat.st_nlink < 2 {
+    fn link(&mut self, leaf: &Leaf) -> Result<bool, Error> {
+        let folder = Arc::clone(self.last_dst());
+        let (dir, name) = (folder.fd.as_fd(), leaf.dst_name());
+        let path = path::join(&folder.path, name);
+        let inode = (leaf.stat.st_dev, leaf.stat.st_ino);
+        let Some(first) = self.links.get(&inode) else {
+            self.links.insert(inode, path);
             return Ok(false);
-        }
-        match self.links.get(&(stat.st_dev, stat.st_ino)) {
-            Some(first) => {
-                rustix::fs::linkat(self.root, first.as_slice(), dir, name, AtFlags::empty())
-                    .on("make hard link", path)?;
-                Ok(true)
-            }
-            None => {
-                self.links.insert((stat.st_dev, stat.st_ino), path.to_vec());
-                Ok(false)
-            }
-        }
-    }
-
-    fn file(&mut self, here: &Here<'_>, dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
-        let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let from =
-            rustix::fs::openat(here.dir.as_fd(), here.name, read, Mode::empty()).on("open", here.path)?;
-        let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = rustix::fs::openat(dir, here.dst_name, write, Mode::RUSR | Mode::WUSR).on("create", path)?;
-        self.fast.copy(from.as_fd(), to.as_fd(), here.stat, self.cancel).map_err(|stop| match stop {
-            Stop::Errno(errno) => Error::Io { action: "copy to", path: path::show(path), errno },
-            Stop::Canceled => Error::Canceled,
-        })
-    }
-
-    fn metadata(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        stat: &Stat,
-        xattrs: &[(Vec<u8>, Vec<u8>)],
-    ) -> Result<(), Error> {
-        let (uid, gid) = match self.action.owner {
-            Some(owner) => (owner.uid, owner.gid),
-            None => self.src.owner(stat),
         };
-        at::chown(dir, name, uid, gid).on("change owner of", path)?;
-        if at::kind(stat) != FileType::Symlink {
-            let mode = match &self.action.mode {
-                Some(change) => change.apply(stat.st_mode, at::is_dir(stat)),
-                None => stat.st_mode,
-            };
-            at::chmod(dir, name, mode).on("change mode of", path)?;
-        }
-        at::set_xattrs(dir, name, xattrs).on("set attributes of", path)?;
-        self.times(dir, name, path, stat)
-    }
-
-    fn times(&self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], stat: &Stat) -> Result<(), Error> {
-        let (access, modify) = match self.action.timestamp_ns {
-            Some(ns) => (i128::from(ns), i128::from(ns)),
-            None => (at::accessed_ns(stat), at::modified_ns(stat)),
-        };
-        at::set_times(dir, name, access, modify).on("set times of", path)
+        let make = || rustix::fs::linkat(self.root, first.as_slice(), dir, name, AtFlags::empty());
+        self.spread.writer().in_place(dir, name, &path, make)?.on("make hard link", &path)?;
+        Ok(true)
     }
 
     fn found(&mut self, path: &[u8]) {
@@ -468,7 +449,7 @@ impl<'a> Copier<'a> {
         self.frames.last().expect("the top frame stays until the walk ends")
     }
 
-    fn last_dst(&self) -> &Rc<OwnedFd> {
+    fn last_dst(&self) -> &Arc<Folder> {
         self.last().dst.as_ref().expect("made by ensure_frames, or the top")
     }
 }

@@ -23,9 +23,18 @@ fn action(src: &str, dst: &str) -> CopyAction {
     }
 }
 
+/// Each file is a job of its own, for one of several threads.
+const SPREAD: Division = Division { threads: 3, files: 1, bytes: 0 };
+/// Nothing is so much that a thread is started.
+const ALONE: Division = Division { threads: 3, files: usize::MAX, bytes: u64::MAX };
+
 fn run(src: &Path, dst: &Path, action: &CopyAction) -> Result<(), Error> {
+    run_divided(src, dst, action, SPREAD)
+}
+
+fn run_divided(src: &Path, dst: &Path, action: &CopyAction, division: Division) -> Result<(), Error> {
     let (from, to) = (crate::open_root(src)?, crate::open_root(dst)?);
-    copy(&View::context(from.as_fd(), None), to.as_fd(), action, &Cancel::new())
+    copy_divided(&View::context(from.as_fd(), None), to.as_fd(), action, &Cancel::new(), division)
 }
 
 /// The paths of a tree without modes.
@@ -34,17 +43,23 @@ fn paths(dir: &Path) -> Vec<String> {
 }
 
 fn check(src: &[&str], dst: &[&str], action: &CopyAction, want: &[&str]) {
-    let (src, dst) = (tree(src), tree(dst));
-    run(src.path(), dst.path(), action).unwrap_or_else(|e| panic!("{action:?}: {e}"));
-    assert_eq!(paths(dst.path()), want, "{} to {}", action.src, action.dst);
+    for division in [ALONE, SPREAD] {
+        let (src, dst) = (tree(src), tree(dst));
+        run_divided(src.path(), dst.path(), action, division).unwrap_or_else(|e| panic!("{action:?}: {e}"));
+        assert_eq!(paths(dst.path()), want, "{} to {}, {division:?}", action.src, action.dst);
+    }
 }
 
 fn refused(src: &[&str], dst: &[&str], action: &CopyAction) -> String {
-    let (src, dst) = (tree(src), tree(dst));
-    match run(src.path(), dst.path(), action) {
-        Ok(()) => panic!("{action:?} went through: {:?}", paths(dst.path())),
-        Err(error) => error.to_string(),
-    }
+    let [alone, spread] = [ALONE, SPREAD].map(|division| {
+        let (src, dst) = (tree(src), tree(dst));
+        match run_divided(src.path(), dst.path(), action, division) {
+            Ok(()) => panic!("{action:?} went through: {:?}", paths(dst.path())),
+            Err(error) => error.to_string(),
+        }
+    });
+    assert_eq!(alone, spread);
+    alone
 }
 
 #[test]
@@ -334,6 +349,126 @@ fn a_tree_without_end_is_an_error() {
     let root = crate::open_root(src.path()).unwrap_or_else(|e| panic!("{e}"));
     at::remove_all(root.as_fd(), b"d").unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(paths(src.path()), [""; 0]);
+}
+
+/// Each path with all that a copy takes of it.
+fn metadata(dir: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let all = paths(dir).into_iter().map(|line| {
+        let path = line.split(['=', '>', '|']).next().unwrap_or_default().trim_end_matches('-').to_owned();
+        let meta = dir.join(&path).symlink_metadata().unwrap_or_else(|e| panic!("{path}: {e}"));
+        let root = crate::open_root(dir).unwrap_or_else(|e| panic!("{e}"));
+        let xattrs = at::xattrs(root.as_fd(), path.trim_end_matches('/').as_bytes());
+        let xattrs = xattrs.unwrap_or_else(|e| panic!("{path}: {e}"));
+        format!(
+            "{line} {:o} {}:{} {}.{} {xattrs:?}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.mtime(),
+            meta.mtime_nsec()
+        )
+    });
+    all.collect()
+}
+
+#[test]
+fn many_files_come_with_their_directories_times_on_any_number_of_threads() {
+    let lines: Vec<String> = (0..1000)
+        .map(|n| format!("s/{}/{}/{n}={} mode {:o}", n / 100, n / 25, "x".repeat(n), 0o600 | (n % 0o200)))
+        .collect();
+    let src = tree(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+    grow(src.path(), &["s/3/link->3", "s/4/16/twin<>s/1/4/100", "s/empty/ mode 2750", "s/9/hole=middle"]);
+    let at = |path: &str| src.path().join(path);
+    set::xattr(&at("s/5"), "user.of", b"a directory");
+    set::xattr(&at("s/5/20/500"), "user.of", b"a file");
+    let mut all = paths(src.path());
+    all.reverse();
+    for (number, line) in all.iter().enumerate() {
+        let path = line.split(['=', '>', '|']).next().unwrap_or_default().trim_end_matches(['-', '/']);
+        set::modified(&at(path), 1_000_000 + i64::try_from(number).unwrap_or_default());
+    }
+    let want = metadata(src.path());
+    let few = Division { threads: 2, files: 7, bytes: 5000 };
+    for division in [Division::default(), ALONE, SPREAD, few] {
+        let dst = tree(&[]);
+        run_divided(
+            src.path(),
+            dst.path(),
+            &CopyAction { allow_wildcard: false, ..action("/", "/") },
+            division,
+        )
+        .unwrap_or_else(|e| panic!("{division:?}: {e}"));
+        assert_eq!(metadata(dst.path()), want, "{division:?}");
+    }
+}
+
+#[test]
+fn what_is_copied_is_settled_whatever_the_directory_gives_new_files() {
+    use std::os::unix::fs::MetadataExt;
+    let src = tree(&["s/f=1 mode 666", "s/d/g=2 mode 640", "s/x=3 mode 6777"]);
+    let dst = tree(&["d/ mode 2777"]);
+    set::owner(&dst.path().join("d"), 0, 77);
+    set::mode(&dst.path().join("d"), 0o2777);
+    run(src.path(), dst.path(), &action("s", "/d")).unwrap_or_else(|e| panic!("{e}"));
+    for (path, mode) in [("d/f", 0o666), ("d/d/g", 0o640), ("d/d", 0o755), ("d/x", 0o6777)] {
+        let meta = dst.path().join(path).symlink_metadata().unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (mode, 0, 0), "{path}");
+    }
+}
+
+#[test]
+fn of_several_failures_the_first_in_order_is_told() {
+    let lines: Vec<String> = (10..40).map(|n| format!("s/{n}/f={n}")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    for _ in 0..20 {
+        let (src, dst) = (tree(&lines), tree(&["d/17/f/", "d/18/f/", "d/31/f/"]));
+        let error = run(src.path(), dst.path(), &action("s", "/d")).expect_err("directories in the way");
+        assert_eq!(error.to_string(), "cannot replace directory \"/d/17/f\" with a file");
+    }
+}
+
+#[test]
+fn threads_stop_when_told() {
+    let lines: Vec<String> = (0..300).map(|n| format!("s/{n}=1")).collect();
+    let (src, dst) = (tree(&lines.iter().map(String::as_str).collect::<Vec<_>>()), tree(&[]));
+    let (Ok(from), Ok(to)) = (crate::open_root(src.path()), crate::open_root(dst.path())) else {
+        panic!("no roots")
+    };
+    let (view, cancel) = (View::context(from.as_fd(), None), Cancel::new());
+    cancel.cancel();
+    let copied = copy_divided(&view, to.as_fd(), &action("s", "/"), &cancel, SPREAD);
+    assert!(matches!(copied, Err(Error::Canceled)));
+}
+
+#[test]
+fn attributes_are_not_looked_for_where_there_are_none() {
+    let (src, dst) = (tree(&["s/f=1"]), tree(&[]));
+    set::xattr(&src.path().join("s/f"), "user.of", b"a file");
+    let (Ok(from), Ok(to)) = (crate::open_root(src.path()), crate::open_root(dst.path())) else {
+        panic!("no roots")
+    };
+    // It is said, and not true: so it shows that nobody looks.
+    let bare = View::context(from.as_fd(), None).without_attributes();
+    copy(&bare, to.as_fd(), &action("s", "/"), &Cancel::new()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(at::xattrs(to.as_fd(), b"f").ok(), Some(Vec::new()));
+    let sum = |view: &View<'_>| {
+        checksum(view, &Selector::of(&action("s", "/")), &ChecksumOptions::default(), &Cancel::new())
+            .unwrap_or_else(|e| panic!("{e}"))
+    };
+    let (out, whole) = (View::context(to.as_fd(), None), View::context(from.as_fd(), None));
+    let out = checksum(
+        &out,
+        &Selector { path: "f".to_owned(), ..Selector::default() },
+        &ChecksumOptions::default(),
+        &Cancel::new(),
+    );
+    let of = |view: &View<'_>| {
+        let selector = Selector { path: "s/f".to_owned(), ..Selector::default() };
+        checksum(view, &selector, &ChecksumOptions::default(), &Cancel::new()).ok()
+    };
+    assert_eq!(of(&bare), out.ok());
+    assert_ne!(sum(&bare), sum(&whole));
 }
 
 /// Trees of a few names, so that links hit and miss.

@@ -12,11 +12,16 @@ use crate::error::Error;
 /// How much is copied between two looks at the cancel flag.
 const CHUNK_BYTES: u64 = 64 << 20;
 const BLOCK_BYTES: u64 = 512;
+/// A file up to this size is read and written by hand: that is less work than the kernel's way between two files.
+const SMALL_BYTES: u64 = 32 << 10;
+const BUFFER_BYTES: usize = 128 << 10;
 
 /// What the file systems of one copy turned out to support.
 pub(crate) struct Fast {
     clone: bool,
     kernel: bool,
+    /// Made when it is needed, and kept.
+    buffer: Vec<u8>,
 }
 
 /// Why a copy of bytes ended early.
@@ -39,7 +44,7 @@ impl From<Error> for Stop {
 
 impl Default for Fast {
     fn default() -> Self {
-        Self { clone: true, kernel: true }
+        Self { clone: true, kernel: true, buffer: Vec::new() }
     }
 }
 
@@ -95,7 +100,7 @@ impl Fast {
         cancel: &Cancel,
     ) -> Result<(), Stop> {
         let (mut read_at, mut write_at) = (start, start);
-        while self.kernel && read_at < end {
+        while self.kernel && read_at < end && end - start > SMALL_BYTES {
             cancel.check()?;
             let want = usize::try_from((end - read_at).min(CHUNK_BYTES)).unwrap_or(usize::MAX);
             match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), want) {
@@ -106,7 +111,10 @@ impl Fast {
                 Err(_) => self.kernel = false,
             }
         }
-        let mut buf = vec![0; 128 << 10];
+        if read_at < end {
+            self.buffer.resize(BUFFER_BYTES, 0);
+        }
+        let buf = self.buffer.as_mut_slice();
         while read_at < end {
             cancel.check()?;
             let want = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(buf.len());

@@ -15,6 +15,7 @@ mod checksum;
 mod copy;
 mod data;
 mod error;
+mod leaf;
 pub mod limits;
 mod make;
 mod mode;
@@ -22,15 +23,18 @@ mod names;
 mod owner;
 pub mod path;
 mod pattern;
+mod spread;
 #[cfg(test)]
 mod testing;
 mod view;
 mod walk;
 
 pub use action::{Cancel, CopyAction, MkdirAction, MkfileAction, Owner, RmAction, SymlinkAction};
-pub use checksum::{ChecksumOptions, FileStat, HashCache, Selector, checksum};
+pub use checksum::{ChecksumOptions, FileStat, HashCache, Selector, checksum, remember};
 pub use copy::copy;
 pub use error::{Class, Error};
+/// What checksums are.
+pub use lapstrake_oci::Digest;
 pub use make::{mkdir, mkfile, rm, set_times, symlink};
 pub use mode::ModeChange;
 pub use owner::lookup_user;

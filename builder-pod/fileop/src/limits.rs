@@ -12,3 +12,5 @@ pub const HASH_THREADS_MAX: usize = 8;
 pub const XZ_MEMORY_KIB_MAX: u32 = 512 << 10;
 /// Longest path that is handed to the kernel in one piece.
 pub(crate) const PATH_BYTES_MAX: usize = 4000;
+/// How many threads one copy has beside the one that walks.
+pub(crate) const COPY_THREADS_MAX: usize = 4;

@@ -33,6 +33,8 @@ pub struct View<'a> {
     root: BorrowedFd<'a>,
     filter: Option<&'a dyn Filter>,
     owner_reset: bool,
+    /// Nothing in it has extended attributes, so nobody has to look.
+    bare: bool,
 }
 
 /// A name in a directory and what it is.
@@ -44,13 +46,33 @@ pub(crate) struct Child {
 impl<'a> View<'a> {
     /// The whole tree below `root`, owners as they are: a snapshot.
     pub fn snapshot(root: BorrowedFd<'a>) -> Self {
-        Self { root, filter: None, owner_reset: false }
+        Self { root, filter: None, owner_reset: false, bare: false }
     }
 
     /// A build context: `filter` hides parts of it, and everything belongs to uid and gid 0,
     /// whoever checked it out.
     pub fn context(root: BorrowedFd<'a>, filter: Option<&'a dyn Filter>) -> Self {
-        Self { root, filter, owner_reset: true }
+        Self { root, filter, owner_reset: true, bare: false }
+    }
+
+    /// The same of a tree of which it is known that nothing in it has extended attributes.
+    #[must_use]
+    pub fn without_attributes(self) -> Self {
+        Self { bare: true, ..self }
+    }
+
+    /// The extended attributes of what is open.
+    pub(crate) fn attributes_of(&self, fd: BorrowedFd<'_>) -> Result<at::Xattrs, rustix::io::Errno> {
+        if self.bare { Ok(Vec::new()) } else { at::xattrs_of(fd) }
+    }
+
+    /// The extended attributes of a name.
+    pub(crate) fn attributes(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<at::Xattrs, rustix::io::Errno> {
+        if self.bare { Ok(Vec::new()) } else { at::xattrs(dir, name) }
     }
 
     /// The root directory.
