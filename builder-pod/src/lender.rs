@@ -9,13 +9,14 @@ use lapstrake_api::pb;
 use lapstrake_handoff::Reason;
 use lapstrake_oci::Digest;
 use lapstrake_registry::{Keeper, KeeperAnswer, KeptToken, Redacted, TokenWanted};
-use lapstrake_session::{Session, Sessions, SyncRequest, TokenRequest};
+use lapstrake_session::{Session, Sessions, SyncRequest, Target, TokenRequest};
 use lapstrake_solver::Step;
-use lapstrake_source::Local;
+use lapstrake_source::{Local, Sums};
 use lapstrake_ssh::{Agent, Connect, Connecting, Connection};
 use lapstrake_store::Store;
 
 use crate::error::{BuildError, chain};
+use crate::hashes::Hashes;
 use crate::inputs::GivenAgent;
 
 /// A client opens its session while it asks for the build.
@@ -104,11 +105,24 @@ impl Lender {
         let lease = self.dirs.lease(store, &key.hex())?;
         let label = format!("transferring {name}:");
         let mut report = |progress: lapstrake_session::SyncProgress| step.status(&label, progress.bytes, 0);
-        let synced = session.sync(request, &lease.path, &mut report, &step.cancel).await;
+        // Known again once it was brought up to date; when that fails, nothing is.
+        let mut known = self.dirs.forget(&lease.name);
+        let change = store.change_side(GROUP, &lease.name)?;
+        let hashes = Arc::new(Hashes::new(store));
+        let target =
+            Target { path: lease.path.clone(), bare: known.bare, hashes: Some(Arc::clone(&hashes) as _) };
+        let synced = session.sync(request, target, &mut report, &step.cancel).await;
         let synced = synced
             .map_err(|e| if step.cancel.is_cancelled() { BuildError::canceled() } else { failed(&e) })?;
         step.status(&label, synced.bytes, synced.bytes);
-        Ok(Local::open(&lease.path)?.holding(lease))
+        hashes.flush();
+        if synced.changed {
+            known.sums = Arc::default();
+        }
+        change.done(synced.grown);
+        known.bare = synced.bare;
+        self.dirs.know(&lease.name, known.clone());
+        Ok(Local::open(&lease.path)?.still(known.sums, known.bare).holding(lease))
     }
 
     /// A secret; `None` where the client has none of this id.
@@ -242,19 +256,45 @@ pub(crate) fn failed(error: &lapstrake_session::Error) -> BuildError {
 #[derive(Default)]
 pub(crate) struct Dirs {
     taken: Mutex<HashMap<String, Vec<bool>>>,
+    known: Mutex<HashMap<String, Known>>,
 }
+
+/// What is known of a copy as long as nobody changes it.
+#[derive(Clone, Default)]
+struct Known {
+    sums: Arc<Sums>,
+    /// Nothing in it has extended attributes.
+    bare: bool,
+}
+
+/// Copies that something is known of; of the others it is found out again.
+const KNOWN_MAX: usize = 256;
 
 /// A directory that is ours until this is dropped.
 pub(crate) struct Lease {
     dirs: Arc<Dirs>,
     key: String,
     number: usize,
+    name: String,
     path: PathBuf,
 }
 
 impl Dirs {
     fn taken(&self) -> MutexGuard<'_, HashMap<String, Vec<bool>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a copy that is going to be changed.
+    fn forget(&self, name: &str) -> Known {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(name).unwrap_or_default()
+    }
+
+    fn know(&self, name: &str, known: Known) {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= KNOWN_MAX {
+            all.clear();
+        }
+        all.insert(name.to_owned(), known);
     }
 
     /// A directory of this key that nobody reads now, an old one before a new one.
@@ -270,9 +310,10 @@ impl Dirs {
             number
         };
         let name = format!("{key}-{number}");
-        let mut lease = Lease { dirs: Arc::clone(self), key: key.to_owned(), number, path: PathBuf::new() };
-        store.touch_side(GROUP, &name);
-        lease.path = store.side_dir(GROUP)?.join(&name);
+        let (dirs, key, path) = (Arc::clone(self), key.to_owned(), PathBuf::new());
+        let mut lease = Lease { dirs, key, number, name, path };
+        store.touch_side(GROUP, &lease.name);
+        lease.path = store.side_dir(GROUP)?.join(&lease.name);
         std::fs::create_dir_all(&lease.path)
             .map_err(|e| BuildError::internal(format!("{}: {e}", lease.path.display())))?;
         Ok(lease)

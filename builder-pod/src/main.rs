@@ -20,6 +20,7 @@ mod excerpt;
 mod export;
 mod front;
 mod frontend_image;
+mod hashes;
 mod import;
 mod in_cluster;
 mod inputs;

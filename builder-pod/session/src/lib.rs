@@ -27,7 +27,7 @@ mod upload;
 pub use agent::AgentConnection;
 pub use auth::{Credentials, Token, TokenRequest};
 pub use error::Error;
-pub use files::{Differ, MULTI_PLATFORM, Outgoing, Sent, SyncProgress, SyncRequest, Synced};
+pub use files::{Differ, MULTI_PLATFORM, Outgoing, Sent, SyncProgress, SyncRequest, Synced, Target};
 pub use secret::SECRET_BYTES_MAX;
 pub use session::{Session, method};
 pub use sessions::{Outbound, Sessions};

@@ -27,4 +27,4 @@ pub use http::{
 pub use identity::Identity;
 pub use ignore::{IgnoreError, ignore_patterns, parse_ignore};
 pub use inline::{InlineFile, check_inline, write_inline};
-pub use local::Local;
+pub use local::{Local, Sums};

@@ -1,11 +1,13 @@
 //! A directory of the machine as a build context, read in place.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use lapstrake_fileop::{Filter, MatchState, Patterns, Verdict, View, open_root};
+use lapstrake_fileop::{Filter, MatchState, Patterns, Selector, Verdict, View, open_root};
+use lapstrake_oci::Digest;
 
 use crate::error::Error;
 use crate::ignore::parse_ignore;
@@ -19,6 +21,10 @@ const IGNORE_BYTES_MAX: u64 = 1 << 20;
 pub struct Local {
     root: OwnedFd,
     visible: Visible,
+    /// Nothing in it has extended attributes.
+    bare: bool,
+    /// Checksums of all of it, if it stays as it is.
+    sums: Option<Arc<Sums>>,
     /// What keeps the directory as it is.
     _lease: Option<Box<dyn Any + Send + Sync>>,
 }
@@ -47,7 +53,13 @@ impl Local {
     /// # Errors
     /// When it is not there or not a directory.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { root: open_root(path)?, visible: Visible::default(), _lease: None })
+        Ok(Self {
+            root: open_root(path)?,
+            visible: Visible::default(),
+            bare: false,
+            sums: None,
+            _lease: None,
+        })
     }
 
     /// Opens a directory below this one, wherever its symlinks lead inside; all of it is seen.
@@ -58,6 +70,8 @@ impl Local {
         Ok(Self {
             root: View::context(self.root.as_fd(), None).open_resolved_dir(path)?,
             visible: Visible::default(),
+            bare: false,
+            sums: None,
             _lease: None,
         })
     }
@@ -69,7 +83,7 @@ impl Local {
     pub fn whole(&self) -> Result<Self, Error> {
         let failed = |source| Error::Io { action: "opening a context once more".to_owned(), source };
         let root = self.root.try_clone().map_err(failed)?;
-        Ok(Self { root, visible: Visible::default(), _lease: None })
+        Ok(Self { root, visible: Visible::default(), bare: self.bare, sums: None, _lease: None })
     }
 
     /// Holds `lease` for as long as it lives: what keeps others from changing the directory.
@@ -78,8 +92,22 @@ impl Local {
         self
     }
 
+    /// Of a directory that stays as it is as long as its lease is held: `sums` are of what is in it now, `bare` says that
+    /// nothing in it has extended attributes.
+    #[must_use]
+    pub fn still(mut self, sums: Arc<Sums>, bare: bool) -> Self {
+        (self.sums, self.bare) = (Some(sums), bare);
+        self
+    }
+
+    /// What is known of a directory that stays as it is.
+    pub fn sums(&self) -> Option<&Sums> {
+        self.sums.as_deref()
+    }
+
     /// Leaves out what `ignore` matches.
     pub fn with_ignore(mut self, ignore: Patterns) -> Self {
+        self.sums = None;
         self.visible.ignore = ignore;
         self
     }
@@ -89,6 +117,7 @@ impl Local {
     /// # Errors
     /// When the links that they go through cannot be read, or one of them is a malformed pattern.
     pub fn with_only(mut self, paths: &[String]) -> Result<Self, Error> {
+        self.sums = None;
         let followed = View::context(self.root.as_fd(), None).follow(paths)?;
         self.visible.include = match followed {
             Some(paths) => Some(Patterns::new(&paths).map_err(lapstrake_fileop::Error::from)?),
@@ -110,6 +139,7 @@ impl Local {
             [] => Some(Vec::new()),
             follow => View::context(self.root.as_fd(), None).follow(follow)?,
         };
+        self.sums = None;
         let Some(mut all) = followed else { return Ok(self) }; // the whole directory is one of them
         all.extend(include.iter().cloned());
         self.visible.include = Some(Patterns::new(&all).map_err(lapstrake_fileop::Error::from)?);
@@ -118,7 +148,10 @@ impl Local {
 
     /// The tree, to copy from and to hash in place. All of it belongs to uid and gid 0.
     pub fn view(&self) -> View<'_> {
-        View::context(self.root.as_fd(), Some(&self.visible))
+        // Where all of it is seen, nobody has to be asked about each path.
+        let filter: Option<&dyn Filter> = (!self.visible.is_all()).then_some(&self.visible);
+        let view = View::context(self.root.as_fd(), filter);
+        if self.bare { view.without_attributes() } else { view }
     }
 
     /// Reads a file as it is, ignored or not: the Dockerfile and what stands beside it.
@@ -144,7 +177,34 @@ impl Local {
     }
 }
 
+/// Checksums of what selectors take of a directory that stays as it is.
+#[derive(Debug, Default)]
+pub struct Sums(Mutex<HashMap<Selector, Digest>>);
+
+/// A build has a few; who has so many begins anew.
+const SUMS_MAX: usize = 256;
+
+impl Sums {
+    /// A checksum that was put.
+    pub fn get(&self, selector: &Selector) -> Option<Digest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(selector).copied()
+    }
+
+    /// Remembers a checksum.
+    pub fn put(&self, selector: &Selector, digest: Digest) {
+        let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sums.len() >= SUMS_MAX {
+            sums.clear();
+        }
+        sums.insert(selector.clone(), digest);
+    }
+}
+
 impl Visible {
+    fn is_all(&self) -> bool {
+        self.include.is_none() && self.ignore.is_empty()
+    }
+
     /// Whether `path` is included and whether it is ignored, given what was said of its directory.
     fn judge(&self, path: &str, parent: &States) -> (bool, bool, States) {
         let (included, include) = match &self.include {

@@ -5,17 +5,18 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use lapstrake_fileop::{
-    Cancel, ChecksumOptions, CopyAction, FileStat, HashCache, MkdirAction, MkfileAction, ModeChange, Owner,
-    RmAction, Selector, SymlinkAction, View,
+    Cancel, ChecksumOptions, CopyAction, HashCache, MkdirAction, MkfileAction, ModeChange, Owner, RmAction,
+    Selector, SymlinkAction, View,
 };
 use lapstrake_llb::{Vertex, pb};
 use lapstrake_oci::Digest;
 use lapstrake_solver::Step;
 use lapstrake_source::Local;
-use lapstrake_store::{Active, SnapshotId, Store, Table};
+use lapstrake_store::{Active, SnapshotId, Store};
 
 use super::{Engine, Res, advice};
 use crate::error::BuildError;
+use crate::hashes::Hashes;
 
 struct CancelOnDrop(Cancel);
 
@@ -113,34 +114,6 @@ impl Mounts {
     }
 }
 
-/// Digests of files that did not change since they were read last.
-struct Hashes(Store);
-
-impl Hashes {
-    fn key(stat: &FileStat) -> Vec<u8> {
-        let mut key = Vec::with_capacity(57);
-        key.extend(stat.dev.to_le_bytes());
-        key.extend(stat.ino.to_le_bytes());
-        key.extend(stat.size_bytes.to_le_bytes());
-        key.extend(stat.modified_ns.to_le_bytes());
-        key.extend(stat.changed_ns.to_le_bytes());
-        // Digests of another kind were kept under the same places.
-        key.push(2);
-        key
-    }
-}
-
-impl HashCache for Hashes {
-    fn lookup(&self, _path: &[u8], stat: &FileStat) -> Option<Digest> {
-        let value = self.0.get(Table::FILE_HASHES, &Self::key(stat))?;
-        Some(Digest::from_bytes(value.try_into().ok()?))
-    }
-
-    fn store(&self, _path: &[u8], stat: &FileStat, digest: &Digest) {
-        self.0.put(Table::FILE_HASHES, &Self::key(stat), digest.as_bytes()).ok(); // a cache: the file is read again
-    }
-}
-
 /// The digest of what selectors take from a result.
 pub(super) async fn checksum(
     engine: &Engine,
@@ -151,11 +124,26 @@ pub(super) async fn checksum(
     let (mounts, of) = (Mounts::of(engine), of.clone());
     blocking(step, move |cancel| {
         let readable = Readable::open(&mounts, &of)?;
-        let hashes = Hashes(mounts.store.clone());
+        let hashes = Hashes::new(&mounts.store);
         // Snapshots of overlay have no stable device numbers; only directories of the builder are remembered.
         let cache: Option<&dyn HashCache> = matches!(of, Res::Context(_)).then_some(&hashes);
-        let options = ChecksumOptions { cache, ..ChecksumOptions::default() };
-        let digest = |selector| lapstrake_fileop::checksum(&readable.view(), selector, &options, cancel);
+        let mut options = ChecksumOptions { cache, ..ChecksumOptions::default() };
+        let sums = match &readable {
+            Readable::Context(context) => context.sums(),
+            Readable::Mounted(_) => None,
+        };
+        if sums.is_some() {
+            // Nobody writes to it behind our back.
+            options.settle = std::time::Duration::ZERO;
+        }
+        let digest = |selector: &Selector| {
+            if let Some(known) = sums.and_then(|sums| sums.get(selector)) {
+                return Ok(known);
+            }
+            let digest = lapstrake_fileop::checksum(&readable.view(), selector, &options, cancel)?;
+            sums.iter().for_each(|sums| sums.put(selector, digest));
+            Ok(digest)
+        };
         let digests = selectors.iter().map(digest).collect::<Result<Vec<_>, _>>();
         let digests = digests.map_err(|error| readable.told(error))?;
         Ok(super::key::joined(&digests))

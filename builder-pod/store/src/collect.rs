@@ -148,8 +148,16 @@ impl Shared {
     pub(crate) fn collect(&self, rule: &Rule, stop: &dyn Fn() -> bool) -> Result<Collected> {
         let _one_at_a_time = locked(&self.collecting);
         let mut done = Collected::default();
-        for _ in 0..ROUNDS_MAX {
-            let usage = self.settled_usage()?;
+        for round in 0..ROUNDS_MAX {
+            let mut usage = self.usage()?;
+            done.total_bytes = usage.total_bytes();
+            let is_fine =
+                |usage: &Usage| choose(&usage.items, rule, usage.total_bytes(), SystemTime::now()).is_empty();
+            // As a rule nothing has to go, and nothing is written for that.
+            if round == 0 && is_fine(&usage) {
+                break;
+            }
+            usage = self.settled_usage()?;
             done.total_bytes = usage.total_bytes();
             let chosen = choose(&usage.items, rule, done.total_bytes, SystemTime::now());
             if chosen.is_empty() || stop() {
@@ -163,7 +171,6 @@ impl Shared {
 
     /// What the store takes once the sizes that were just measured are noted: the index may grow by that.
     fn settled_usage(&self) -> Result<Usage> {
-        self.usage()?;
         self.flush().ok(); // on a full disk it is tried again
         self.usage()
     }

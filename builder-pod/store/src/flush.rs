@@ -13,8 +13,8 @@ use crate::keeper::Orders;
 use crate::lock::Lock;
 use crate::paths::{Paths, remove_all};
 use crate::pins::{Pins, SideName};
+use crate::side::SideSize;
 use crate::snapshot::{Snapshots, load_snapshots, table_of};
-use crate::usage::SideSize;
 use crate::{Error, Recovered, Result, Table, limits};
 
 /// What all clones of a store share.
@@ -145,8 +145,18 @@ impl Shared {
     }
 
     pub(crate) fn change(&self, table: Table, key: &[u8], value: Option<Vec<u8>>) {
-        self.state().pending.insert((table, key.to_vec()), value);
-        self.wake.notify_all();
+        self.change_all(table, std::iter::once((key.to_vec(), value)));
+    }
+
+    pub(crate) fn change_all(&self, table: Table, changes: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
+        let mut state = self.state();
+        // Who waits for the first change looks again by himself.
+        let first = !state.is_pending();
+        state.pending.extend(changes.map(|(key, value)| ((table, key), value)));
+        drop(state);
+        if first {
+            self.wake.notify_all();
+        }
     }
 
     /// Puts a record that goes to the disk with the next flush, and may be lost until then.
@@ -176,6 +186,26 @@ impl Shared {
         drop(state);
         // A flush may end here: then the record is in the file, which is read after.
         self.index.get(table, key)
+    }
+
+    /// [`Self::get`] of many, in one look at the file.
+    pub(crate) fn get_all(&self, table: Table, keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
+        let mut found: Vec<Option<Vec<u8>>> = vec![None; keys.len()];
+        let mut left = Vec::new();
+        let state = self.state();
+        for (at, key) in keys.iter().enumerate() {
+            let place = (table, key.clone());
+            let put = state.pending.get(&place).or_else(|| state.flushing.get(&place));
+            match put.or_else(|| state.notes.get(&place)) {
+                Some(change) => found[at].clone_from(change),
+                None => left.push(at),
+            }
+        }
+        drop(state);
+        // As in `get`: a flush may end here.
+        let read = self.index.get_all(table, left.iter().map(|at| keys[*at].as_slice()));
+        left.into_iter().zip(read).for_each(|(at, value)| found[at] = value);
+        found
     }
 
     pub(crate) fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {

@@ -74,6 +74,23 @@ impl Index {
         self.read(table, |t| Ok(t.get(key)?.map(|v| v.value().to_vec()))).ok().flatten().flatten()
     }
 
+    /// [`Self::get`] of many; what is missing at the end of the answer is not there.
+    pub(crate) fn get_all<'k>(
+        &self,
+        table: Table,
+        keys: impl Iterator<Item = &'k [u8]>,
+    ) -> Vec<Option<Vec<u8>>> {
+        let mut found = Vec::new();
+        let read = self.read(table, |t| {
+            for key in keys {
+                found.push(t.get(key)?.map(|v| v.value().to_vec()));
+            }
+            Ok(())
+        });
+        read.ok(); // as `get`
+        found
+    }
+
     /// All records of `table` whose key starts with `prefix`.
     pub(crate) fn scan(&self, table: Table, prefix: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let rows = self.read(table, |t| {
@@ -231,6 +248,21 @@ impl Store {
     pub fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
         check_size(table, key, value)?;
         self.shared.change(table, key, Some(value.to_vec()));
+        Ok(())
+    }
+
+    /// [`Store::get`] of many.
+    pub fn get_all(&self, table: Table, keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
+        self.shared.get_all(table, keys)
+    }
+
+    /// [`Store::put`] of many.
+    ///
+    /// # Errors
+    /// [`Error::RecordTooLarge`], and then none is put.
+    pub fn put_all(&self, table: Table, records: Vec<(Vec<u8>, Vec<u8>)>) -> Result<()> {
+        records.iter().try_for_each(|(key, value)| check_size(table, key, value))?;
+        self.shared.change_all(table, records.into_iter().map(|(key, value)| (key, Some(value))));
         Ok(())
     }
 

@@ -34,6 +34,7 @@ pub mod limits;
 mod lock;
 mod paths;
 mod pins;
+mod side;
 mod snapshot;
 mod usage;
 
@@ -48,6 +49,7 @@ pub use gc::{Limits, Rule, UNUSED_MAX};
 pub use index::Table;
 pub use layer::{LayerFacts, chain_id, chain_of};
 pub use pins::Job;
+pub use side::SideChange;
 pub use snapshot::{Active, CommitOptions, Record, SnapshotId, SnapshotInfo};
 pub use usage::{ItemId, Kind, Usage, UsageItem, measure};
 

@@ -144,20 +144,12 @@ struct Side {
     last_used: u64,
 }
 
-/// The size of a directory that changes only while it is needed.
-#[derive(Debug)]
-pub(crate) struct SideSize {
-    /// The mark of who needed it last when it was measured.
-    touched: Option<u64>,
-    bytes: u64,
-}
-
 /// When a directory of another part has another size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Changes {
     /// It comes and goes as a whole: its own time tells.
     AsAWhole,
-    /// Deep inside, by who says that it is needed.
+    /// Deep inside, by who says that it is needed, or tells of his changes (`side.rs`).
     InUse,
     /// By whom nobody knows.
     Anytime,
@@ -410,24 +402,6 @@ impl Shared {
         let noted = SystemTime::UNIX_EPOCH + Duration::from_secs(side.last_used);
         let made = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(time).unwrap_or(0));
         (bytes, if side.last_used == 0 { made } else { noted })
-    }
-
-    /// Bytes of a directory that changes only while it is needed. They are known until it is needed again; in memory, since a kill
-    /// may leave it half changed.
-    fn side_measured(&self, name: &SideName, path: &Path) -> u64 {
-        let touched = || locked(&self.pins.sides).get(name).copied();
-        let before = touched();
-        let free = !self.side_in_use(name);
-        if let (true, Some(known)) = (free, locked(&self.side_sizes).get(name))
-            && known.touched == before
-        {
-            return known.bytes;
-        }
-        let bytes = measure(path);
-        if free && !self.side_in_use(name) && touched() == before {
-            locked(&self.side_sizes).insert(name.clone(), SideSize { touched: before, bytes });
-        }
-        bytes
     }
 
     /// Notes that a directory of another part was used.

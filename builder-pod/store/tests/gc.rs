@@ -72,6 +72,70 @@ fn blob(store: &Store, seed: u64, bytes: usize) -> Digest {
     store.put_blob(&content).unwrap()
 }
 
+/// A folder of a group whose members tell of their changes.
+fn local(store: &Store) -> std::path::PathBuf {
+    let path = store.side_dir("local").unwrap().join("mine");
+    std::fs::create_dir_all(path.join("deep/er")).unwrap();
+    path
+}
+
+#[test]
+fn a_change_deep_inside_of_a_folder_shows_in_the_account() {
+    let (store, _dir) = Store::temporary().unwrap();
+    let path = local(&store);
+    check_account(&store);
+    // Nothing of this changes the folder itself.
+    let write = |bytes| std::fs::write(path.join("deep/er/file"), vec![1; bytes]).unwrap();
+    let change = store.change_side("local", "mine").unwrap();
+    write(100_000);
+    change.done(None);
+    check_account(&store);
+    // Somebody looks in the middle, and it is in use; nor is it told that it ended.
+    let job = store.job();
+    store.touch_side("local", "mine");
+    let change = store.change_side("local", "mine").unwrap();
+    write(200_000);
+    check_account(&store);
+    write(300_000);
+    check_account(&store);
+    drop(change);
+    write(50_000);
+    check_account(&store);
+    drop(job);
+    check_account(&store);
+    let change = store.change_side("local", "mine").unwrap();
+    change.done(Some(0));
+    check_account(&store);
+}
+
+#[test]
+fn a_folder_whose_changes_are_told_is_not_walked() {
+    let (store, _dir) = Store::temporary().unwrap();
+    let path = store.side_dir("local").unwrap().join("mine");
+    std::fs::create_dir_all(&path).unwrap();
+    let bytes = || {
+        let usage = store.usage().unwrap();
+        let mine =
+            usage.items.iter().find(|item| matches!(&item.id, ItemId::Side { name, .. } if name == "mine"));
+        mine.unwrap().bytes
+    };
+    // What is told is not true: so it shows that it is believed, from an empty folder on, and in use as well.
+    let change = store.change_side("local", "mine").unwrap();
+    let empty = path.symlink_metadata().unwrap().blocks() * 512;
+    std::fs::write(path.join("f"), b"1").unwrap();
+    change.done(Some(1 << 30));
+    assert_eq!(bytes(), empty + (1 << 30));
+    let _job = store.job();
+    store.touch_side("local", "mine");
+    assert_eq!(bytes(), empty + (1 << 30));
+    let change = store.change_side("local", "mine").unwrap();
+    assert!(bytes() < 1 << 20, "while it is being changed, nothing is believed");
+    change.done(Some(-(1 << 29)));
+    assert_eq!(bytes(), empty + (1 << 29));
+    store.change_side("local", "mine").unwrap().done(Some(0));
+    assert_eq!(bytes(), empty + (1 << 29));
+}
+
 #[test]
 fn the_account_counts_blocks_and_each_file_once() {
     let (store, _dir) = Store::temporary().unwrap();

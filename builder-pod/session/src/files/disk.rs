@@ -37,16 +37,17 @@ impl Meta {
         }
     }
 
-    /// Whether `old` has this mode, owner and attributes.
+    /// Whether `old` has this mode, owner and attributes; `bare`: it is known to have no attributes.
     pub(crate) fn is_of(
         &self,
         dir: BorrowedFd<'_>,
         name: &[u8],
         old: &rustix::fs::Stat,
+        bare: bool,
     ) -> Result<bool, Errno> {
         let same =
             old.st_mode & 0o7777 == self.permissions && old.st_uid == self.uid && old.st_gid == self.gid;
-        Ok(same && at::xattrs(dir, name)? == self.xattrs)
+        Ok(same && if bare { self.xattrs.is_empty() } else { at::xattrs(dir, name)? == self.xattrs })
     }
 }
 
@@ -107,10 +108,16 @@ impl Creator {
     }
 
     /// A file's contents are all there: only now it gets the times that it shall have, so that one that was cut off
-    /// is never taken for a good one.
-    pub(crate) fn finish(self, fd: BorrowedFd<'_>, meta: &Meta, inherits: bool) -> Result<(), Errno> {
+    /// is never taken for a good one. What it is then.
+    pub(crate) fn finish(
+        self,
+        fd: BorrowedFd<'_>,
+        meta: &Meta,
+        inherits: bool,
+    ) -> Result<rustix::fs::Stat, Errno> {
         self.settle(fd, meta, inherits)?;
-        rustix::fs::futimens(fd, &times(meta.modified_ns))
+        rustix::fs::futimens(fd, &times(meta.modified_ns))?;
+        rustix::fs::fstat(fd)
     }
 
     /// A new directory, opened. Its times are set later.

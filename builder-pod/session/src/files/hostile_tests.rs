@@ -198,7 +198,7 @@ async fn a_client_that_vanishes_in_the_middle_ends_the_transfer_with_that_reason
         let session = Arc::clone(&client.session);
         let into = place.target();
         let syncing = tokio::spawn(async move {
-            session.sync(request(), &into, &mut |_| {}, &CancellationToken::new()).await
+            session.sync(request(), into.as_path(), &mut |_| {}, &CancellationToken::new()).await
         });
         me.said.notified().await;
         client.vanish();
@@ -215,7 +215,7 @@ async fn a_transfer_that_is_canceled_ends_and_the_sender_knows() {
     let cancel = CancellationToken::new();
     let into = place.target();
     let mut progress = |_| {};
-    let syncing = client.session.sync(request(), &into, &mut progress, &cancel);
+    let syncing = client.session.sync(request(), into.as_path(), &mut progress, &cancel);
     let cancelling = async {
         me.said.notified().await;
         cancel.cancel();

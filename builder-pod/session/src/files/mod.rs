@@ -1,5 +1,6 @@
 //! Directories of a client: what it lends, and what it takes.
 
+mod account;
 mod disk;
 mod metadata;
 mod mode;
@@ -11,11 +12,11 @@ mod send;
 mod stream;
 mod wire;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapstrake_fileop::Patterns;
+use lapstrake_fileop::{HashCache, Patterns};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +66,23 @@ pub struct SyncRequest {
     pub metadata_only: Option<Vec<String>>,
 }
 
+/// Where a client's directory goes.
+#[derive(Clone, Default)]
+pub struct Target {
+    /// The previous copy, or an empty directory.
+    pub path: PathBuf,
+    /// Nothing in it has extended attributes ([`Synced::bare`] of the transfer before), so nobody has to look.
+    pub bare: bool,
+    /// Is told the digests of files that are written.
+    pub hashes: Option<Arc<dyn HashCache + Send + Sync>>,
+}
+
+impl From<&Path> for Target {
+    fn from(path: &Path) -> Self {
+        Self { path: path.to_owned(), bare: false, hashes: None }
+    }
+}
+
 /// How far a transfer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SyncProgress {
@@ -85,6 +103,10 @@ pub struct Synced {
     pub bytes: u64,
     /// Whether anything in the directory is other than before, times of directories aside.
     pub changed: bool,
+    /// By how many bytes on the disk it grew, as far as that is known without a walk.
+    pub grown: Option<i64>,
+    /// Whether it is known that nothing in it has extended attributes.
+    pub bare: bool,
 }
 
 /// What was sent to a client.
@@ -107,7 +129,7 @@ impl Session {
     pub async fn sync(
         self: &Arc<Self>,
         request: SyncRequest,
-        into: &Path,
+        into: impl Into<Target>,
         progress: &mut (dyn FnMut(SyncProgress) + Send),
         cancel: &CancellationToken,
     ) -> Result<Synced, Error> {
@@ -133,7 +155,7 @@ impl Session {
             progress: watched,
         };
         let (batches, waiting) = mpsc::channel(BATCHES_WAITING);
-        let into = into.to_owned();
+        let into = into.into();
         let receiving = tokio::task::spawn_blocking(move || receive::receive(&into, task, waiting));
         let fed = {
             let feeding = feed(&mut incoming, batches, &name);

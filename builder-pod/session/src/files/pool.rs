@@ -8,8 +8,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use lapstrake_fileop::{HashCache, remember};
 use rustix::io::Errno;
 
+use super::account::Account;
 use super::disk::{self, Creator, Meta};
 use crate::error::Error;
 
@@ -25,6 +27,8 @@ const QUEUE_BATCHES: usize = 4;
 pub(crate) struct Job {
     pub(crate) dir: Arc<OwnedFd>,
     pub(crate) name: Vec<u8>,
+    /// Relative to the transfer's directory.
+    pub(crate) path: Vec<u8>,
     pub(crate) meta: Meta,
     pub(crate) content: Content,
     /// Whether something may have the name.
@@ -65,11 +69,26 @@ impl Content {
 }
 
 impl Job {
-    fn run(&self, creator: Creator) -> Result<(), Errno> {
-        let file = creator.create(self.dir.as_fd(), &self.name, &self.meta, self.replace)?;
-        disk::write_all(file.as_fd(), self.content.as_bytes())?;
-        creator.finish(file.as_fd(), &self.meta, self.inherits)
+    fn run(&self, by: &By) -> Result<(), Errno> {
+        let file = by.creator.create(self.dir.as_fd(), &self.name, &self.meta, self.replace)?;
+        let content = self.content.as_bytes();
+        disk::write_all(file.as_fd(), content)?;
+        let stat = by.creator.finish(file.as_fd(), &self.meta, self.inherits)?;
+        by.account.came(&stat);
+        // Attributes may not be what was asked for: the file system decides.
+        if let Some(hashes) = by.hashes.as_deref().filter(|_| self.meta.xattrs.is_empty() && !self.inherits) {
+            remember(hashes, &self.path, &stat, content);
+        }
+        Ok(())
     }
+}
+
+/// What all jobs of a transfer have in common.
+#[derive(Clone)]
+pub(crate) struct By {
+    pub(crate) creator: Creator,
+    pub(crate) account: Arc<Account>,
+    pub(crate) hashes: Option<Arc<dyn HashCache + Send + Sync>>,
 }
 
 /// Where jobs are handed over. The threads end when it is dropped.
@@ -97,13 +116,13 @@ impl Thread {
 
 impl Pool {
     /// Starts the threads in `scope`.
-    pub(crate) fn start<'scope>(scope: &'scope std::thread::Scope<'scope, '_>, creator: Creator) -> Self {
+    pub(crate) fn start<'scope>(scope: &'scope std::thread::Scope<'scope, '_>, by: &By) -> Self {
         let failure = Arc::new(Mutex::new(None));
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         let start = |_| {
             let (batches, receiver) = sync_channel(QUEUE_BATCHES);
-            let failure = Arc::clone(&failure);
-            scope.spawn(move || work(&receiver, &failure, creator));
+            let (failure, by) = (Arc::clone(&failure), by.clone());
+            scope.spawn(move || work(&receiver, &failure, &by));
             Thread { batches, batch: Vec::new(), bytes: 0 }
         };
         Self { threads: (0..threads).map(start).collect(), failure }
@@ -148,11 +167,11 @@ impl Closed {
     }
 }
 
-fn work(receiver: &Receiver<Vec<Job>>, failure: &Mutex<Option<Error>>, creator: Creator) {
+fn work(receiver: &Receiver<Vec<Job>>, failure: &Mutex<Option<Error>>, by: &By) {
     while let Ok(batch) = receiver.recv() {
         for job in batch {
-            if let Err(errno) = job.run(creator) {
-                let path = String::from_utf8_lossy(&job.name).into_owned();
+            if let Err(errno) = job.run(by) {
+                let path = String::from_utf8_lossy(&job.path).into_owned();
                 let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                 failure.get_or_insert(Error::Io { action: "write", path, errno });
             }

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
+use lapstrake_fileop::{Cancel, ChecksumOptions, Digest, FileStat, HashCache, Selector, View};
 use proptest::prelude::*;
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::fake::{Client, Entry, Sender, Tree};
 use super::mode;
 use super::wire::{Packet, Stat, Xattr, kind};
-use super::{Differ, SyncProgress, SyncRequest, Synced};
+use super::{Differ, SyncProgress, SyncRequest, Synced, Target};
 use crate::Error;
 use crate::testing::Connected;
 
@@ -151,7 +153,11 @@ async fn a_tree_arrives_as_it_is_with_times_to_the_nanosecond() {
         .await
         .expect("sync");
     assert_eq!(found(into.path()), expected(&sample()));
-    assert_eq!(synced, Synced { entries: 11, files_sent: 6, bytes: 1_000_049, changed: true });
+    let grown = synced.grown;
+    let want =
+        Synced { entries: 11, files_sent: 6, bytes: 1_000_049, changed: true, grown: None, bare: true };
+    assert_eq!(Synced { grown: None, ..synced }, want);
+    assert_eq!(grown, None, "a file with several names");
     assert_eq!(last, SyncProgress { files: 6, bytes: 1_000_049 });
     let ino = |path: &str| fs::metadata(into.path().join(path)).expect("stat").ino();
     assert_eq!(ino("bin/run"), ino("src/twin"));
@@ -173,7 +179,8 @@ async fn what_did_not_change_is_neither_sent_nor_written_again() {
     let before = all();
     me.becomes(sample());
     let synced = sync(&client, request(), into.path()).await.expect("sync");
-    assert_eq!(synced, Synced { entries: 11, files_sent: 0, bytes: 0, changed: false });
+    let grown = Some(0);
+    assert_eq!(synced, Synced { entries: 11, files_sent: 0, bytes: 0, changed: false, grown, bare: true });
     assert_eq!(all(), before);
     let everything = SyncRequest { differ: Differ::None, ..request() };
     assert_eq!(sync(&client, everything, into.path()).await.expect("sync").files_sent, 6);
@@ -258,7 +265,7 @@ fn a_name_need_not_be_utf8() {
     // As bytes on the wire.
     let all = all.iter().map(|packet| Packet::decode(packet.encode_to_vec().as_slice()).expect("packet"));
     packets.try_send(all.collect()).expect("send");
-    super::receive::receive(into.path(), task, incoming).expect("receive");
+    super::receive::receive(&into.path().into(), task, incoming).expect("receive");
     let name = std::ffi::OsStr::from_bytes(&[0xff, b'x']);
     assert_eq!(fs::read_to_string(into.path().join(name)).expect("read"), "odd");
     assert_eq!(asked.try_recv().expect("request").id, 0);
@@ -422,6 +429,100 @@ fn assert_travelled(requested: &[u32], (must, may): (Vec<u32>, Vec<u32>)) {
     assert!(requested.iter().all(|id| may.contains(id)), "{requested:?} with another than {may:?}");
 }
 
+/// Bytes on the disk, each file once.
+fn disk_bytes(root: &Path) -> i64 {
+    fn add(path: &Path, seen: &mut std::collections::HashSet<u64>) -> i64 {
+        let meta = fs::symlink_metadata(path).expect("stat");
+        let own =
+            if seen.insert(meta.ino()) { i64::try_from(meta.blocks() * 512).expect("bytes") } else { 0 };
+        let entries = meta.is_dir().then(|| fs::read_dir(path).expect("read"));
+        own + entries.into_iter().flatten().map(|entry| add(&entry.expect("entry").path(), seen)).sum::<i64>()
+    }
+    add(root, &mut std::collections::HashSet::new())
+}
+
+/// Digests that a transfer told.
+#[derive(Default)]
+struct Told {
+    known: std::sync::Mutex<std::collections::HashMap<FileStat, Digest>>,
+    misses: std::sync::atomic::AtomicUsize,
+}
+
+impl HashCache for Told {
+    fn lookup(&self, _: &[u8], stat: &FileStat) -> Option<Digest> {
+        let known = self.known.lock().expect("lock").get(stat).copied();
+        if known.is_none() {
+            self.misses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        known
+    }
+
+    fn store(&self, _: &[u8], stat: &FileStat, digest: &Digest) {
+        self.known.lock().expect("lock").insert(*stat, *digest);
+    }
+}
+
+fn checksum(root: &Path, cache: Option<&dyn HashCache>, bare: bool) -> Digest {
+    let root = lapstrake_fileop::open_root(root).expect("root");
+    let view = View::context(std::os::fd::AsFd::as_fd(&root), None);
+    let view = if bare { view.without_attributes() } else { view };
+    let options = ChecksumOptions { cache, threads: 1, settle: std::time::Duration::from_secs(3600) };
+    lapstrake_fileop::checksum(&view, &Selector::default(), &options, &Cancel::new()).expect("checksum")
+}
+
+/// A transfer whose every claim about what it did is checked.
+async fn checked_sync(client: &Connected, into: &Path, bare: bool, told: &Arc<Told>) -> Synced {
+    let before = disk_bytes(into);
+    let target = Target { path: into.to_owned(), bare, hashes: Some(Arc::clone(told) as _) };
+    let synced = client.session.sync(request(), target, &mut |_| {}, &CancellationToken::new()).await;
+    let synced = synced.expect("a transfer");
+    if let Some(grown) = synced.grown {
+        assert_eq!(disk_bytes(into) - before, grown);
+    }
+    let told: &dyn HashCache = told.as_ref();
+    assert_eq!(checksum(into, Some(told), synced.bare), checksum(into, None, false));
+    synced
+}
+
+#[tokio::test]
+async fn a_change_deep_inside_is_told_to_the_byte_and_unchanged_files_are_known() {
+    let into = tempfile::tempdir().expect("dir");
+    let tree = |deep: &str| {
+        vec![dir("a"), dir("a/b"), file("a/b/deep", deep), file("a/same", "same"), link("l", "a")]
+    };
+    let me = Client::new(Sender::Tree(tree("few bytes")));
+    let client = me.connect().await;
+    let told = Arc::new(Told::default());
+    let first = checked_sync(&client, into.path(), false, &told).await;
+    assert!(first.grown.is_some_and(|bytes| bytes > 0) && first.bare);
+    me.becomes(tree(&"many bytes".repeat(10_000)));
+    let second = checked_sync(&client, into.path(), first.bare, &told).await;
+    assert!(second.grown.is_some_and(|bytes| bytes >= 90_000), "{second:?}");
+    assert_eq!(told.misses.load(std::sync::atomic::Ordering::Relaxed), 0, "no file had to be read");
+    me.becomes(vec![file("l", "no link any more")]);
+    let third = checked_sync(&client, into.path(), second.bare, &told).await;
+    assert!(third.grown.is_some_and(|bytes| bytes < -90_000), "{third:?}");
+}
+
+#[tokio::test]
+async fn attributes_that_come_are_seen_where_there_were_none() {
+    let into = tempfile::tempdir().expect("dir");
+    let told = Arc::new(Told::default());
+    let me = Client::new(Sender::Tree(vec![file("f", "1"), file("g", "2")]));
+    let client = me.connect().await;
+    let bare = checked_sync(&client, into.path(), false, &told).await.bare;
+    assert!(bare);
+    let mut colored = file("f", "1");
+    colored.stat.xattrs = vec![Xattr { key: b"user.color".to_vec(), value: b"red".to_vec() }];
+    me.becomes(vec![colored.clone(), file("g", "2")]);
+    let second = checked_sync(&client, into.path(), bare, &told).await;
+    assert!(second.changed && !second.bare);
+    // And it is not forgotten that they are there, even by who knows nothing of the transfers before.
+    me.becomes(vec![file("f", "1"), file("g", "2")]);
+    let third = checked_sync(&client, into.path(), false, &told).await;
+    assert!(third.changed && third.bare);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -432,11 +533,12 @@ proptest! {
             let into = tempfile::tempdir().expect("dir");
             let me = Client::new(Sender::Tree(old.clone()));
             let client = me.connect().await;
-            sync(&client, request(), into.path()).await.expect("first");
+            let told = Arc::new(Told::default());
+            let bare = checked_sync(&client, into.path(), false, &told).await.bare;
             assert_eq!(found(into.path()), expected(&old));
             assert_travelled(&me.requested(), needed(&[], &old));
             me.becomes(new.clone());
-            sync(&client, request(), into.path()).await.expect("second");
+            checked_sync(&client, into.path(), bare, &told).await;
             assert_eq!(found(into.path()), expected(&new));
             assert_travelled(&me.requested(), needed(&old, &new));
         });

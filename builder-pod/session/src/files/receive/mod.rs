@@ -11,7 +11,6 @@ mod place;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::iter::Peekable;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -20,13 +19,14 @@ use lapstrake_fileop::at;
 use rustix::io::Errno;
 use tokio::sync::{mpsc, watch};
 
+use super::account::Account;
 use super::disk::{self, Creator, Meta};
 use super::metadata::{self, MetadataOnly};
 use super::mode::Kind;
 use super::order::{Order, show};
-use super::pool::{Content, Job, Pool};
+use super::pool::{By, Content, Job, Pool};
 use super::wire::{Packet, Stat, kind};
-use super::{Differ, SyncProgress, Synced};
+use super::{Differ, SyncProgress, Synced, Target};
 use crate::error::Error;
 
 /// Files that are asked for at once: more than a sender works on, so that it never waits for us.
@@ -59,6 +59,8 @@ struct Folder {
     inherits: bool,
     /// Whether its times are set at the end.
     touched: AtomicBool,
+    /// What it was before, if it was there.
+    before: Option<rustix::fs::Stat>,
     /// Open while it is worked in.
     fd: Mutex<Weak<OwnedFd>>,
 }
@@ -116,19 +118,24 @@ struct Receiver {
     /// Whether an ACL may be passed on to new entries.
     acls: bool,
     next_id: u32,
+    account: Arc<Account>,
+    root_before: rustix::fs::Stat,
+    /// What is there already has no extended attributes.
+    bare: bool,
     done: Synced,
 }
 
 /// Runs a transfer to its end. Blocking.
 pub(super) fn receive(
-    into: &Path,
+    into: &Target,
     task: Task,
     mut packets: mpsc::Receiver<Vec<Packet>>,
 ) -> Result<Synced, Error> {
     let mut receiver = Receiver::open(into, task)?;
-    let creator = receiver.creator;
+    let account = Arc::clone(&receiver.account);
+    let by = By { creator: receiver.creator, account, hashes: into.hashes.clone() };
     let closed = std::thread::scope(|scope| {
-        let mut pool = Pool::start(scope, creator);
+        let mut pool = Pool::start(scope, &by);
         receiver.run(&mut packets, &mut pool)?;
         pool.close()
     })?;
@@ -146,9 +153,15 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 impl Folder {
-    fn new(path: Vec<u8>, modified_ns: i64, inherits: bool, fd: &Arc<OwnedFd>) -> Arc<Self> {
+    fn new(
+        path: Vec<u8>,
+        modified_ns: i64,
+        inherits: bool,
+        before: Option<rustix::fs::Stat>,
+        fd: &Arc<OwnedFd>,
+    ) -> Arc<Self> {
         let fd = Mutex::new(Arc::downgrade(fd));
-        Arc::new(Self { path, modified_ns, inherits, touched: AtomicBool::new(false), fd })
+        Arc::new(Self { path, modified_ns, inherits, touched: AtomicBool::new(false), before, fd })
     }
 
     fn open(&self, root: &OwnedFd) -> Result<Arc<OwnedFd>, Error> {
@@ -164,10 +177,10 @@ impl Folder {
 }
 
 impl Receiver {
-    fn open(into: &Path, task: Task) -> Result<Self, Error> {
-        let path = into.to_string_lossy();
+    fn open(into: &Target, task: Task) -> Result<Self, Error> {
+        let path = into.path.to_string_lossy();
         let root = rustix::fs::open(
-            into,
+            &into.path,
             rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         );
@@ -175,7 +188,8 @@ impl Receiver {
         let stat = rustix::fs::fstat(&root).map_err(io("stat", path.as_bytes()))?;
         let acls = at::xattrs(root.as_fd(), b"").map_err(io("read attributes of", path.as_bytes()))?;
         let names = at::list(root.as_fd()).map_err(io("list", path.as_bytes()))?;
-        let folder = Folder::new(Vec::new(), 0, stat.st_mode & 0o2000 != 0, &root);
+        let bare = acls.is_empty() && (into.bare || names.is_empty());
+        let folder = Folder::new(Vec::new(), 0, stat.st_mode & 0o2000 != 0, Some(stat), &root);
         // The root is not part of the listing: its times stay what they become.
         folder.touched.store(true, Ordering::Relaxed);
         let level = Level { folder, fd: Arc::clone(&root), old: names.into_iter().peekable() };
@@ -195,7 +209,11 @@ impl Receiver {
             touched: Vec::new(),
             acls: acls.iter().any(|(name, _)| name == ACL_DEFAULT),
             next_id: 0,
-            done: Synced::default(),
+            account: Arc::default(),
+            root_before: stat,
+            bare,
+            // As far as nothing is met that has some.
+            done: Synced { bare: acls.is_empty(), ..Synced::default() },
         })
     }
 
@@ -341,11 +359,13 @@ impl Receiver {
         match file {
             Some(file) => {
                 let path = join(&wanted.folder.path, &wanted.name);
-                self.creator.finish(file.as_fd(), &wanted.meta, inherits).map_err(io("change", &path))?;
+                let finished = self.creator.finish(file.as_fd(), &wanted.meta, inherits);
+                self.account.came(&finished.map_err(io("change", &path))?);
             }
             None => {
-                let Wanted { name, meta, replace, .. } = wanted;
-                pool.push(Job { dir, name, meta, content: gathered, replace, inherits })?;
+                let Wanted { name, meta, replace, folder, .. } = wanted;
+                let path = join(&folder.path, &name);
+                pool.push(Job { dir, name, path, meta, content: gathered, replace, inherits })?;
             }
         }
         self.ask()
@@ -359,13 +379,24 @@ impl Receiver {
         for folder in std::mem::take(&mut self.touched) {
             let fd = folder.open(&self.root)?;
             disk::set_dir_times(fd.as_fd(), folder.modified_ns).map_err(io("set times of", &folder.path))?;
+            self.weigh(&fd, folder.before.as_ref(), &folder.path)?;
         }
+        self.weigh(&self.root, Some(&self.root_before), b"")?;
         if let Some(metadata) = self.task.metadata_only.take() {
             self.done.changed |= metadata.write(self.root.as_fd()).map_err(io("write", metadata::NAME))?;
+            self.account.lose();
         }
         self.report();
         self.task.requests.try_send(Packet::of(kind::FIN)).map_err(|_| Error::Canceled)?;
+        self.done.grown = self.account.grown();
         Ok(self.done)
+    }
+
+    /// Notes by how much a directory itself grew.
+    fn weigh(&self, fd: &OwnedFd, before: Option<&rustix::fs::Stat>, path: &[u8]) -> Result<(), Error> {
+        let now = rustix::fs::fstat(fd).map_err(io("stat", path))?;
+        self.account.became(before, &now);
+        Ok(())
     }
 }
 

@@ -22,6 +22,7 @@ impl Receiver {
             self.leave()?;
         }
         let old = self.advance(name)?;
+        self.done.bare &= !stat.xattrs.iter().any(|xattr| at::xattr_is_content(&xattr.key));
         match what {
             Kind::Directory => self.directory(stat, name, old),
             Kind::File if stat.linkname.is_empty() => self.file(id, stat, name, old),
@@ -75,7 +76,9 @@ impl Receiver {
 
     /// Removes what has the name, whatever it is.
     fn clear(&mut self, name: &[u8]) -> Result<(), Error> {
+        let account = Arc::clone(&self.account);
         let level = self.top()?;
+        account.goes_below(level.fd.as_fd(), name);
         at::remove_all(level.fd.as_fd(), name).map_err(io("remove", &join(&level.folder.path, name)))?;
         let folder = Arc::clone(&level.folder);
         self.touch(&folder);
@@ -107,7 +110,7 @@ impl Receiver {
     fn directory(&mut self, stat: &Stat, name: &[u8], old: Option<rustix::fs::Stat>) -> Result<(), Error> {
         let meta = Meta::of(stat);
         self.acls |= meta.xattrs.iter().any(|(name, _)| name == ACL_DEFAULT);
-        let (creator, acls, differ) = (self.creator, self.acls, self.task.differ);
+        let (creator, acls, differ, bare) = (self.creator, self.acls, self.task.differ, self.bare);
         let old_dir = old.filter(at::is_dir);
         if old_dir.is_none() {
             self.remove(name, old)?;
@@ -123,8 +126,9 @@ impl Receiver {
             Some(old) => {
                 let fd = at::open_dir(dir.as_fd(), name).map_err(io("open", &stat.path))?;
                 names = at::list(fd.as_fd()).map_err(io("list", &stat.path))?;
-                let same =
-                    meta.is_of(dir.as_fd(), name, &old).map_err(io("read attributes of", &stat.path))?;
+                let same = meta
+                    .is_of(dir.as_fd(), name, &old, bare)
+                    .map_err(io("read attributes of", &stat.path))?;
                 changed = !same || differ == Differ::None;
                 if changed {
                     disk::change_dir(fd.as_fd(), &meta).map_err(io("change", &stat.path))?;
@@ -134,7 +138,7 @@ impl Receiver {
         };
         let fd = Arc::new(fd);
         let setgid = meta.permissions & 0o2000 != 0;
-        let folder = Folder::new(stat.path.clone(), stat.mod_time, setgid, &fd);
+        let folder = Folder::new(stat.path.clone(), stat.mod_time, setgid, old_dir, &fd);
         let times = old_dir.is_some_and(|old| at::modified_ns(&old) == i128::from(stat.mod_time));
         if changed || !times {
             self.touch(&folder);
@@ -166,6 +170,8 @@ impl Receiver {
             // Files give way when their successor is there, a directory at once.
             if at::is_dir(&old) {
                 self.clear(name)?;
+            } else {
+                self.account.goes(&old);
             }
         }
         let folder = Arc::clone(&self.top()?.folder);
@@ -198,8 +204,9 @@ impl Receiver {
         if !same {
             return Ok(false);
         }
+        let bare = self.bare;
         let level = self.top()?;
-        meta.is_of(level.fd.as_fd(), name, old).map_err(io("read attributes of", &stat.path))
+        meta.is_of(level.fd.as_fd(), name, old, bare).map_err(io("read attributes of", &stat.path))
     }
 
     fn symlink(&mut self, stat: &Stat, name: &[u8], old: Option<rustix::fs::Stat>) -> Result<(), Error> {
@@ -217,12 +224,32 @@ impl Receiver {
                 && at::read_link(level.fd.as_fd(), name).map_err(io("read link", &stat.path))?
                     == stat.linkname;
             if same {
-                return Ok(());
+                return self.kept(name, &stat.path);
             }
         }
         self.clear(name)?;
         let level = self.top()?;
-        disk::make_symlink(level.fd.as_fd(), name, &stat.linkname, &meta).map_err(io("make link", &stat.path))
+        disk::make_symlink(level.fd.as_fd(), name, &stat.linkname, &meta)
+            .map_err(io("make link", &stat.path))?;
+        self.came(name, &stat.path)
+    }
+
+    /// Adds up what was made.
+    fn came(&mut self, name: &[u8], path: &[u8]) -> Result<(), Error> {
+        let level = self.top()?;
+        let made = at::stat(level.fd.as_fd(), name).map_err(io("stat", path))?;
+        made.iter().for_each(|made| self.account.came(made));
+        Ok(())
+    }
+
+    /// Something stays whose attributes nobody compared.
+    fn kept(&mut self, name: &[u8], path: &[u8]) -> Result<(), Error> {
+        if !self.bare {
+            let level = self.top()?;
+            let xattrs = at::xattrs(level.fd.as_fd(), name).map_err(io("read attributes of", path))?;
+            self.done.bare &= xattrs.is_empty();
+        }
+        Ok(())
     }
 
     fn node(
@@ -251,12 +278,13 @@ impl Receiver {
                 && old.st_mode & 0o7777 == meta.permissions
                 && (old.st_uid, old.st_gid) == (meta.uid, meta.gid);
             if same {
-                return Ok(());
+                return self.kept(name, &stat.path);
             }
         }
         self.clear(name)?;
         let level = self.top()?;
-        disk::make_node(level.fd.as_fd(), name, kind, device, &meta).map_err(io("make node", &stat.path))
+        disk::make_node(level.fd.as_fd(), name, kind, device, &meta).map_err(io("make node", &stat.path))?;
+        self.came(name, &stat.path)
     }
 
     /// Links are made at the end, when what they are to is there.
@@ -299,6 +327,7 @@ impl Receiver {
             }
             at::remove_all(dir.as_fd(), &link.name).map_err(io("remove", &path))?;
         }
+        self.account.lose();
         rustix::fs::linkat(&from, target, &dir, link.name.as_slice(), rustix::fs::AtFlags::empty())
             .map_err(io("link", &path))?;
         self.touch(&link.folder);
