@@ -48,6 +48,9 @@ pub(crate) async fn solve(
             engine.check_allowed(exec)?;
         }
     }
+    for target in targets {
+        engine.drop_caches(&target.graph).await?;
+    }
     let stop = cancel.child_token();
     let jobs = targets.iter().map(|target| {
         let (solver, stop) = (engine.solver(), stop.clone());

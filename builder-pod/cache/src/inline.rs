@@ -12,6 +12,8 @@ use crate::{Draft, Error, Records};
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// The annotation that tells when a layer was made.
 pub const CREATED_AT: &str = "buildkit/createdat";
+/// The annotation that tells what made a layer.
+pub const DESCRIPTION: &str = "buildkit/description";
 
 /// What goes into the image's config under `moby.buildkit.cache.v0`, for an image of these layers, lowest first.
 /// `None` where no record has a result that the image contains.
@@ -57,6 +59,7 @@ struct RootFs {
 #[derive(Deserialize)]
 struct History {
     created: Option<String>,
+    created_by: Option<String>,
     #[serde(default)]
     empty_layer: bool,
 }
@@ -78,13 +81,14 @@ pub fn read(config: &[u8], manifest: &Manifest) -> Result<Option<Records>, Error
         .map_err(|e| Error::Damaged(format!("its inline cache is not base64: {e}")))?;
     let records: Vec<Record> = serde_json::from_slice(&json).map_err(malformed("inline cache"))?;
     let history = image.history.unwrap_or_default();
-    let mut created = history.into_iter().filter(|h| !h.empty_layer).map(|h| h.created);
+    let mut history = history.into_iter().filter(|entry| !entry.empty_layer);
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
         let mut layer: Descriptor = layer.clone();
         layer.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-        if let Some(created) = created.next().flatten() {
-            layer.annotations.insert(CREATED_AT.to_owned(), created);
+        let (created, by) = history.next().map_or((None, None), |entry| (entry.created, entry.created_by));
+        for (name, told) in [(CREATED_AT, created), (DESCRIPTION, by.filter(|text| !text.is_empty()))] {
+            layer.annotations.extend(told.map(|told| (name.to_owned(), told)));
         }
         layers.push(layer);
     }

@@ -253,7 +253,7 @@ impl Images {
             let id = chain_id(chain.as_ref(), diff_id);
             chain = Some(id);
             let (blob, place) = (blob.clone(), Arc::clone(&place));
-            layers.push(LazyLayer { blob, diff_id: *diff_id, chain: id, created: None, place });
+            layers.push(LazyLayer { blob, diff_id: *diff_id, chain: id, created: None, about: None, place });
         }
         self.unpack_all(store, layers, userxattr, &Watch::of(step)).await
     }

@@ -129,7 +129,7 @@ impl Engine {
                 BuildError::new(e.failure().reason, message)
             })?;
         if snapshot.is_some() {
-            self.remember_times(lazy);
+            self.remember_origins(lazy);
             // This and what lies below it are records of ours now.
             for (key, results) in self.remote.settle(|lazy| self.unpacked(lazy)) {
                 self.save(key, &Record { key, results });
@@ -146,16 +146,15 @@ impl Engine {
         }
     }
 
-    /// Layers keep the time at which they were made.
-    fn remember_times(&self, lazy: &Lazy) {
+    /// Layers keep the time at which they were made, and the word of what made them.
+    fn remember_origins(&self, lazy: &Lazy) {
         for layer in &lazy.layers {
-            let (Some(created), Some(id)) = (&layer.created, self.store.snapshot_of_chain(&layer.chain))
-            else {
-                continue;
-            };
+            let Some(id) = self.store.snapshot_of_chain(&layer.chain) else { continue };
             let key = id.to_string().into_bytes();
-            if self.store.get(super::CREATED, &key).is_none() {
-                self.store.put(super::CREATED, &key, created.as_bytes()).ok(); // the layer is then of no known time
+            for (table, told) in [(super::CREATED, &layer.created), (super::ABOUT, &layer.about)] {
+                if let (Some(told), None) = (told, self.store.get(table, &key)) {
+                    self.store.put(table, &key, told.as_bytes()).ok(); // the layer is then of no known origin
+                }
             }
         }
     }

@@ -23,7 +23,7 @@ mod program;
 mod remote;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -131,6 +131,8 @@ pub(crate) struct Engine {
     shared: OnceLock<Weak<Self>>,
     /// Definitions that operations made, and that go on.
     waits: Arc<nested::Waits>,
+    /// Cache mounts that this build has dropped already.
+    dropped: Mutex<BTreeSet<String>>,
 }
 
 /// Steps that run at the same time, where nothing else is said: many more than would keep the processors busy, since steps wait for
@@ -163,6 +165,7 @@ impl Engine {
             keeps_failed: AtomicBool::new(false),
             shared: OnceLock::new(),
             waits: Arc::default(),
+            dropped: Mutex::default(),
         })
     }
 
@@ -193,6 +196,7 @@ impl Engine {
             keeps_failed: AtomicBool::new(false),
             shared: OnceLock::new(),
             waits: Arc::clone(&self.waits),
+            dropped: Mutex::default(),
         }
     }
 

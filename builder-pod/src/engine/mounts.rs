@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use lapstrake_fileop::Selector;
 use lapstrake_handoff::Reason;
-use lapstrake_llb::pb;
+use lapstrake_llb::{Graph, pb};
 use lapstrake_run::{MountSource, SecretBytes, SecretVar, StepCertificates, StepFile, StepMount};
 use lapstrake_solver::Step;
 use lapstrake_ssh::Socket;
@@ -61,6 +61,26 @@ struct Wanted<'a> {
 }
 
 impl Engine {
+    /// Drops the caches of steps that take nothing from the cache, as BuildKit does: once in a build, before its steps run.
+    pub(crate) async fn drop_caches(&self, graph: &Graph) -> Result<(), BuildError> {
+        let ignoring = graph.vertices().iter().filter(|vertex| vertex.metadata.ignore_cache);
+        let mounts = ignoring.flat_map(|vertex| match &vertex.op {
+            pb::op::Op::Exec(exec) => exec.mounts.as_slice(),
+            _ => &[],
+        });
+        let ids = mounts.filter_map(|mount| mount.cache_opt.as_ref()).map(|options| options.id.clone());
+        let ids: Vec<String> = {
+            let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.filter(|id| dropped.insert(id.clone())).collect()
+        };
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let drop_all = move || ids.iter().try_for_each(|id| store.drop_cache_dirs(id));
+        Ok(tokio::task::spawn_blocking(drop_all).await.map_err(BuildError::internal)??)
+    }
+
     /// Takes the directories of a step's cache mounts, which are in use until they are dropped.
     ///
     /// They are taken in one order by all steps: two that want the same two never wait for each other.

@@ -65,6 +65,8 @@ pub(crate) struct LazyLayer {
     pub(crate) chain: Digest,
     /// When it was made, RFC 3339.
     pub(crate) created: Option<String>,
+    /// What made it, where that is told.
+    pub(crate) about: Option<String>,
     /// Where it is.
     pub(crate) place: Arc<Place>,
 }
@@ -88,6 +90,7 @@ impl Lazy {
                 diff_id,
                 chain,
                 created: layer.annotations.get(inline::CREATED_AT).cloned(),
+                about: layer.annotations.get(inline::DESCRIPTION).cloned(),
                 place: Arc::clone(place),
             });
         }

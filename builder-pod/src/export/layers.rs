@@ -56,7 +56,7 @@ impl Layer {
             diff_id: layer.diff_id,
             tar_bytes: 0,
             created: layer.created.clone(),
-            about: None,
+            about: layer.about.clone(),
             place: Some(Arc::clone(&layer.place)),
         }
     }

@@ -105,6 +105,8 @@ struct Entry {
     uses: u64,
     /// Bytes on the disk as last measured; `None` after a use.
     bytes: Option<u64>,
+    /// Nobody else gets it, and it goes with the last who has it.
+    dropped: bool,
 }
 
 /// All directories of cache mounts.
@@ -145,7 +147,7 @@ enum Choice {
 
 impl State {
     fn choose(&self, key: &CacheDirKey, sharing: Sharing) -> Choice {
-        let same = || self.map.iter().filter(|(_, e)| e.key == *key);
+        let same = || self.map.iter().filter(|(_, e)| e.key == *key && !e.dropped);
         if sharing == Sharing::Shared {
             if let Some((id, _)) = same().find(|(_, e)| matches!(e.hold, Hold::Shared(_))) {
                 return Choice::Take(*id);
@@ -234,6 +236,7 @@ impl Store {
                     last_used: SystemTime::now(),
                     uses: 1,
                     bytes: None,
+                    dropped: false,
                 };
                 state.map.insert(id, entry);
                 drop(state);
@@ -246,6 +249,25 @@ impl Store {
                 Poll::Ready(Ok(dir))
             }
         }
+    }
+
+    /// Drops the directories of cache mounts of this id, whatever they began with: the next step begins anew. Those that steps have
+    /// now stay theirs, and go with the last of them. Blocking.
+    ///
+    /// # Errors
+    /// I/O: what could not be removed is removed when the store is opened again.
+    pub fn drop_cache_dirs(&self, id: &str) -> Result<()> {
+        let free: Vec<SnapshotId> = {
+            let mut state = locked(&self.shared.cache_dirs.state);
+            state.map.values_mut().filter(|entry| entry.key.id == id).for_each(|entry| entry.dropped = true);
+            let free = state.map.iter().filter(|(_, entry)| entry.dropped && entry.hold == Hold::Free);
+            let free = free.map(|(id, _)| *id).collect();
+            state.map.retain(|_, entry| !(entry.dropped && entry.hold == Hold::Free));
+            // Who waits for a turn at one of them waits for nothing now.
+            state.wake();
+            free
+        };
+        free.into_iter().try_for_each(|id| discard(&self.shared.paths, &self.shared.paths.mount(id)))
     }
 
     /// All directories of cache mounts, by id.
@@ -313,13 +335,14 @@ impl Drop for CacheDir {
         };
         entry.last_used = SystemTime::now();
         entry.bytes = None;
-        if unfinished {
+        let goes = unfinished || (entry.dropped && entry.hold == Hold::Free);
+        if goes {
             state.map.remove(&self.id);
         }
         state.wake();
         drop(state);
         let outer = shared.paths.mount(self.id);
-        if unfinished {
+        if goes {
             discard(&shared.paths, &outer).ok(); // the next open removes what stays
         } else {
             touch(&outer);
@@ -351,7 +374,8 @@ pub(crate) fn load(paths: &Paths) -> Result<(CacheDirs, u64)> {
         };
         remove_all(&path.join("meta.new"))?;
         let last_used = path.symlink_metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        let entry = Entry { key: meta.key, hold: Hold::Free, last_used, uses: 0, bytes: None };
+        let entry =
+            Entry { key: meta.key, hold: Hold::Free, last_used, uses: 0, bytes: None, dropped: false };
         state.map.insert(id, entry);
     }
     Ok((CacheDirs { state: Mutex::new(state) }, removed))

@@ -57,6 +57,31 @@ fn what_a_step_wrote_is_there_for_the_next_one_and_the_next_process() {
 }
 
 #[test]
+fn a_dropped_one_is_anew_for_the_next_and_goes_with_the_last_who_has_it() {
+    let (store, _dir) = Store::temporary().unwrap();
+    for (id, base) in [("go", None), ("go", Some("one")), ("npm", None)] {
+        let key = CacheDirKey { id: id.to_owned(), base: base.map(str::to_owned) };
+        let dir = take(&store, &key, Sharing::Shared).unwrap();
+        std::fs::write(dir.path().join("module"), "1").unwrap();
+        dir.ready().unwrap();
+    }
+    let held = take(&store, &key("go"), Sharing::Locked).unwrap();
+    assert!(take(&store, &key("go"), Sharing::Locked).is_none(), "it waits for its turn");
+    store.drop_cache_dirs("go").unwrap();
+    let anew = take(&store, &key("go"), Sharing::Locked).expect("nothing to wait for");
+    assert!(anew.is_fresh() && !anew.path().join("module").exists());
+    assert!(held.path().join("module").exists(), "a step keeps what it has");
+    assert!(take(&store, &on_base("go", "one"), Sharing::Shared).unwrap().is_fresh());
+    assert!(!take(&store, &key("npm"), Sharing::Shared).unwrap().is_fresh(), "another id");
+    let path = held.path().to_owned();
+    drop(held);
+    assert!(!path.exists());
+    let next = anew.path().to_owned();
+    drop(anew);
+    assert_eq!(take(&store, &key("go"), Sharing::Shared).unwrap().path(), next);
+}
+
+#[test]
 fn another_id_or_base_is_another_directory() {
     let (store, _dir) = Store::temporary().unwrap();
     let keys = [key("a"), key("b"), on_base("a", "x"), on_base("a", "y")];
