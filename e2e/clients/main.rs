@@ -85,7 +85,9 @@ impl Suite {
             return Err("this suite needs root: steps are namespaces and overlays".into());
         }
         // Overlays do not stack on every file system that /tmp may be; the paths of sockets must be short.
-        let dir = tempfile::Builder::new().prefix("cl-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        // A short path: there are sockets deep in it.
+        fs::create_dir_all(peer::cache())?;
+        let dir = tempfile::Builder::new().prefix("cl-").tempdir_in(peer::cache())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let registry = runtime.block_on(Registry::start(Options::default()))?;
         let layout = peer::base_image("busybox");

@@ -80,7 +80,9 @@ fn run(names: &[&String], lists: bool, theirs: bool, gaps_too: bool) -> Result<b
         return Ok(true);
     }
     // Overlays do not stack on every file system that /tmp may be; the paths of sockets must be short.
-    let dir = tempfile::Builder::new().prefix("mb-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    // A short path: there are sockets deep in it.
+    fs::create_dir_all(peer::cache())?;
+    let dir = tempfile::Builder::new().prefix("mb-").tempdir_in(peer::cache())?;
     let bin = programs(dir.path(), theirs)?;
     mirror(&bin, &dir.path().join("mirror"))?;
     println!("\nrunning {} tests", all.len());
