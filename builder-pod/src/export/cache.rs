@@ -236,15 +236,11 @@ impl Job<'_> {
             }
         };
         let mut chains: Vec<(RecordId, Vec<SnapshotInfo>)> = Vec::new();
-        let mut made: HashMap<Digest, layers::Layer> = HashMap::new();
+        let mut all: Vec<(RecordId, Vec<layers::Layer>)> = Vec::new();
         for (id, result) in results {
             match result {
                 Res::Snapshot(Some(top)) => chains.push((id, self.engine.store().chain_bottom_first(top)?)),
-                Res::Lazy(lazy) => {
-                    let layers: Vec<_> = lazy.layers.iter().map(layers::Layer::of_lazy).collect();
-                    self.result(&mut draft, id, &layers);
-                    made.extend(layers.into_iter().map(|layer| (layer.descriptor.digest, layer)));
-                }
+                Res::Lazy(lazy) => all.push((id, lazy.layers.iter().map(layers::Layer::of_lazy).collect())),
                 Res::Snapshot(None) | Res::Context(_) => {}
             }
         }
@@ -255,19 +251,51 @@ impl Job<'_> {
             if let (Some(last), Some(top)) = (layers.last_mut(), chain.last()) {
                 last.created = created(self.engine, top.id);
             }
-            self.result(&mut draft, *id, &layers);
+            all.push((*id, layers));
+        }
+        let times = self.times(&by_snapshot)?;
+        let mut made: HashMap<Digest, layers::Layer> = HashMap::new();
+        for (id, layers) in all {
+            self.result(&mut draft, id, &layers, &times);
             made.extend(layers.into_iter().map(|layer| (layer.descriptor.digest, layer)));
         }
         Ok((draft, made))
     }
 
-    fn result(&self, draft: &mut Draft, id: RecordId, layers: &[layers::Layer]) {
+    /// When the layers of the results themselves were made: a step of another stage may have made the same one at another time, and
+    /// what is built of the cache shall be the same image.
+    fn times(
+        &self,
+        by_snapshot: &BTreeMap<SnapshotId, layers::Layer>,
+    ) -> Result<HashMap<Digest, String>, BuildError> {
+        let mut times = HashMap::new();
+        for solved in self.solved {
+            if let Some(top) = solved.snapshot {
+                for snapshot in self.engine.store().chain_bottom_first(top)? {
+                    let time = created(self.engine, snapshot.id);
+                    let layer = by_snapshot.get(&snapshot.id).map(|layer| layer.descriptor.digest);
+                    times.extend(layer.zip(time));
+                }
+            }
+            let lazy = solved.lazy.iter().flat_map(|lazy| &lazy.layers);
+            times.extend(lazy.filter_map(|layer| Some((layer.blob.digest, layer.created.clone()?))));
+        }
+        Ok(times)
+    }
+
+    fn result(
+        &self,
+        draft: &mut Draft,
+        id: RecordId,
+        layers: &[layers::Layer],
+        times: &HashMap<Digest, String>,
+    ) {
         let time = layers.last().and_then(|layer| layer.created.as_ref()?.parse().ok());
         let descriptor = |layer: &layers::Layer| {
             let mut descriptor = layer.descriptor.clone();
             descriptor.media_type = media::convert(&descriptor.media_type, !self.export.oci_media_types);
             descriptor.annotations.insert(inline::UNCOMPRESSED.to_owned(), layer.diff_id.to_string());
-            if let Some(created) = &layer.created {
+            if let Some(created) = times.get(&layer.descriptor.digest).or(layer.created.as_ref()) {
                 descriptor.annotations.insert(inline::CREATED_AT.to_owned(), created.clone());
             }
             descriptor
