@@ -559,3 +559,26 @@ proptest! {
         prop_assert_eq!((names(&from), names(&to)), (2, 2));
     }
 }
+
+/// Said to a copy of this program that may have few files open.
+const FEW_FILES: &str = "LAPSTRAKE_TEST_FEW_FILES";
+
+#[test]
+fn many_directories_are_not_all_open_at_once() {
+    if std::env::var_os(FEW_FILES).is_none() {
+        let name = "copy::tests::many_directories_are_not_all_open_at_once";
+        let mut few = std::process::Command::new("sh");
+        few.args(["-c", "ulimit -n 400; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+        let ended = few.args([name, "--exact"]).env(FEW_FILES, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let lines: Vec<String> = (0..3000).map(|n| format!("s/{n}/file=x")).collect();
+    let src = tree(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+    for division in [Division { threads: 4, ..Division::default() }, ALONE] {
+        let dst = tree(&[]);
+        run_divided(src.path(), dst.path(), &action("/", "/"), division).unwrap();
+        assert_eq!(paths(dst.path()), paths(src.path()), "{division:?}");
+    }
+}

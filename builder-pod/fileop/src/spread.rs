@@ -14,6 +14,8 @@ use crate::limits::COPY_THREADS_MAX;
 
 /// Jobs that wait.
 const WAITING: usize = 4;
+/// Directories of one job: each is open at both ends until it is done, and so are those of the jobs that wait.
+const FOLDERS_MAX: usize = 16;
 
 /// How work is divided.
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +123,8 @@ impl<'scope, 'env> Spread<'scope, 'env> {
         self.files += batch.leaves.len();
         self.bytes += bytes;
         self.gathered.push(batch);
-        if self.is_full(self.files, self.bytes) { self.send() } else { Ok(()) }
+        let full = self.is_full(self.files, self.bytes) || self.gathered.len() >= FOLDERS_MAX;
+        if full { self.send() } else { Ok(()) }
     }
 
     fn send(&mut self) -> Result<(), Error> {
