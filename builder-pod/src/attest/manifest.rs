@@ -10,8 +10,10 @@ const ARTIFACT: &str = "application/vnd.docker.attestation.manifest.v1+json";
 /// Media type of a config that says nothing.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// Annotations of its entry in the index.
-const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+pub(crate) const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+pub(crate) const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+/// What such an entry is of.
+pub(crate) const ATTESTATION_MANIFEST: &str = "attestation-manifest";
 
 /// Makes the manifest of what is attested of the image with this one: as an artifact that refers to the image, or as readers of old have it, an image of its own.
 ///
@@ -68,7 +70,7 @@ pub(crate) fn manifest(
 /// The entry of an index for what is attested of the image whose manifest has this digest.
 pub(crate) fn beside(image: Digest, attestation: Descriptor) -> Descriptor {
     let mut entry = Descriptor { platform: Some(nowhere()), ..attestation };
-    entry.annotations.insert(REFERENCE_TYPE.to_owned(), "attestation-manifest".to_owned());
+    entry.annotations.insert(REFERENCE_TYPE.to_owned(), ATTESTATION_MANIFEST.to_owned());
     entry.annotations.insert(REFERENCE_DIGEST.to_owned(), image.to_string());
     entry
 }

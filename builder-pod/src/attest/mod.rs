@@ -25,7 +25,7 @@ pub(crate) use asked::{Asked, ProvenanceAsked, SbomAsked};
 pub(crate) use bundle::{bundle, predicate};
 pub(crate) use capture::{Capture, ImageSource};
 pub(crate) use gather::{environment, known_images, of_context, of_graph, scan};
-pub(crate) use manifest::{beside, manifest};
+pub(crate) use manifest::{ATTESTATION_MANIFEST, REFERENCE_DIGEST, REFERENCE_TYPE, beside, manifest};
 pub(crate) use of_build::{Built, attach};
 pub(crate) use predicate::{Made, Provenance, subject_name};
 pub(crate) use request::{FrontendRequest, RequestProvenance, arguments_of};

@@ -4,14 +4,8 @@ use lapstrake_handoff::Reason;
 use lapstrake_oci::{Descriptor, Digest, Document, Platform, Reference, media_type};
 
 use super::images::Images;
+use crate::attest::{ATTESTATION_MANIFEST, PREDICATE_TYPE, REFERENCE_DIGEST, REFERENCE_TYPE};
 use crate::error::BuildError;
-
-/// Annotations of an index' entry for a manifest of attestations: what it is, and of which image.
-const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
-const ATTESTATIONS: &str = "attestation-manifest";
-/// Annotation of an attestation: what it says.
-const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 
 /// From an index to what is attested of one of its images. Signatures of that are not looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +42,7 @@ impl Images {
         let mut blobs = vec![(described(kind, root, &bytes), bytes)];
         let is_of = |entry: &&Descriptor| {
             let says = |key: &str| entry.annotations.get(key).map(String::as_str);
-            says(REFERENCE_TYPE) == Some(ATTESTATIONS)
+            says(REFERENCE_TYPE) == Some(ATTESTATION_MANIFEST)
                 && says(REFERENCE_DIGEST) == Some(image.to_string().as_str())
         };
         let attested = index.manifests.iter().find(is_of);

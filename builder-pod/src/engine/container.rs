@@ -226,7 +226,7 @@ impl Engine {
 fn default_path(os: &str) -> &'static str {
     match os {
         "windows" => r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0",
-        _ => "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        _ => lapstrake_run::PATH_DEFAULT,
     }
 }
 
