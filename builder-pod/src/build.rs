@@ -188,10 +188,13 @@ async fn run(
     };
     let solve_ms = millis(began);
     attest::attach(engine, &attested, &options, &mut solved, progress, cancel).await?;
-    let (image, mut timings) = export::export(engine, &solved, &options, progress, cancel).await?;
+    let wanted = |output| export::Wanted { solved: &solved, options: &options, output };
+    let outputs = options.outputs.iter().map(wanted).collect();
+    let made = export::make(engine, outputs, progress, cancel).await?;
+    let image = made.images().flatten().last();
+    let (_, mut timings) = made.finish(engine, (&solved, &options), progress, cancel).await?;
     timings.source_ms = source_ms;
     timings.solve_ms = solve_ms;
-    drop(export::cache(engine, &solved, &options, progress, cancel).await?);
     let Counts { steps, cached } = progress.counts();
     let names = options.outputs.iter().filter_map(|output| output.image()).flat_map(|image| &image.names);
     Ok(Built {

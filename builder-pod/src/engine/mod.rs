@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::error::BuildError;
+use crate::export::Making;
 use crate::inputs::{Inputs, StepInputs};
 use crate::lender::Lender;
 use crate::policy::Policies;
@@ -109,6 +110,8 @@ pub(crate) struct Engine {
     images: Images,
     remote: Remote,
     turns: Arc<lazy::Turns>,
+    /// Layers that outputs and caches make.
+    making: Arc<Making>,
     contexts: Mutex<HashMap<String, Arc<Local>>>,
     /// Directories of which each vertex says what it wants.
     open: Mutex<HashMap<String, Arc<Local>>>,
@@ -153,6 +156,7 @@ impl Engine {
             images,
             remote: Remote::default(),
             turns: Arc::default(),
+            making: Arc::default(),
             contexts: Mutex::default(),
             open: Mutex::default(),
             lender: OnceLock::new(),
@@ -184,6 +188,7 @@ impl Engine {
             images: Images::new(client, self.store.clone()),
             remote: self.remote.beside(),
             turns: Arc::clone(&self.turns),
+            making: Arc::clone(&self.making),
             contexts: Mutex::default(),
             open: Mutex::default(),
             lender: OnceLock::new(),
@@ -208,6 +213,11 @@ impl Engine {
     /// The solver of all builds that were begun beside each other; needs a tokio runtime.
     pub(crate) fn solver(&self) -> &Solver<Engine> {
         self.solver.get_or_init(Solver::start)
+    }
+
+    /// Layers that are being made, in all builds beside this one too.
+    pub(crate) fn making(&self) -> &Making {
+        &self.making
     }
 
     /// Looks for emulators in this directory first.

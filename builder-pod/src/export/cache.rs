@@ -30,41 +30,37 @@ const PARALLEL: usize = 4;
 /// What a client is told of a cache: its manifest, by which it finds it again.
 const MANIFEST: &str = "cache.manifest";
 
-/// Writes all caches that a build was asked for but those within images; what BuildKit's clients are told of them.
-pub(crate) async fn cache(
+/// Writes a cache, unless it is within an image; what BuildKit's clients are told of it.
+pub(super) async fn cache(
     engine: &Arc<Engine>,
     solved: &[Solved],
     options: &BuildOptions,
+    export: &CacheExport,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<BTreeMap<String, String>, BuildError> {
-    let mut answers = BTreeMap::new();
-    for export in &options.cache_to {
-        let name = match &export.to {
-            CacheTarget::Inline => continue,
-            CacheTarget::Registry { .. } => "exporting cache to registry",
-            CacheTarget::Local { .. } => "exporting cache to client directory",
-            CacheTarget::Store(store) if store.kind == "s3" => "exporting cache to Amazon S3",
-            CacheTarget::Store(store) if store.kind == "gha" => "exporting to GitHub Actions Cache",
-            CacheTarget::Store(_) => "exporting cache to Azure Blob Storage",
-        };
-        let step = progress.step(name);
-        let job = Job { engine, solved, options, export, step: &step, cancel };
-        let done = abortable(cancel, job.run()).await;
-        match done {
-            Err(error) if export.ignore_error && error.failure().reason != Reason::Canceled => {
-                step.failed(&error.to_string());
-                progress.text(&format!("warning: the cache was not written: {error}"));
-            }
-            done => {
-                if let Some(manifest) = step.close(done)? {
-                    let text = serde_json::to_string(&manifest).map_err(BuildError::internal)?;
-                    answers.insert(MANIFEST.to_owned(), text);
-                }
-            }
+    let name = match &export.to {
+        CacheTarget::Inline => return Ok(BTreeMap::new()),
+        CacheTarget::Registry { .. } => "exporting cache to registry",
+        CacheTarget::Local { .. } => "exporting cache to client directory",
+        CacheTarget::Store(store) if store.kind == "s3" => "exporting cache to Amazon S3",
+        CacheTarget::Store(store) if store.kind == "gha" => "exporting to GitHub Actions Cache",
+        CacheTarget::Store(_) => "exporting cache to Azure Blob Storage",
+    };
+    let step = progress.step(name);
+    let job = Job { engine, solved, options, export, step: &step, cancel };
+    match abortable(cancel, job.run()).await {
+        Err(error) if export.ignore_error && error.failure().reason != Reason::Canceled => {
+            step.failed(&error.to_string());
+            progress.text(&format!("warning: the cache was not written: {error}"));
+            Ok(BTreeMap::new())
+        }
+        done => {
+            let Some(manifest) = step.close(done)? else { return Ok(BTreeMap::new()) };
+            let text = serde_json::to_string(&manifest).map_err(BuildError::internal)?;
+            Ok(BTreeMap::from([(MANIFEST.to_owned(), text)]))
         }
     }
-    Ok(answers)
 }
 
 /// The records of a build: what leads to its results, with the results themselves.
@@ -314,15 +310,16 @@ impl Job<'_> {
         }
         let bases: BTreeSet<Digest> = self.base_chains();
         let cache = layers::CacheLayers::new(self.engine, self.export, self.options.source_date_epoch);
-        let jobs = snapshots.into_values().map(|snapshot| {
-            let from_base = snapshot.layer.as_ref().is_some_and(|l| bases.contains(&l.chain_id));
-            let store = self.engine.store().clone();
-            async move {
-                let id = snapshot.id;
-                let work = move || cache.make(&store, &snapshot, from_base);
-                let layer = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
-                Ok::<_, BuildError>((id, layer))
-            }
+        let wanted: Vec<_> = snapshots
+            .into_values()
+            .map(|snapshot| {
+                let from_base = snapshot.layer.as_ref().is_some_and(|l| bases.contains(&l.chain_id));
+                (cache.cell(self.engine, &snapshot, from_base), snapshot, from_base)
+            })
+            .collect();
+        let jobs = wanted.iter().map(|(cell, snapshot, from_base)| async move {
+            let layer = cache.made_once(self.engine, cell, snapshot.clone(), *from_base).await?;
+            Ok::<_, BuildError>((snapshot.id, layer))
         });
         let made: BTreeMap<SnapshotId, layers::Layer> =
             stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect().await?;

@@ -16,6 +16,7 @@ use lapstrake_store::{Durability, LayerFacts, SnapshotInfo, Store, Table, chain_
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::making::Cell;
 use crate::build::{Solved, abortable};
 use crate::engine::{ABOUT, CREATED, Engine, LazyLayer, Place, Resolved, Watch, is_bare, origin};
 use crate::error::{BuildError, chain, is_no_space};
@@ -99,6 +100,40 @@ impl Wanted {
     fn is_variant(&self) -> bool {
         self.epoch.is_some() || self.level.is_some() || self.estargz
     }
+
+    /// Where a snapshot's layer is made once for all who want it like this; snapshots of the same files have one.
+    fn cell(&self, engine: &Engine, snapshot: &SnapshotInfo) -> Arc<Cell> {
+        let mut made_of = snapshot.id;
+        while let Some(origin) = origin(engine.store(), made_of) {
+            made_of = origin.id;
+        }
+        engine.making().cell(variant_key(made_of, *self))
+    }
+}
+
+/// A layer that another one is making is waited for; `work` makes it where nobody does.
+async fn made_once(
+    cell: &Cell,
+    store: Store,
+    snapshot: SnapshotInfo,
+    wanted: Wanted,
+    work: impl FnOnce(&Store, &SnapshotInfo) -> Result<Layer, BuildError> + Send + 'static,
+) -> Result<Layer, BuildError> {
+    let mut made = cell.lock().await;
+    let fits = |layer: &&Layer| {
+        is_there(&store, &layer.descriptor)
+            && media::kind_of(&layer.descriptor.media_type) == Some(wanted.kind)
+    };
+    if let Some(layer) = made.as_ref().filter(fits) {
+        let mut layer = layer.clone();
+        layer.descriptor.media_type = media::convert(&layer.descriptor.media_type, wanted.docker);
+        (layer.created, layer.about) = (created(&store, &snapshot), about(&store, &snapshot));
+        return Ok(layer);
+    }
+    let work = move || work(&store, &snapshot);
+    let layer = tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)??;
+    *made = Some(layer.clone());
+    Ok(layer)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -146,12 +181,13 @@ pub(super) async fn make(
                 false => Ok(layer),
             }
         });
-    let jobs = snapshots.iter().skip(base).map(|snapshot| {
-        let (store, snapshot) = (engine.store().clone(), snapshot.clone());
-        async move {
-            let work = move || room::retried_blocking(&store, || one(&store, &snapshot, wanted));
-            tokio::task::spawn_blocking(work).await.map_err(BuildError::internal)?
-        }
+    // They are kept until the store knows the layers.
+    let cells: Vec<_> = snapshots.iter().skip(base).map(|it| wanted.cell(engine, it)).collect();
+    let jobs = snapshots.iter().skip(base).zip(&cells).map(|(snapshot, cell)| {
+        let work = move |store: &Store, snapshot: &SnapshotInfo| {
+            room::retried_blocking(store, || one(store, snapshot, wanted))
+        };
+        made_once(cell, engine.store().clone(), snapshot.clone(), wanted, work)
     });
     let jobs = bases.map(Either::Left).chain(jobs.map(Either::Right));
     let layers: Vec<Layer> =
@@ -223,13 +259,33 @@ impl CacheLayers {
         self.wanted.is_variant()
     }
 
-    /// A snapshot's layer; `from_base` is never clamped or packed anew unless that is forced. Blocking.
-    pub(super) fn make(
+    /// As [`CacheLayers::make`], once for all who want it at the same time.
+    pub(super) async fn made_once(
         self,
-        store: &Store,
-        snapshot: &SnapshotInfo,
+        engine: &Engine,
+        cell: &Cell,
+        snapshot: SnapshotInfo,
         from_base: bool,
     ) -> Result<Layer, BuildError> {
+        let work = move |store: &Store, snapshot: &SnapshotInfo| self.make(store, snapshot, from_base);
+        made_once(cell, engine.store().clone(), snapshot, self.of(from_base), work).await
+    }
+
+    /// Where a snapshot's layer is made, to be kept until the store knows the layer.
+    pub(super) fn cell(self, engine: &Engine, snapshot: &SnapshotInfo, from_base: bool) -> Arc<Cell> {
+        self.of(from_base).cell(engine, snapshot)
+    }
+
+    /// Layers of base images keep their times.
+    fn of(self, from_base: bool) -> Wanted {
+        match from_base {
+            true => Wanted { epoch: None, ..self.wanted },
+            false => self.wanted,
+        }
+    }
+
+    /// A snapshot's layer; `from_base` is never clamped or packed anew unless that is forced. Blocking.
+    fn make(self, store: &Store, snapshot: &SnapshotInfo, from_base: bool) -> Result<Layer, BuildError> {
         if let Some(facts) =
             snapshot.layer.as_ref().filter(|_| !self.force && (from_base || !self.is_variant()))
             && let Some(blob) = facts.blobs.iter().find(|blob| is_there(store, blob))
@@ -238,10 +294,7 @@ impl CacheLayers {
             let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
             return Ok(Layer { descriptor: blob.clone(), diff_id, tar_bytes, created, about, place: None });
         }
-        let wanted = match from_base {
-            true => Wanted { epoch: None, ..self.wanted },
-            false => self.wanted,
-        };
+        let wanted = self.of(from_base);
         // Packed anew, but the tar that its image knows: made anew it would be another layer.
         if let Some(facts) = snapshot.layer.as_ref().filter(|_| from_base && self.force)
             && let Some(blob) = facts.blobs.iter().find(|blob| is_there(store, blob))
@@ -437,7 +490,7 @@ fn one(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Result<Layer, 
     if wanted.is_variant() {
         let variant = Variant { descriptor: descriptor.clone(), diff_id };
         if let Ok(value) = serde_json::to_vec(&variant) {
-            store.put(VARIANTS, &variant_key(snapshot, wanted), &value).ok(); // a cache: it is made again
+            store.put(VARIANTS, &variant_key(snapshot.id, wanted), &value).ok(); // a cache: it is made again
         }
     }
     Ok(Layer { descriptor, diff_id, tar_bytes, created, about, place: None })
@@ -453,9 +506,9 @@ fn about(store: &Store, snapshot: &SnapshotInfo) -> Option<String> {
     String::from_utf8(store.get(ABOUT, snapshot.id.to_string().as_bytes())?).ok()
 }
 
-fn variant_key(snapshot: &SnapshotInfo, wanted: Wanted) -> Vec<u8> {
+fn variant_key(snapshot: lapstrake_store::SnapshotId, wanted: Wanted) -> Vec<u8> {
     let form = if wanted.estargz { " estargz" } else { "" };
-    format!("{} {:?} {:?} {:?}{form}", snapshot.id, wanted.epoch, wanted.kind, wanted.level).into_bytes()
+    format!("{} {:?} {:?} {:?}{form}", snapshot, wanted.epoch, wanted.kind, wanted.level).into_bytes()
 }
 
 fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer> {
@@ -464,7 +517,7 @@ fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer
         descriptor
     };
     if wanted.is_variant() {
-        let value = store.get(VARIANTS, &variant_key(snapshot, wanted))?;
+        let value = store.get(VARIANTS, &variant_key(snapshot.id, wanted))?;
         let variant: Variant = serde_json::from_slice(&value).ok()?;
         is_there(store, &variant.descriptor).then_some(())?;
         let descriptor = renamed(variant.descriptor);

@@ -4,13 +4,15 @@ mod attested;
 mod cache;
 mod files;
 mod layers;
+mod making;
 pub(crate) mod push;
 pub(crate) mod response;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use futures::future::BoxFuture;
 use lapstrake_handoff::{CacheTarget, Compression, Reason, Timings};
 use lapstrake_image::assemble::{Assembled, Beside, Spec, assemble, join};
 use lapstrake_oci::{Descriptor, Digest, Platform, media_type};
@@ -24,7 +26,7 @@ use crate::options::{BuildOptions, Image, Output};
 use crate::progress::{Progress, Step};
 use crate::time;
 
-pub(crate) use cache::cache;
+pub(crate) use making::Making;
 
 /// An image that was made: of one platform, or an index over several.
 #[derive(Debug, Clone)]
@@ -120,46 +122,145 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Writes every output of a build. The image that is returned is the last one that was made.
-pub(crate) async fn export(
+/// An output, and of what it is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) solved: &'a [Solved],
+    pub(crate) options: &'a BuildOptions,
+    pub(crate) output: &'a Output,
+}
+
+/// Outputs that are made; images among them that go to registries have yet to be pushed.
+pub(crate) struct Made<'a> {
+    all: Vec<(Wanted<'a>, Option<Arc<Packed>>)>,
+    timings: Timings,
+}
+
+/// Makes all outputs at once, and writes all but what goes to registries.
+pub(crate) async fn make<'a>(
     engine: &Arc<Engine>,
-    solved: &[Solved],
-    options: &BuildOptions,
+    outputs: Vec<Wanted<'a>>,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<(Option<Exported>, Timings), BuildError> {
-    check(solved, options)?;
-    let mut timings = Timings::default();
-    let mut exported = None;
-    for output in &options.outputs {
+) -> Result<Made<'a>, BuildError> {
+    for wanted in &outputs {
+        check(wanted.solved, wanted.options)?;
+    }
+    let began = Instant::now();
+    let jobs = outputs.into_iter().map(|wanted| {
+        async move |cancel: CancellationToken| {
+            let packed = make_one(engine, wanted, progress, &cancel).await?;
+            Ok((wanted, packed))
+        }
+    });
+    let all = together(cancel, jobs).await?;
+    Ok(Made { all, timings: Timings { export_ms: millis(began), ..Timings::default() } })
+}
+
+impl Made<'_> {
+    /// The images, in the order of the outputs; files are none.
+    pub(crate) fn images(&self) -> impl Iterator<Item = Option<Exported>> {
+        self.all.iter().map(|(wanted, packed)| {
+            let packed = packed.as_ref()?;
+            Some(packed.exported(wanted.output, wanted.options.source_date_epoch))
+        })
+    }
+
+    /// Pushes, and writes the caches at the same time, which find the layers made. What is to be told of the caches, and how long
+    /// all of it took.
+    pub(crate) async fn finish(
+        self,
+        engine: &Arc<Engine>,
+        caches: (&[Solved], &BuildOptions),
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(BTreeMap<String, String>, Timings), BuildError> {
+        let Self { all, mut timings } = self;
         let began = Instant::now();
-        let image = match output {
-            Output::Push(image) | Output::Image(image) => image,
-            Output::Oci { image, .. } | Output::Docker { image, .. } => image,
-            Output::Local(..) | Output::Tar(..) => {
-                files::rootfs(engine, solved, options.index, output, progress, cancel).await?;
-                timings.export_ms += millis(began);
-                continue;
-            }
-        };
-        let packed = Arc::new(pack(engine, solved, options, image, progress, cancel).await?);
-        timings.export_ms += millis(began);
-        let began = Instant::now();
-        match output {
-            Output::Push(image) => {
-                let bases: Vec<_> = solved.iter().flat_map(|solved| solved.bases.iter().cloned()).collect();
-                push::push(engine, &packed, image, &bases, progress, cancel).await?;
-                timings.push_ms += millis(began);
-            }
-            Output::Image(_) => {}
-            _ => {
-                files::image(engine, &packed, output, options.source_date_epoch, progress, cancel).await?;
-                timings.export_ms += millis(began);
+        let mut jobs: Vec<Work<'_, BTreeMap<String, String>>> = Vec::new();
+        for (wanted, packed) in &all {
+            let (Output::Push(image), Some(packed)) = (wanted.output, packed) else { continue };
+            jobs.push(Box::new(move |cancel| {
+                Box::pin(async move {
+                    let bases = wanted.solved.iter().flat_map(|solved| solved.bases.iter().cloned());
+                    let bases: Vec<_> = bases.collect();
+                    push::push(engine, packed, image, &bases, progress, &cancel).await?;
+                    Ok(BTreeMap::new())
+                })
+            }));
+        }
+        let pushes = !jobs.is_empty();
+        let (solved, options) = caches;
+        for export in &options.cache_to {
+            jobs.push(Box::new(move |cancel| {
+                Box::pin(
+                    async move { cache::cache(engine, solved, options, export, progress, &cancel).await },
+                )
+            }));
+        }
+        let told = together(cancel, jobs).await?;
+        if pushes {
+            timings.push_ms = millis(began);
+        }
+        Ok((told.into_iter().flatten().collect(), timings))
+    }
+}
+
+/// Work that ends when its token is cancelled.
+type Work<'a, T> = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'a, Result<T, BuildError>> + Send + 'a>;
+
+/// Does all at once. Where one fails the others are cancelled, and are waited for: none leaves anything half-written.
+async fn together<T, J, F>(
+    cancel: &CancellationToken,
+    jobs: impl IntoIterator<Item = J>,
+) -> Result<Vec<T>, BuildError>
+where
+    J: FnOnce(CancellationToken) -> F,
+    F: Future<Output = Result<T, BuildError>>,
+{
+    let shared = cancel.child_token();
+    let failed = &OnceLock::new();
+    let jobs = jobs.into_iter().map(|job| {
+        let (work, shared) = (job(shared.clone()), shared.clone());
+        async move {
+            match work.await {
+                Ok(done) => Some(done),
+                Err(error) => {
+                    failed.set(error).ok(); // the first one is told
+                    shared.cancel();
+                    None
+                }
             }
         }
-        exported = Some(packed.exported(output, options.source_date_epoch));
+    });
+    let done: Option<Vec<T>> = futures::future::join_all(jobs).await.into_iter().collect();
+    match (done, failed.get()) {
+        (Some(done), _) => Ok(done),
+        (None, Some(error)) => Err(error.clone()),
+        (None, None) => Err(BuildError::canceled()),
     }
-    Ok((exported, timings))
+}
+
+async fn make_one(
+    engine: &Arc<Engine>,
+    wanted: Wanted<'_>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Option<Arc<Packed>>, BuildError> {
+    let Wanted { solved, options, output } = wanted;
+    let image = match output {
+        Output::Push(image) | Output::Image(image) => image,
+        Output::Oci { image, .. } | Output::Docker { image, .. } => image,
+        Output::Local(..) | Output::Tar(..) => {
+            files::rootfs(engine, solved, options.index, output, progress, cancel).await?;
+            return Ok(None);
+        }
+    };
+    let packed = Arc::new(pack(engine, solved, options, image, progress, cancel).await?);
+    if !matches!(output, Output::Push(_) | Output::Image(_)) {
+        files::image(engine, &packed, output, options.source_date_epoch, progress, cancel).await?;
+    }
+    Ok(Some(packed))
 }
 
 async fn pack(

@@ -329,10 +329,10 @@ async fn write(
     let (name, epoch) = (text(export::response::NAME), text(EPOCH).and_then(|text| text.parse().ok()));
     let receiver = receiver(job).await?;
     options.client = Some(Arc::clone(&receiver));
-    let mut response = HashMap::new();
+    let mut outputs = Vec::new();
     for exporter in wanted.exporters.iter().chain(chosen) {
         let mut options = options.clone();
-        let exporter = &exporter.with_annotations(&answer.metadata)?;
+        let exporter = exporter.with_annotations(&answer.metadata)?;
         exporter.apply(&mut options, name, epoch, &receiver, &said)?;
         let own = exporter.metadata(&answer.metadata).map(|metadata| {
             let answer = Answer { metadata, ..answer.clone() };
@@ -340,17 +340,27 @@ async fn write(
             all.iter().zip(solved).map(|(of, one)| one.with_config(&job.engine, config(of)?)).collect()
         });
         let own: Option<Vec<Solved>> = own.transpose()?;
+        outputs.push((exporter.id, options, own));
+    }
+    let asked = outputs.iter().flat_map(|(_, options, own)| {
         let solved = own.as_deref().unwrap_or(solved);
-        let (exported, _) = export::export(&job.engine, solved, &options, &job.progress, &job.cancel).await?;
+        options.outputs.iter().map(move |output| export::Wanted { solved, options, output })
+    });
+    let made = export::make(&job.engine, asked.collect(), &job.progress, &job.cancel).await?;
+    let images: Vec<_> = made.images().collect();
+    if let Some(last) = images.iter().flatten().next_back() {
+        *layers = last.platforms.iter().map(|of| of.layers.clone()).collect();
+    }
+    let (of_caches, _) = made.finish(&job.engine, (solved, &options), &job.progress, &job.cancel).await?;
+    let mut response = HashMap::new();
+    for ((id, ..), exported) in outputs.iter().zip(images) {
         let Some(exported) = exported else { continue };
-        *layers = exported.platforms.iter().map(|of| of.layers.clone()).collect();
-        let number = i64::try_from(exporter.id).unwrap_or(i64::MAX);
-        job.outcome().results.insert(number, exported.told);
+        job.outcome().results.insert(i64::try_from(*id).unwrap_or(i64::MAX), exported.told);
         response.extend(exported.response);
     }
     let told = answer.metadata.iter().filter(|(key, _)| key.starts_with(OF_FRONTEND));
     response.extend(told.map(|(key, bytes)| (key.clone(), String::from_utf8_lossy(bytes).into_owned())));
-    response.extend(export::cache(&job.engine, solved, &options, &job.progress, &job.cancel).await?);
+    response.extend(of_caches);
     Ok(response)
 }
 
@@ -377,9 +387,11 @@ pub(crate) async fn as_image(
     let solved = solve(job, &answer, &all).await?;
     let mut options = BuildOptions::new(Context::Inline(BTreeMap::new()));
     options.platforms = solved.iter().map(|solved| solved.platform.clone()).collect();
-    options.outputs = vec![Output::Image(Image::default())];
-    let (exported, _) = export::export(&job.engine, &solved, &options, &job.progress, &job.cancel).await?;
-    let exported = exported.ok_or_else(|| BuildError::internal("a definition became no image"))?;
+    let output = Output::Image(Image::default());
+    let wanted = export::Wanted { solved: &solved, options: &options, output: &output };
+    let made = export::make(&job.engine, vec![wanted], &job.progress, &job.cancel).await?;
+    let exported =
+        made.images().flatten().next().ok_or_else(|| BuildError::internal("a definition became no image"))?;
     let reference: Reference = "localhost/input".parse().map_err(|e| BuildError::internal(format!("{e}")))?;
     Ok(reference.with_digest(exported.manifest.digest))
 }
