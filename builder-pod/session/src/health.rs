@@ -33,9 +33,9 @@ impl Schedule {
 pub(crate) async fn watch(channel: Channel, schedule: Schedule, closed: &CancellationToken) {
     let mut client = HealthClient::new(channel);
     let watching = async {
-        // The first call makes the connection, without which nobody would notice that the client left.
         let mut failures = 0;
         loop {
+            tokio::time::sleep(schedule.interval).await;
             let check = client.check(HealthCheckRequest { service: String::new() });
             match tokio::time::timeout(schedule.timeout, check).await {
                 // A client without the service answers, too.
@@ -54,7 +54,6 @@ pub(crate) async fn watch(channel: Channel, schedule: Schedule, closed: &Cancell
                 tracing::warn!("a session's client no longer answers: the session is closed");
                 return;
             }
-            tokio::time::sleep(schedule.interval).await;
         }
     };
     let _ = closed.run_until_cancelled(watching).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use hyper_util::rt::TokioIo;
 use lapstrake_api::control::BytesMessage;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -145,15 +145,27 @@ impl Shared {
     }
 }
 
-/// A channel over this one connection: when it is lost, it is lost.
-fn dial<S>(tunnel: Tunnel<S>) -> Channel
+/// A channel over this one connection: when it is lost, it is lost. It is opened by the first call: clients of BuildKit that leave
+/// while they are sent something nobody asked for take it for a broken connection, and stay for another second.
+fn dial<S>(mut tunnel: Tunnel<S>) -> Channel
 where
     S: Stream<Item = Result<BytesMessage, Status>> + Send + Unpin + 'static,
 {
-    let mut tunnel = Some(TokioIo::new(tunnel));
+    let (ask, asked) = oneshot::channel::<oneshot::Sender<Tunnel<S>>>();
+    tokio::spawn(async move {
+        if let Some(reply) = tunnel.idle(asked).await {
+            reply.send(tunnel).ok(); // who asked may be gone, and the tunnel with it
+        }
+    });
+    let mut ask = Some(ask);
     let connector = tower::service_fn(move |_: tonic::codegen::http::Uri| {
-        let taken = tunnel.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected));
-        std::future::ready(taken)
+        let ask = ask.take();
+        async move {
+            let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+            let (reply, tunnel) = oneshot::channel();
+            ask.ok_or_else(gone)?.send(reply).map_err(|_| gone())?;
+            Ok::<_, std::io::Error>(TokioIo::new(tunnel.await.map_err(|_| gone())?))
+        }
     });
     Endpoint::from_static("http://localhost")
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use lapstrake_api::control::BytesMessage;
 use tonic::Code;
 use tonic::service::Routes;
 
@@ -69,6 +71,23 @@ async fn a_client_that_does_not_answer_its_health_checks_is_closed() {
     let session = sessions.get("mute", SOON).await.expect("session");
     let started = tokio::time::Instant::now();
     session.closed().cancelled().await;
-    // Two checks of 15 s, 5 s between them.
-    assert_eq!(started.elapsed().as_secs(), 35);
+    // Two checks of 15 s, 5 s before each.
+    assert_eq!(started.elapsed().as_secs(), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_asked_nothing_is_sent_nothing_and_may_leave() {
+    let sessions = Sessions::default();
+    let (client, inbound) = tokio::sync::mpsc::channel(8);
+    let inbound = tokio_stream::wrappers::ReceiverStream::new(inbound);
+    let mut outbound = sessions.attach(&introduce("one", &[]), inbound).expect("attach");
+    // A server says what it can do before it is asked.
+    client.send(Ok(BytesMessage { data: b"settings".to_vec() })).await.expect("read");
+    let quiet = tokio::time::timeout(Duration::from_secs(4), outbound.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    drop(client);
+    assert!(outbound.next().await.is_none());
+    while sessions.count() > 0 {
+        tokio::task::yield_now().await;
+    }
 }

@@ -6,17 +6,19 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures::Stream;
 use futures::future::BoxFuture;
+use futures::{Stream, StreamExt as _};
 use lapstrake_api::control::BytesMessage;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, PollSender};
 use tonic::Status;
 
 /// Bytes of one message to the client.
 const MESSAGE_BYTES: usize = 64 << 10;
+/// Bytes that a client may say before somebody asks it anything; it is made to wait then.
+const UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Messages that wait for the client to read them.
 const QUEUE_MESSAGES: usize = 8;
 
@@ -43,6 +45,29 @@ impl<S> Tunnel<S> {
             ended: Box::pin(closed.clone().cancelled_owned()),
         };
         (tunnel, ReceiverStream::new(receiver))
+    }
+}
+
+impl<S> Tunnel<S>
+where
+    S: Stream<Item = Result<BytesMessage, Status>> + Unpin,
+{
+    /// Keeps what the client says until the connection is `wanted`, and gives back what that said; nothing where the client left.
+    pub(crate) async fn idle<T>(&mut self, mut wanted: oneshot::Receiver<T>) -> Option<T> {
+        while let Some(inbound) = &mut self.inbound {
+            let has_room = self.unread.len() < UNREAD_BYTES_MAX;
+            let next = tokio::select! {
+                wanted = &mut wanted => return wanted.ok(),
+                () = self.ended.as_mut() => return None,
+                next = inbound.next(), if has_room => next,
+            };
+            match next {
+                Some(Ok(message)) => self.unread.extend(message.data),
+                None | Some(Err(_)) => self.inbound = None,
+            }
+        }
+        self.closed.cancel();
+        None
     }
 }
 
