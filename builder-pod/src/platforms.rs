@@ -41,7 +41,7 @@ pub(crate) async fn solve(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Vec<Tree>, BuildError> {
-    engine.share();
+    engine.share(progress);
     // Also where all is in the cache: what others were allowed is not for everybody.
     for vertex in targets.iter().flat_map(|target| target.graph.vertices()) {
         if let lapstrake_llb::pb::op::Op::Exec(exec) = &vertex.op {

@@ -44,6 +44,7 @@ use crate::export::Making;
 use crate::inputs::{Inputs, StepInputs};
 use crate::lender::Lender;
 use crate::policy::Policies;
+use crate::progress::Progress;
 use crate::reach::Reach;
 
 pub(crate) use blob::{LAYOUT as BLOB_LAYOUT, digest as blob_digest};
@@ -132,6 +133,8 @@ pub(crate) struct Engine {
     keeps_failed: AtomicBool,
     /// Itself, as builds have it.
     shared: OnceLock<Weak<Self>>,
+    /// Where the build shows its steps.
+    progress: OnceLock<Progress>,
     /// Definitions that operations made, and that go on.
     waits: Arc<nested::Waits>,
     /// Cache mounts that this build has dropped already.
@@ -168,6 +171,7 @@ impl Engine {
             solver: Arc::default(),
             keeps_failed: AtomicBool::new(false),
             shared: OnceLock::new(),
+            progress: OnceLock::new(),
             waits: Arc::default(),
             dropped: Mutex::default(),
         })
@@ -200,14 +204,16 @@ impl Engine {
             solver: Arc::clone(&self.solver),
             keeps_failed: AtomicBool::new(false),
             shared: OnceLock::new(),
+            progress: OnceLock::new(),
             waits: Arc::clone(&self.waits),
             dropped: Mutex::default(),
         }
     }
 
-    /// Builds have it by this: some operations are builds of their own.
-    pub(crate) fn share(self: &Arc<Self>) {
+    /// Builds have it by this: some operations are builds of their own, whose steps are the build's too.
+    pub(crate) fn share(self: &Arc<Self>, progress: &Progress) {
         self.shared.set(Arc::downgrade(self)).ok(); // it is the same every time
+        self.progress.set(progress.clone()).ok(); // as above
     }
 
     /// The solver of all builds that were begun beside each other; needs a tokio runtime.

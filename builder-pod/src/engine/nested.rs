@@ -96,8 +96,9 @@ impl Engine {
         let waiting = self.waits.begin(vertex.digest, builds);
         let _waiting = waiting.ok_or_else(|| invalid("a build operation would wait for itself"))?;
         let target = Target { platform: self.platform.clone(), graph: Arc::new(graph) };
-        let trees =
-            Box::pin(platforms::solve(self, &[target], &Progress::new(Format::Quiet), &step.cancel)).await?;
+        let quiet = || Progress::new(Format::Quiet);
+        let progress = self.progress.get().cloned().unwrap_or_else(quiet);
+        let trees = Box::pin(platforms::solve(self, &[target], &progress, &step.cancel)).await?;
         let tree = trees.into_iter().next().unwrap_or_default();
         self.snapshot_of(&tree, &step.cancel).await.map(Res::Snapshot)
     }
