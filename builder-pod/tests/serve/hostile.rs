@@ -72,6 +72,27 @@ impl Scene {
         assert_eq!(std::fs::read_to_string(self.place.path("outside")).unwrap(), "untouched");
     }
 
+    /// The folder that the daemon's root is in, with the file that is outside of it.
+    pub(super) fn folder(&self) -> String {
+        self.place.path("").display().to_string().trim_end_matches('/').to_owned()
+    }
+
+    /// Whether a file below the daemon's root has just these bytes.
+    pub(super) fn holds(&self, bytes: &[u8]) -> bool {
+        let mut open = vec![self.place.path("root")];
+        while let Some(dir) = open.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    open.push(entry.path());
+                } else if kind.is_file() && std::fs::read(entry.path()).is_ok_and(|read| read == bytes) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.daemon.child.id()
     }

@@ -54,6 +54,8 @@ const ENDS_MAX: Duration = Duration::from_secs(60);
 pub(super) enum Until {
     /// Never: what it says after this, once it was sent something where `asked`, has no end.
     Endless { first: Vec<Vec<u8>>, asked: bool, then: fn(u64) -> Vec<u8> },
+    /// Never: it lists these files, and gives each that is asked for this content.
+    Serves { listed: Vec<Vec<u8>>, content: &'static [u8] },
     /// It is called.
     Called,
     /// It answered, with these messages.
@@ -119,6 +121,11 @@ impl<const N: usize> tower::Service<http::Request<Body>> for Vanishing<N> {
                     let first = futures::stream::iter(first.into_iter().map(|message| Ok(frame(&message))));
                     first.chain(futures::stream::once(waits).flatten()).boxed()
                 }
+                Until::Serves { listed, content } => {
+                    let first = futures::stream::iter(listed.into_iter().map(|message| Ok(frame(&message))));
+                    let body = axum::body::Body::new(call.into_body()).into_data_stream();
+                    first.chain(answers(body, content)).boxed()
+                }
                 Until::Heard => {
                     tokio::spawn(async move {
                         let mut body = axum::body::Body::new(call.into_body()).into_data_stream();
@@ -131,6 +138,42 @@ impl<const N: usize> tower::Service<http::Request<Body>> for Vanishing<N> {
             Ok(answer.body(Body::new(axum::body::Body::from_stream(frames))).unwrap())
         })
     }
+}
+
+/// What a client says to what it is asked: the same content for each file, and a farewell for a farewell.
+fn answers(
+    mut body: axum::body::BodyDataStream,
+    content: &'static [u8],
+) -> impl Stream<Item = Result<Bytes, tonic::Status>> {
+    use fsutil::packet::PacketType;
+    let (sender, receiver) = mpsc::channel(8);
+    tokio::spawn(async move {
+        let mut unread = BytesMut::new();
+        while let Some(Ok(bytes)) = body.next().await {
+            unread.extend_from_slice(&bytes);
+            while unread.len() >= 5 {
+                let length = u32::from_be_bytes(unread[1..5].try_into().unwrap()) as usize;
+                if unread.len() < 5 + length {
+                    break;
+                }
+                let message = unread.split_to(5 + length);
+                let asked = fsutil::Packet::decode(&message[5..]).unwrap();
+                let said = match asked.r#type() {
+                    PacketType::PacketReq => [content, &[]]
+                        .map(|data| packet(PacketType::PacketData, None, asked.id, data))
+                        .to_vec(),
+                    PacketType::PacketFin => vec![packet(PacketType::PacketFin, None, 0, &[])],
+                    _ => Vec::new(),
+                };
+                for message in said {
+                    if sender.send(Ok(frame(&message))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    ReceiverStream::new(receiver)
 }
 
 /// A message as gRPC frames it.

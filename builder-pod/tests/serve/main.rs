@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod load;
 mod lost;
+mod races;
 mod spans;
 
 use std::io::{BufRead as _, BufReader, Read as _};
