@@ -1,5 +1,6 @@
 //! One build, from its context to its outputs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -69,6 +70,8 @@ pub(crate) struct Solved {
     pub(crate) definition: Option<pb::Definition>,
     /// What is attested of it.
     pub(crate) attestations: Vec<Attestation>,
+    /// What scanners are given beside it, by names.
+    pub(crate) scanned: BTreeMap<String, pb::Definition>,
 }
 
 impl Solved {
@@ -93,6 +96,7 @@ impl Solved {
             base,
             definition: None,
             attestations: Vec::new(),
+            scanned: BTreeMap::new(),
         })
     }
 }
@@ -230,6 +234,7 @@ async fn lowered(
     for (tree, of) in trees.into_iter().zip(fronted.platforms) {
         let mut one = Solved::new(engine, tree, of.platform, of.lowered.config, of.bases)?;
         one.definition = Some(of.lowered.definition).filter(|definition| !definition.def.is_empty());
+        one.scanned = of.scanned;
         solved.push(one);
     }
     Ok((fronted.options, solved))

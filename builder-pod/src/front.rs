@@ -15,6 +15,7 @@ use lapstrake_source::Local;
 use tokio_util::sync::CancellationToken;
 
 use crate::annotations::Place;
+use crate::attest::scans::{self, Extra};
 use crate::build::{abortable, millis};
 use crate::context::{self, Acquired, Files};
 use crate::engine::{Engine, Resolved, native_platform};
@@ -64,6 +65,8 @@ pub(crate) struct OfPlatform {
     pub(crate) lowered: Lowered,
     /// Base images.
     pub(crate) bases: Vec<Arc<Resolved>>,
+    /// What scanners are given beside the result, by names.
+    pub(crate) scanned: BTreeMap<String, lapstrake_llb::pb::Definition>,
 }
 
 /// Fetches a context and reads its Dockerfile.
@@ -198,13 +201,52 @@ pub(crate) async fn lower(
     options.source_date_epoch =
         options.source_date_epoch.or(lowered.first().and_then(|lowered| lowered.epoch));
     offer_context(engine, acquired, &dockerfile, &lowered)?;
+    let extras = match options.attested.sbom {
+        Some(_) => abortable(cancel, extras(engine, &told_all, &options, &dockerfile, progress)).await?,
+        None => Vec::new(),
+    };
     let platforms = platforms
         .into_iter()
         .zip(lowered)
         .zip(bases)
-        .map(|((platform, lowered), bases)| OfPlatform { platform, lowered, bases })
+        .map(|((platform, lowered), bases)| {
+            let its = extras.iter().filter(|extra| extra.platform == platform);
+            let scanned = scans::extras(&lowered.definition, its);
+            OfPlatform { platform, lowered, bases, scanned }
+        })
         .collect();
     Ok(Fronted { options, platforms, told })
+}
+
+/// Stages that a scanner is given beside the result, where the file asks for it. The context stands among them as a directory of
+/// its name.
+async fn extras(
+    engine: &Engine,
+    told: &Told,
+    options: &BuildOptions,
+    dockerfile: &Dockerfile,
+    progress: &Progress,
+) -> Result<Vec<Extra>, BuildError> {
+    let parsed = lapstrake_dockerfile::parse(&dockerfile.name, &dockerfile.text);
+    let found = scans::of(&parsed, &options.args, options.target.as_deref());
+    let platforms = platforms::wanted(options);
+    let multi = platforms.len() > 1 || options.index;
+    let mut all = Vec::new();
+    for platform in platforms {
+        if let (Some(true), MainContext::Local { name, .. }) = (found.with_context, &told.context) {
+            let what = scans::What::Source(format!("local://{name}"));
+            all.push(Extra { platform: platform.clone(), name: CONTEXT.to_owned(), what });
+        }
+        for name in &found.stages {
+            let asked = BuildOptions { target: Some(name.clone()), ..options.clone() };
+            let told = told.options(&asked, &platform, multi);
+            let ((plan, configs), _) = resolve_images(engine, dockerfile, told, progress).await?;
+            let definition = plan.lower(&configs).map_err(invalid)?.definition;
+            let (platform, name) = (platform.clone(), name.clone());
+            all.push(Extra { platform, name, what: scans::What::Stage(definition) });
+        }
+    }
+    Ok(all)
 }
 
 /// The time of what a stage downloads, where the build asks for it by the stage's name.

@@ -14,6 +14,7 @@ mod predicate;
 mod purl;
 mod request;
 mod sbom;
+pub(crate) mod scans;
 mod statement;
 mod steps;
 

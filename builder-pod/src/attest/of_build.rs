@@ -93,9 +93,9 @@ pub(crate) async fn attach(
     if let Some(asked) = &asked.sbom {
         for solved in solved.iter_mut() {
             let Some(definition) = solved.definition.clone() else { continue };
-            let (id, none) = (solved.platform.to_string(), BTreeMap::new());
+            let (id, extras) = (solved.platform.to_string(), &solved.scanned);
             let scan =
-                gather::scan(engine, asked, &id, &definition, &none, options.no_cache, progress).await?;
+                gather::scan(engine, asked, &id, &definition, extras, options.no_cache, progress).await?;
             solved.attestations.extend(found(engine, &scan, progress, cancel).await?);
         }
     }

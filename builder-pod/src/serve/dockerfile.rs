@@ -15,7 +15,6 @@ use lapstrake_oci::Platform;
 use super::answer::{Answer, CONFIG, PLATFORMS, Ref, Refs, platform_list};
 use super::build::Asked;
 use super::job::Job;
-use super::scans;
 use super::status::digest_of_step;
 use super::trail::Trail;
 use crate::build::abortable;
@@ -24,7 +23,6 @@ use crate::front::{self, Dockerfile, Loaded};
 use crate::inputs::Inputs;
 use crate::named::{self, Named};
 use crate::options::{BuildOptions, Context, LentDir};
-use crate::platforms;
 
 /// The directory of the client that the Dockerfile is in, where nothing else is said.
 const DOCKERFILES: &str = "dockerfile";
@@ -162,6 +160,8 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
     options.named.extend(inputs(job, asked).await?);
     options.cache_from = super::build::imports(job, opts)?;
     options.client = Some(super::build::receiver(job).await?);
+    let sbom = crate::attest::Asked::of(opts).map_err(invalid)?.sbom;
+    options.attested.sbom.clone_from(&sbom);
     let loaded = front::load(&job.engine, &options, &job.progress, &job.cancel).await?;
     trail.used(crate::attest::of_context(&options.context, loaded.acquired.revision.as_deref()));
     // One that was started for that reason has the line before it as `cmdline`, and does not look again.
@@ -172,7 +172,6 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
         return question(job, &loaded, id).await.map(Outcome::Answer);
     }
     let dockerfile = loaded.dockerfile.clone();
-    let parsed = loaded.parsed();
     let fronted = front::lower(&job.engine, loaded, &job.progress, &job.cancel).await?;
     for definition in asked.inputs.values() {
         if let Ok(graph) = lapstrake_llb::Graph::decode(definition) {
@@ -188,11 +187,6 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
     if let Some(epoch) = fronted.options.source_date_epoch {
         metadata.insert(super::build::EPOCH.to_owned(), epoch.to_string().into_bytes());
     }
-    let sbom = crate::attest::Asked::of(opts).map_err(invalid)?.sbom;
-    let stages = match sbom.is_some() {
-        true => scanned_stages(job, &options, &parsed).await?,
-        false => Vec::new(),
-    };
     let (mut refs, mut attestations) = (Vec::new(), BTreeMap::new());
     for of in fronted.platforms {
         let key = of.platform.to_string();
@@ -205,8 +199,8 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
             info.into_iter().for_each(|info| info.definition = Some(origin(dir, &dockerfile.name)));
         }
         if let (Some(sbom), false) = (&sbom, definition.def.is_empty()) {
-            let extras = scans::extras(&definition, stages.iter().filter(|(of, ..)| *of == key));
-            let told = super::attested::scan(job, sbom, &key, &definition, &extras, options.no_cache).await?;
+            let extras = &of.scanned;
+            let told = super::attested::scan(job, sbom, &key, &definition, extras, options.no_cache).await?;
             attestations.insert(key.clone(), vec![told]);
         }
         let result = match definition.def.is_empty() {
@@ -220,34 +214,6 @@ pub(crate) async fn solve(job: &Arc<Job>, trail: &Trail, asked: &Asked) -> Resul
         (_, last) => Refs::Many(refs.into_iter().chain(last).collect()),
     };
     Ok(Outcome::Answer(Answer { refs, metadata, attestations }))
-}
-
-/// Stages that a scanner is given beside the result, where the file asks for it: platform, name and definition. The context stands among
-/// them as a directory of its name.
-async fn scanned_stages(
-    job: &Arc<Job>,
-    options: &BuildOptions,
-    parsed: &lapstrake_dockerfile::Parsed,
-) -> Result<Vec<scans::Extra>, BuildError> {
-    let found = scans::of(parsed, &options.args, options.target.as_deref());
-    let mut all = Vec::new();
-    if let (Some(true), Context::Client(dir)) = (found.with_context, &options.context) {
-        all.extend(platforms::wanted(options).iter().map(|platform| {
-            let identifier = format!("local://{}", dir.name);
-            (platform.to_string(), CONTEXT.to_owned(), scans::What::Source(identifier))
-        }));
-    }
-    for stage in found.stages {
-        let asked = BuildOptions { target: Some(stage.clone()), ..options.clone() };
-        let loaded = front::load(&job.engine, &asked, &job.progress, &job.cancel).await?;
-        let fronted = front::lower(&job.engine, loaded, &job.progress, &job.cancel).await?;
-        all.extend(
-            fronted.platforms.into_iter().map(|of| {
-                (of.platform.to_string(), stage.clone(), scans::What::Stage(of.lowered.definition))
-            }),
-        );
-    }
-    Ok(all)
 }
 
 /// Where a Dockerfile at a client comes from, as a definition.

@@ -28,7 +28,6 @@ mod metrics;
 mod no_receiver;
 pub(crate) mod personality;
 mod receiver;
-mod scans;
 mod service;
 pub(crate) mod single;
 mod start;

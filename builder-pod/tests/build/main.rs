@@ -6,6 +6,7 @@
 
 mod added;
 mod advice;
+mod attested;
 mod cache;
 mod dockerfile;
 mod engine;

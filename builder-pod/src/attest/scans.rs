@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapstrake_api::pb;
 use lapstrake_dockerfile::Parsed;
 use lapstrake_dockerfile::ast::Kind;
-use lapstrake_llb::head;
-use lapstrake_oci::Digest;
+use lapstrake_llb::{head, pb};
+use lapstrake_oci::{Digest, Platform};
 use prost::Message as _;
 
 const STAGE: &str = "BUILDKIT_SBOM_SCAN_STAGE";
@@ -29,8 +28,12 @@ pub(crate) enum What {
     Source(String),
 }
 
-/// The same with its platform and its name.
-pub(crate) type Extra = (String, String, What);
+/// The same with its name, for a result of this platform.
+pub(crate) struct Extra {
+    pub(crate) platform: Platform,
+    pub(crate) name: String,
+    pub(crate) what: What,
+}
 
 /// What of `all` is part of a result, by its names, with the definitions that make it.
 pub(crate) fn extras<'a>(
@@ -40,7 +43,7 @@ pub(crate) fn extras<'a>(
     let mut extras = BTreeMap::new();
     let there: BTreeSet<String> = of.def.iter().map(|bytes| Digest::of(bytes).to_string()).collect();
     let own = head(of);
-    for (_, name, what) in all {
+    for Extra { name, what, .. } in all {
         let definition = match what {
             What::Stage(definition) => {
                 let head = head(definition);
