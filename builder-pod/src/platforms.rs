@@ -51,6 +51,7 @@ pub(crate) async fn solve(
     for target in targets {
         engine.drop_caches(&target.graph).await?;
     }
+    let _wished: Vec<_> = targets.iter().map(|target| engine.wish(&target.graph)).collect();
     let stop = cancel.child_token();
     let jobs = targets.iter().map(|target| {
         let (solver, stop) = (engine.solver(), stop.clone());

@@ -124,6 +124,13 @@ var builds = map[string]func() llb.State{
 	"exec-hosts": func() llb.State {
 		return sh("grep one.example /etc/hosts > /out/a", llb.AddExtraHost("one.example", []byte{10, 0, 0, 7}))
 	},
+	"exec-resources": func() llb.State {
+		return sh("nproc > /out/a", llb.WithLinuxResources(llb.LinuxResources{Memory: 64 << 20, CPUShares: 512, CpusetCpus: "0"}))
+	},
+	"exec-resources-memory": func() llb.State {
+		limits := llb.WithLinuxResources(llb.LinuxResources{Memory: 32 << 20, MemorySwap: 32 << 20})
+		return step("dd if=/dev/zero of=/dev/null bs=100M count=1", limits).Root()
+	},
 	"exec-ulimit":       func() llb.State { return sh("ulimit -n > /out/a", llb.AddUlimit(llb.UlimitNofile, 123, 124)) },
 	"exec-network-none": func() llb.State { return sh("ls /sys/class/net > /out/a", llb.Network(pb.NetMode_NONE)) },
 	"exec-network-host": func() llb.State { return sh("echo ok > /out/a", llb.Network(pb.NetMode_HOST)) },

@@ -7,6 +7,7 @@
 mod call;
 pub mod content;
 pub mod exporter;
+mod newer;
 pub mod policysession;
 
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
@@ -20,6 +21,7 @@ pub use bollard_buildkit_proto::moby::filesync::v1 as auth;
 pub use bollard_buildkit_proto::moby::sshforward::v1 as sshforward;
 pub use bollard_buildkit_proto::moby::upload::v1 as upload;
 pub use lapstrake_llb::pb;
+pub use newer::{ControlServer, LlbBridgeServer, ProxyNetwork};
 
 /// Largest message, either way: what containerd and BuildKit allow.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;

@@ -10,6 +10,7 @@
 mod build;
 mod graph;
 mod name;
+pub mod newer;
 pub mod pb;
 pub mod protojson;
 mod resources;

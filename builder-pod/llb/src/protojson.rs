@@ -4,7 +4,7 @@ use base64::Engine as _;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
 
-use crate::{GraphError, pb};
+use crate::{GraphError, newer, pb};
 
 /// How messages become JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -394,6 +394,15 @@ impl Form {
         let group = |of: &pb::ProgressGroup| {
             self.fields().text("id", &of.id).text("name", &of.name).flag("weak", of.weak).done()
         };
+        let of = newer::OpMetadata::from(of.clone());
+        let limits = |of: &newer::LinuxResources| {
+            let counts = self.fields().long("memory", of.memory).long("memorySwap", of.memory_swap);
+            // The kernel's numbers are signed.
+            let counts = counts.long("cpuShares", i64::try_from(of.cpu_shares).unwrap_or(i64::MAX));
+            let counts = counts.long("cpuPeriod", i64::try_from(of.cpu_period).unwrap_or(i64::MAX));
+            let counts = counts.long("cpuQuota", of.cpu_quota);
+            counts.text("cpusetCpus", &of.cpuset_cpus).text("cpusetMems", &of.cpuset_mems).done()
+        };
         self.fields()
             .flag(self.name("ignoreCache", "ignore_cache"), of.ignore_cache)
             .map("description", &of.description, |value| json!(value))
@@ -402,6 +411,7 @@ impl Form {
             })
             .map("caps", &of.caps, |value| json!(value))
             .message(self.name("progressGroup", "progress_group"), of.progress_group.as_ref(), group)
+            .message(self.name("linuxResources", "linux_resources"), of.linux_resources.as_ref(), limits)
             .done()
     }
 

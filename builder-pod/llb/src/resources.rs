@@ -1,8 +1,11 @@
 //! Limits of what a step may take of the machine, BuildKit's `LinuxResources`.
 //!
 //! They are no part of what a step is: the same step with other limits has the same cache key. BuildKit keeps them in the operation's
-//! metadata, in a field that our message types do not have; here they stand there as text, under [`crate::description::RESOURCES`].
+//! metadata, in a field that our message types do not have; here they stand there as text, under [`crate::description::RESOURCES`]
+//! ([`crate::newer`] is the way in and out).
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -64,10 +67,79 @@ impl Resources {
         RESOURCE_NAMES.into_iter().zip(all).filter_map(|(name, value)| Some((name, value?)))
     }
 
+    /// The laxer of two, limit by limit, as BuildKit has it: of a step that two builds share, neither waits for the other's limits.
+    /// No limit is the laxest of memory, of a quota and of sets; of swap and weight, which have defaults of their own, it is no wish.
+    pub fn laxer(&self, other: &Self) -> Self {
+        let (cpu_period, cpu_quota) =
+            laxer_quota((self.cpu_period, self.cpu_quota), (other.cpu_period, other.cpu_quota));
+        Self {
+            memory: self.memory.zip(other.memory).map(|(a, b)| a.max(b)),
+            memory_swap: match (self.memory_swap, other.memory_swap) {
+                (Some(-1), Some(_)) | (Some(_), Some(-1)) => Some(-1),
+                (a, b) => a.max(b), // none is below all
+            },
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_period,
+            cpu_quota,
+            cpuset_cpus: either(self.cpuset_cpus.as_deref(), other.cpuset_cpus.as_deref()),
+            cpuset_mems: either(self.cpuset_mems.as_deref(), other.cpuset_mems.as_deref()),
+        }
+    }
+
     /// Whether nothing is limited.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+type Quota = (Option<u64>, Option<u64>);
+
+/// Of two periods and quotas the pair that lets more run; where both let the same run, the shorter period.
+fn laxer_quota(a: Quota, b: Quota) -> Quota {
+    let (more, fewer) = match (a, b) {
+        ((_, None), (_, None)) => return (None, None),
+        ((_, None), _) => return a,
+        (_, (_, None)) => return b,
+        ((Some(period_a), Some(quota_a)), (Some(period_b), Some(quota_b))) => {
+            (u128::from(quota_a) * u128::from(period_b), u128::from(quota_b) * u128::from(period_a))
+        }
+        // A period that nobody has named can't be compared.
+        ((_, Some(quota_a)), (_, Some(quota_b))) => (u128::from(quota_a), u128::from(quota_b)),
+    };
+    match more.cmp(&fewer) {
+        Ordering::Greater => a,
+        Ordering::Less => b,
+        Ordering::Equal if a.0.is_none() => b,
+        Ordering::Equal if b.0.is_none() || a.0 <= b.0 => a,
+        Ordering::Equal => b,
+    }
+}
+
+/// What is in either of two sets, in the kernel's form.
+fn either(a: Option<&str>, b: Option<&str>) -> Option<String> {
+    let (a, b) = (a?, b?);
+    let numbers: BTreeSet<u16> = members(a).chain(members(b)).collect();
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number, // numbers rise
+            _ => ranges.push((number, number)),
+        }
+    }
+    let text = |(first, last): (u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    Some(ranges.into_iter().map(text).collect::<Vec<_>>().join(","))
+}
+
+fn members(set: &str) -> impl Iterator<Item = u16> {
+    set.split(',')
+        .filter_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(first.parse().ok()?..=last.parse().ok()?)
+        })
+        .flatten()
 }
 
 fn above_zero(value: &str) -> Result<u64, String> {
@@ -129,6 +201,32 @@ mod tests {
         assert_eq!(read.to_string(), text);
         assert!(Resources::default().is_empty() && Resources::default().to_string().is_empty());
         assert_eq!("".parse(), Ok(Resources::default()));
+    }
+
+    #[test]
+    fn of_two_limits_the_laxer_counts() {
+        for (a, b, both) in [
+            ("memory=4096", "memory=8192", "memory=8192"),
+            ("memory=4096", "", ""),
+            ("memswap=4096", "", "memswap=4096"),
+            ("memswap=4096", "memswap=-1", "memswap=-1"),
+            ("memswap=4096", "memswap=8192", "memswap=8192"),
+            ("cpushares=2", "", "cpushares=2"),
+            ("cpushares=2", "cpushares=9", "cpushares=9"),
+            ("cpuperiod=100;cpuquota=50", "cpuperiod=200;cpuquota=80", "cpuperiod=100;cpuquota=50"),
+            ("cpuperiod=100;cpuquota=50", "cpuperiod=200;cpuquota=100", "cpuperiod=100;cpuquota=50"),
+            ("cpuperiod=100;cpuquota=50", "cpuperiod=300", "cpuperiod=300"),
+            ("cpuperiod=100", "cpuperiod=300", ""),
+            ("cpuquota=50", "cpuperiod=300;cpuquota=50", "cpuperiod=300;cpuquota=50"),
+            ("cpuquota=60", "cpuperiod=300;cpuquota=50", "cpuquota=60"),
+            ("cpusetcpus=0-2", "cpusetcpus=3,7", "cpusetcpus=0-3,7"),
+            ("cpusetcpus=0-2,0", "cpusetcpus=65535", "cpusetcpus=0-2,65535"),
+            ("cpusetmems=0", "", ""),
+        ] {
+            let [one, other]: [Resources; 2] = [a, b].map(|text| text.parse().unwrap());
+            assert_eq!(one.laxer(&other).to_string(), both, "{a} and {b}");
+            assert_eq!(other.laxer(&one).to_string(), both, "{b} and {a}");
+        }
     }
 
     #[test]

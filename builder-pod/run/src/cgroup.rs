@@ -80,6 +80,48 @@ fn fail(what: &str, path: &Path) -> impl Fn(std::io::Error) -> Failure {
     }
 }
 
+/// Moves this process back to where it was; who was at a root that may have no members any more stays beside it.
+fn go_home(tree: &Tree) {
+    let homes = [tree.own.clone(), tree.at.join(tree::INIT)];
+    homes.iter().any(|home| std::fs::write(home.join(tree::MEMBERS), "0").is_ok());
+}
+
+/// A process is in a step's groups for as long as it starts a program there.
+#[derive(Debug, Default)]
+pub(crate) struct Visit {
+    trees: Vec<Tree>,
+}
+
+impl Visit {
+    /// Moves this process into the groups that the process `of` is in.
+    pub(crate) fn begin(of: i32) -> Result<Self, Failure> {
+        let trees = trees().map_err(fail("looking for", Path::new("/proc/self/cgroup")))?;
+        let file = format!("/proc/{of}/cgroup");
+        let failed = fail("reading", Path::new(&file));
+        let groups = std::fs::read_to_string(&file).map_err(&failed)?;
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(&failed)?;
+        let theirs = tree::of(&groups, &mounts);
+        let mut visit = Self::default();
+        for tree in trees {
+            let Some(at) = theirs.iter().find(|one| one.kind == tree.kind).map(|one| &one.own) else {
+                continue;
+            };
+            let members = at.join(tree::MEMBERS);
+            visit.trees.push(tree);
+            if let Err(error) = std::fs::write(&members, "0") {
+                visit.end();
+                return Err(fail("joining", &members)(error));
+            }
+        }
+        Ok(visit)
+    }
+
+    /// Goes back; what was started stays.
+    pub(crate) fn end(self) {
+        self.trees.iter().for_each(go_home);
+    }
+}
+
 impl Joined {
     /// Makes the groups with their limits and moves this process into them; nothing is left of them after an error.
     pub(crate) fn join(wanted: &ControlGroup) -> Result<Self, Failure> {
@@ -136,9 +178,7 @@ impl Joined {
     /// Goes back to where this process was, and removes the groups; the step's processes have ended.
     pub(crate) fn leave(self) {
         for (tree, at) in &self.groups {
-            // Who was at a root that may have no members any more stays beside it.
-            let homes = [tree.own.clone(), tree.at.join(tree::INIT)];
-            homes.iter().any(|home| std::fs::write(home.join(tree::MEMBERS), "0").is_ok());
+            go_home(tree);
             for _ in 0..LETS_GO {
                 match std::fs::remove_dir(at) {
                     Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {

@@ -4,9 +4,9 @@ mod stage;
 
 use std::io::Read;
 
-use lapstrake_run::{Input, StepSpec};
+use lapstrake_run::{ControlGroup, Input, StepSpec};
 use rustix::process::{Pid, Signal};
-use stage::{Bench, SETTINGS, eventually, processes_with, tree};
+use stage::{Bench, SETTINGS, Setting, eventually, processes_with, tree};
 
 /// A tree of processes that cannot be asked to leave.
 fn stubborn(mark: &str) -> String {
@@ -196,4 +196,45 @@ fn running_out_of_memory_is_told_apart_from_a_plain_kill() {
         let exit = inside("kill -9 $$").exit.expect("exit");
         assert_eq!((exit.signal, exit.oom_killed), (Some(9), false), "{setting:?}");
     }
+}
+
+#[test]
+fn a_program_beside_a_step_s_own_is_in_the_step_s_control_group() {
+    let bench = Bench::new(Setting::Root);
+    let parent = format!("lapstrake-beside-{}", std::process::id());
+    let program =
+        "trap 'cat /proc/self/cgroup; exit 5' TERM; echo ready > /tmp/ready; while :; do sleep 0.02; done";
+    let group = ControlGroup { parent: parent.clone(), ..ControlGroup::default() };
+    let spec = StepSpec { control_group: Some(group), ..bench.spec(&["sh", "-c", program]) };
+    let mut command = bench.command();
+    // Groups are told as they are seen from the step's, which is the root of what it sees.
+    command
+        .arg("--beside")
+        .arg("until [ -s /tmp/ready ]; do sleep 0.01; done; cat /proc/self/cgroup; echo and");
+    let output = bench.start_as(command, &spec).wait_with_output().expect("it ends");
+    let ran = Bench::ran(&spec, &output);
+    let (second, first) = ran.stdout.split_once("and\n").unwrap_or_else(|| panic!("{ran:?}"));
+    let limited = |told: &str| {
+        let lines = told.lines().filter(|line| !line.contains(":name=") && line.ends_with(":/"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(!limited(first).is_empty(), "{ran:?}");
+    assert_eq!(limited(second), limited(first), "{ran:?}");
+    assert_eq!(groups_of(&parent), Vec::<std::path::PathBuf>::new(), "nothing is left of them");
+}
+
+/// Groups that steps have had below a parent; those above are removed.
+fn groups_of(parent: &str) -> Vec<std::path::PathBuf> {
+    let trees = std::fs::read_dir("/sys/fs/cgroup").expect("control groups");
+    let mut parents: Vec<_> = trees.flatten().map(|tree| tree.path().join(parent)).collect();
+    parents.push(std::path::Path::new("/sys/fs/cgroup").join(parent));
+    let mut left = Vec::new();
+    for parent in parents {
+        let family = parent.join("buildkit");
+        let Ok(groups) = std::fs::read_dir(&family) else { continue };
+        left.extend(groups.flatten().map(|group| group.path()).filter(|path| path.is_dir()));
+        std::fs::remove_dir(&family).ok(); // What is left is told.
+        std::fs::remove_dir(&parent).ok();
+    }
+    left
 }

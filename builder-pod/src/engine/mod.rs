@@ -137,6 +137,8 @@ pub(crate) struct Engine {
     progress: OnceLock<Progress>,
     /// Definitions that operations made, and that go on.
     waits: Arc<nested::Waits>,
+    /// Limits of steps, as all builds beside this one want them.
+    wishes: Arc<group::Wishes>,
     /// Cache mounts that this build has dropped already.
     dropped: Mutex<BTreeSet<String>>,
 }
@@ -173,6 +175,7 @@ impl Engine {
             shared: OnceLock::new(),
             progress: OnceLock::new(),
             waits: Arc::default(),
+            wishes: Arc::default(),
             dropped: Mutex::default(),
         })
     }
@@ -206,6 +209,7 @@ impl Engine {
             shared: OnceLock::new(),
             progress: OnceLock::new(),
             waits: Arc::clone(&self.waits),
+            wishes: Arc::clone(&self.wishes),
             dropped: Mutex::default(),
         }
     }

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lapstrake_handoff::Reason;
-use lapstrake_llb::{Graph, Vertex, VertexDigest, pb};
+use lapstrake_llb::{Graph, Vertex, VertexDigest, newer, pb};
 use lapstrake_solver::Step;
 use prost::Message as _;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -134,7 +134,8 @@ impl Engine {
                 return Err(invalid(why));
             }
             drop(copy);
-            pb::Definition::decode(bytes.as_slice()).map_err(|error| wrong(error.to_string()))
+            let definition = newer::Definition::decode(bytes.as_slice());
+            definition.map(pb::Definition::from).map_err(|error| wrong(error.to_string()))
         };
         tokio::task::spawn_blocking(read).await.map_err(BuildError::internal)?
     }

@@ -74,6 +74,7 @@ const LLB_CAPS: &[&str] = &[
     "source.buildop.llbfilename",
     "exec.meta.base",
     "exec.meta.cgroup.parent",
+    "exec.meta.linux.resources",
     "exec.meta.network",
     "exec.meta.proxyenv",
     "exec.meta.security",

@@ -164,6 +164,10 @@ impl Service for Control {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let within = Parent::of(request.metadata());
+        // As with the daemon's own option: nothing is enforced here, so nothing is promised.
+        if request.extensions().get::<lapstrake_api::ProxyNetwork>().is_some() {
+            return Err(Status::unimplemented("traffic of builds is not enforced through a proxy here"));
+        }
         let request = request.into_inner();
         let daemon = Arc::clone(&self.0);
         let job = Arc::new(daemon.job(&request)?);

@@ -5,10 +5,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lapstrake_api::MESSAGE_BYTES_MAX;
-use lapstrake_api::frontend::llb_bridge_server::LlbBridgeServer;
 use lapstrake_api::health::health_server::HealthServer;
-use lapstrake_api::pb;
+use lapstrake_api::{LlbBridgeServer, pb};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -91,9 +89,7 @@ pub(crate) async fn solve(
     });
     let theirs = theirs.map_err(|e| status(&BuildError::internal(e)))?;
     let bridge = Bridge::for_frontend(Arc::clone(host), Arc::clone(&frontend));
-    let bridge = LlbBridgeServer::new(bridge)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let bridge = LlbBridgeServer::new(bridge);
     let serving = tonic::transport::Server::builder()
         .add_service(bridge)
         .add_service(HealthServer::new(health::Serving))

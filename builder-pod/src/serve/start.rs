@@ -6,10 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lapstrake_api::MESSAGE_BYTES_MAX;
-use lapstrake_api::control::control_server::ControlServer;
-use lapstrake_api::frontend::llb_bridge_server::LlbBridgeServer;
 use lapstrake_api::health::health_server::HealthServer;
+use lapstrake_api::{ControlServer, LlbBridgeServer};
 use lapstrake_daemon::{Config, Flags, Listeners, RootLock, Stop};
 use lapstrake_registry::Client;
 use lapstrake_run::Dns;
@@ -129,12 +127,8 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
     }
     let contents = Contents { history: Arc::clone(&daemon.history), store: store.clone() };
     listeners.announce();
-    let control = ControlServer::from_arc(Arc::new(control::Control(Arc::clone(&daemon))))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(&daemon))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let control = ControlServer::new(control::Control(Arc::clone(&daemon)));
+    let bridge = LlbBridgeServer::new(bridge::Bridge::on_control(&daemon));
     tokio::spawn(collect(store.clone(), Arc::clone(&daemon)));
     let served = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use lapstrake_sys::process::{self, Child, Ended, Side};
 use lapstrake_sys::{Context, Errno, signal};
@@ -10,6 +10,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{conclude, let_go};
+use crate::cgroup::Visit;
 use crate::emulation::Keeper;
 use crate::init::{self, Failure, kernel};
 use crate::protocol::{Report, Request, Stage, send};
@@ -51,6 +52,11 @@ fn run_beside(request: &Request, inside: &OwnedFd, control: &File) -> Result<Rep
     let keeper = request.spec.emulator.as_ref().map(Keeper::start).transpose()?;
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).about("pipe", "status").map_err(&fail)?;
+    // What is started has the limits of the step; who stays with it is no part of that.
+    let visit = match request.spec.control_group {
+        Some(_) => Visit::begin(number_of(inside)?)?,
+        None => Visit::default(),
+    };
     // For the children alone: where we are, processes keep the numbers that the builder knows.
     move_into_thread_name_spaces(inside.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .about("setns", "the step's processes")
@@ -62,6 +68,7 @@ fn run_beside(request: &Request, inside: &OwnedFd, control: &File) -> Result<Rep
         }
         Side::Parent(child) => child,
     };
+    visit.end();
     drop(writer);
     let (reports, ended) = watch(&child, &Program::Child, reader, control).map_err(&fail)?;
     let failed =
@@ -70,6 +77,16 @@ fn run_beside(request: &Request, inside: &OwnedFd, control: &File) -> Result<Rep
         Ended::Exited(code) => Report::Ended { code, signal: None, oom: false },
         Ended::Signaled(signal) => Report::Ended { code: 128 + signal, signal: Some(signal), oom: false },
     }))
+}
+
+/// The number of a process by a descriptor of it.
+fn number_of(process: &OwnedFd) -> Result<i32, Failure> {
+    let info = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    let info = std::fs::read_to_string(info).unwrap_or_default();
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    // One that has ended has none.
+    let number = number.filter(|number| *number > 0);
+    number.ok_or_else(|| Failure::new(Stage::Helper, "the step has ended", Errno::SRCH))
 }
 
 /// What was reported, and how the child ended.
