@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use lapstrake_testkit::stores::{Actions, Azure, S3};
+use lapstrake_testkit::stores::{Actions, Azure, Results, S3};
 
 use crate::Result;
 use crate::case::Case;
@@ -20,6 +20,7 @@ pub(crate) struct Servers {
     s3: Option<S3>,
     azure: Option<Azure>,
     actions: Option<Actions>,
+    results: Option<Results>,
 }
 
 impl Servers {
@@ -28,7 +29,9 @@ impl Servers {
         let asks = |name: &str| cases.iter().any(|case| case.script.contains(name));
         let s3 = asks("$S3").then(|| S3::start(&dir.join("s3"))).transpose()?;
         let actions = asks("$GHA").then(|| Actions::start(&dir.join("actions"))).transpose()?;
-        let azure = asks("$AZ").then(|| Azure::start(&dir.join("azure"))).transpose()?;
+        let has_blobs = asks("$AZ") || asks("$GHA2");
+        let azure = has_blobs.then(|| Azure::start(&dir.join("azure"))).transpose()?;
+        let results = azure.as_ref().filter(|_| asks("$GHA2")).map(Results::start).transpose()?;
         let files = dir.join("web");
         let repositories = dir.join("git");
         fs::create_dir_all(&files)?;
@@ -54,7 +57,7 @@ impl Servers {
         while TcpStream::connect(("127.0.0.1", git_port)).is_err() {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        Ok(Self { http, git_port, git, s3, azure, actions })
+        Ok(Self { http, git_port, git, s3, azure, actions, results })
     }
 
     pub(crate) fn http(&self) -> String {
@@ -78,6 +81,12 @@ impl Servers {
     pub(crate) fn actions(&self) -> String {
         let Some(actions) = &self.actions else { return String::new() };
         format!("type=gha,version=1,url={}/,token={}", actions.url, Actions::token())
+    }
+
+    /// The same in the second version of its protocol.
+    pub(crate) fn results(&self) -> String {
+        let Some(results) = &self.results else { return String::new() };
+        format!("type=gha,version=2,url_v2={},token={}", results.url, Actions::token())
     }
 
     /// Attributes of a cache in the Azure server.

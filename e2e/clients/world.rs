@@ -96,6 +96,7 @@ impl World {
             ("S3", servers.s3()),
             ("AZ", servers.azure()),
             ("GHA", servers.actions()),
+            ("GHA2", servers.results()),
             ("ENVD_ANALYTICS", "false".to_owned()),
         ];
         // How clients of other makes are told of a registry without TLS.

@@ -1,5 +1,5 @@
 //! Object stores of others: versitygw, an S3 server whose requests are signed, and Azurite, Microsoft's own stand-in for Azure Blob
-//! Storage, and the cache of GitHub Actions as nektos/act has it. All from package registries, in pinned versions (`e2e/stores`), installed where they are not there yet.
+//! Storage, and the cache of GitHub Actions as nektos/act has it (version 1). All from package registries, in pinned versions (`e2e/stores`), installed where they are not there yet.
 
 use std::fs;
 use std::io;
@@ -133,6 +133,39 @@ impl Actions {
 }
 
 impl Drop for Actions {
+    fn drop(&mut self) {
+        self.server.kill().ok(); // it may have ended
+        self.server.wait().ok(); // as above
+    }
+}
+
+/// The cache of GitHub Actions, version 2: a service of ours (`e2e/stores/results`), since no registry of packages has one, over the
+/// blobs of [`Azure`]. It ends when dropped.
+#[derive(Debug)]
+pub struct Results {
+    server: Child,
+    /// Its address: `http://…`.
+    pub url: String,
+}
+
+impl Results {
+    /// Starts one that keeps what is in its entries in an account. Tokens are those of [`Actions`].
+    ///
+    /// # Errors
+    /// Where it can't be started.
+    ///
+    /// # Panics
+    /// Where it can't be built, or does not begin to serve.
+    pub fn start(blobs: &Azure) -> io::Result<Self> {
+        let port = free_port()?;
+        let mut command = Command::new(peer::tool("e2e/stores", "./results"));
+        command.args([&port.to_string(), &blobs.url, Azure::ACCOUNT, Azure::KEY]);
+        let server = start(command, port)?;
+        Ok(Self { server, url: format!("http://127.0.0.1:{port}/") })
+    }
+}
+
+impl Drop for Results {
     fn drop(&mut self) {
         self.server.kill().ok(); // it may have ended
         self.server.wait().ok(); // as above
