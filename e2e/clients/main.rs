@@ -15,6 +15,7 @@ mod servers;
 mod world;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::{Barrier, mpsc};
 use std::time::{Duration, Instant};
@@ -98,9 +99,13 @@ impl Suite {
         }
         let host = registry.host();
         let servers = Servers::start(dir.path(), cases)?;
+        let administrator = dir.path().join("provenance.d");
+        provenance(&administrator)?;
         let config = format!(
             "insecure-entitlements = [\"network.host\", \"security.insecure\"]\n\
-             [registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n[registry.\"{host}\"]\nhttp = true\n"
+             provenanceEnvDir = \"{}\"\n\
+             [registry.\"docker.io\"]\nmirrors = [\"{host}\"]\n[registry.\"{host}\"]\nhttp = true\n",
+            administrator.display()
         );
         let world = |who: &'static str| -> Result<World> {
             let at = dir.path().join(who);
@@ -260,4 +265,12 @@ fn table(times: &[(String, Vec<Duration>)]) {
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(25)..].join("\n")
+}
+
+/// What the administrators of both daemons say in all provenance.
+fn provenance(dir: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join("a.json"), r#"{"cluster": {"name": "north", "nodes": [1, 2]}, "ours": "first"}"#)?;
+    fs::write(dir.join("b.json"), r#"{"ours": "second"}"#)?;
+    fs::write(dir.join("c.txt"), "nothing of this")
 }

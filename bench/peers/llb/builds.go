@@ -60,6 +60,12 @@ var builds = map[string]func() llb.State{
 		return llb.Scratch().File(llb.Copy(file("/a", "1"), "/a", "/b", llb.WithCreatedTime(date)))
 	},
 	"copy-missing": func() llb.State { return llb.Scratch().File(llb.Copy(file("/a", "1"), "/none", "/b")) },
+	"copy-missing-in-itself": func() llb.State {
+		base := file("/a", "1")
+		return base.File(llb.Copy(base, "/none", "/b"))
+	},
+	"copy-missing-parent":   func() llb.State { return llb.Scratch().File(llb.Copy(file("/a", "1"), "/a", "/b/c")) },
+	"mkfile-missing-parent": func() llb.State { return llb.Scratch().File(llb.Mkfile("/a/b", 0o644, nil)) },
 	"copy-wildcard": func() llb.State {
 		from := file("/a1", "1").File(llb.Mkfile("/a2", 0o600, []byte("2"), llb.WithCreatedTime(date)).Mkfile("/b", 0o600, nil))
 		return llb.Scratch().File(llb.Copy(from, "/a*", "/to/", &llb.CopyInfo{

@@ -46,7 +46,8 @@ fn copy_divided(
         let resolved = to.resolve(&destination, true)?;
         let parent = path::split(&resolved).map_or(&b""[..], |(parent, _)| parent);
         if to.stat(parent)?.is_none() {
-            return Err(Error::NotFound(path::show(&destination)));
+            let parent = path::show(parent);
+            return Err(Error::NoDestination { destination: action.dst.clone(), parent });
         }
     }
     let sources = if action.allow_wildcard {

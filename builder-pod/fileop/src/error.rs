@@ -9,7 +9,7 @@ pub enum Error {
     #[error("\"{0}\": not found")]
     NotFound(String),
     /// A system call failed.
-    #[error("{action} \"{path}\": {}", reason(.errno))]
+    #[error("{action} {path}: {}", reason(.errno))]
     Io {
         /// What was tried, such as `open`.
         action: &'static str,
@@ -17,6 +17,14 @@ pub enum Error {
         path: String,
         /// What the kernel answered.
         errno: Errno,
+    },
+    /// The directory that a copy goes to does not exist, and is not to be made.
+    #[error("failed to stat {destination}: lstat {parent}: no such file or directory")]
+    NoDestination {
+        /// Where the copy goes.
+        destination: String,
+        /// The directory.
+        parent: String,
     },
     /// A file would take a directory's place.
     #[error("cannot replace directory \"{0}\" with a file")]
@@ -88,6 +96,14 @@ pub enum Class {
 }
 
 impl Error {
+    /// That a source does not exist, as who has looked for it tells it: without that, it is known from what was asked before.
+    pub fn looked_for(self) -> Self {
+        match self {
+            Self::NotFound(path) => Self::Io { action: "lstat", path, errno: Errno::NOENT },
+            other => other,
+        }
+    }
+
     /// The destination's disk, or the quota on it, is full.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { errno: Errno::NOSPC | Errno::DQUOT, .. })
@@ -96,7 +112,7 @@ impl Error {
     /// The class of this error.
     pub fn class(&self) -> Class {
         match self {
-            Self::NotFound(_) | Self::UnknownOwner { .. } => Class::NotFound,
+            Self::NotFound(_) | Self::NoDestination { .. } | Self::UnknownOwner { .. } => Class::NotFound,
             Self::Io { errno, .. } => match *errno {
                 Errno::NOENT => Class::NotFound,
                 Errno::NOTDIR

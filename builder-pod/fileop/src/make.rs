@@ -22,7 +22,7 @@ pub fn mkdir(root: BorrowedFd<'_>, action: &MkdirAction) -> Result<(), Error> {
         return mkdir_all(root, &target, action.mode, action.owner, action.timestamp_ns).map(drop);
     }
     let Some((parent, name)) = path::split(&target) else { return Ok(()) };
-    let dir = at::beneath_dir(root, parent).on("open", parent)?;
+    let dir = at::beneath_dir(root, parent).on("mkdir", &target)?;
     match make_one(dir.as_fd(), name, &target, action.mode, action.owner, action.timestamp_ns) {
         Err(Error::Io { errno: Errno::EXIST, .. }) => Ok(()),
         result => result,
@@ -95,7 +95,7 @@ fn settle(
 pub fn mkfile(root: BorrowedFd<'_>, action: &MkfileAction) -> Result<(), Error> {
     let target = View::snapshot(root).resolve(action.path.as_bytes(), true)?;
     let Some((parent, name)) = path::split(&target) else { return Err(Error::Root("write a file over")) };
-    let dir = at::beneath_dir(root, parent).on("open", parent)?;
+    let dir = at::beneath_dir(root, parent).on("open", &target)?;
     let existing = at::stat(dir.as_fd(), name).on("stat", &target)?;
     match existing.as_ref().map(at::kind) {
         None | Some(FileType::RegularFile) => {}
@@ -117,7 +117,7 @@ pub fn mkfile(root: BorrowedFd<'_>, action: &MkfileAction) -> Result<(), Error> 
 pub fn symlink(root: BorrowedFd<'_>, action: &SymlinkAction) -> Result<(), Error> {
     let target = View::snapshot(root).resolve(action.path.as_bytes(), true)?;
     let Some((parent, name)) = path::split(&target) else { return Err(Error::Root("replace")) };
-    let dir = at::beneath_dir(root, parent).on("open", parent)?;
+    let dir = at::beneath_dir(root, parent).on("symlink", &target)?;
     rustix::fs::symlinkat(action.target.as_str(), &dir, name).on("make symlink", &target)?;
     settle(dir.as_fd(), name, &target, None, action.owner, action.timestamp_ns)
 }
@@ -153,7 +153,7 @@ fn rm_one(view: View<'_>, given: &[u8], allow_not_found: bool) -> Result<(), Err
     let target = view.resolve(given, false)?;
     let Some((parent, name)) = path::split(&target) else { return Err(Error::Root("remove")) };
     if view.stat(&target)?.is_none() {
-        return if allow_not_found { Ok(()) } else { Err(Errno::NOENT).on("remove", &target) };
+        return if allow_not_found { Ok(()) } else { Err(Errno::NOENT).on("stat", &target) };
     }
     let dir = at::beneath(view.root(), parent, OFlags::RDONLY | OFlags::DIRECTORY).on("open", parent)?;
     at::remove_all(dir.as_fd(), name).on("remove", &target)

@@ -127,6 +127,9 @@ pub(crate) fn of_context(context: &Context, revision: Option<&str>) -> Capture {
     capture
 }
 
+/// What provenance itself says, and no administrator in its place.
+const BUILTIN: [&str; 3] = ["buildConfig", "builderPlatform", "platform"];
+
 /// What an administrator adds to all provenance of a builder: the objects in the JSON files of a directory, later names over
 /// earlier ones. Blocking.
 ///
@@ -134,9 +137,19 @@ pub(crate) fn of_context(context: &Context, revision: Option<&str>) -> Capture {
 /// Where a file can't be read, or holds no object.
 pub(crate) fn environment(dir: &Path) -> Result<Map<String, Value>, String> {
     let mut all = Map::new();
-    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(all) };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
+    let failed = |e: std::io::Error| format!("provenance environment {}: {e}", dir.display());
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        entries => entries.map_err(failed)?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_dir && entry.path().extension().is_some_and(|end| end == "json") {
+            paths.push(entry.path());
+        }
+    }
     paths.sort();
     for path in paths {
         let failed = |why: String| format!("provenance environment {}: {why}", path.display());
@@ -144,5 +157,35 @@ pub(crate) fn environment(dir: &Path) -> Result<Map<String, Value>, String> {
         let map: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
         all.extend(map);
     }
-    Ok(all)
+    match BUILTIN.iter().find(|key| all.contains_key(**key)) {
+        Some(key) => {
+            Err(format!("key {key:?} is builtin and not allowed to be modified in provenance config"))
+        }
+        None => Ok(all),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_administrator_says_is_that_of_all_files_and_nothing_that_is_ours() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("written");
+        assert_eq!(environment(&dir.path().join("none")), Ok(Map::new()));
+        write("a.json", r#"{"one": 1, "both": "a"}"#);
+        write("b.json", r#"{"both": {"of": "b"}}"#);
+        write("c.txt", "no JSON");
+        std::fs::create_dir(dir.path().join("d.json")).expect("made");
+        let told = environment(dir.path()).expect("valid");
+        assert_eq!(Value::Object(told), serde_json::json!({"one": 1, "both": {"of": "b"}}));
+        write("e.json", r#"{"platform": "mine"}"#);
+        let error = environment(dir.path()).expect_err("one of ours");
+        assert!(error.contains("\"platform\" is builtin and not allowed"), "{error}");
+        write("e.json", "[]");
+        assert!(environment(dir.path()).expect_err("a list").contains("e.json"));
+        write("e.json", "{}");
+        assert!(environment(&dir.path().join("a.json")).is_err(), "a file is no directory");
+    }
 }

@@ -73,14 +73,14 @@ impl Readable {
 
 impl Readable {
     /// An error with the way out: a path that is not there has neighbours.
-    fn told(&self, error: lapstrake_fileop::Error) -> BuildError {
+    fn told(&self, error: lapstrake_fileop::Error, hashed: bool) -> BuildError {
         let path = match &error {
             lapstrake_fileop::Error::NotFound(path) => path.clone(),
             _ => return error.into(),
         };
         let view = self.view();
         let advice = advice::missing(&path, matches!(self, Self::Context(_)), |dir| view.names_in(dir));
-        let error = BuildError::from(error);
+        let error = BuildError::from(if hashed { error } else { error.looked_for() });
         advice.map_or_else(|| error.clone(), |advice| error.advised(advice))
     }
 }
@@ -145,7 +145,7 @@ pub(super) async fn checksum(
             Ok(digest)
         };
         let digests = selectors.iter().map(digest).collect::<Result<Vec<_>, _>>();
-        let digests = digests.map_err(|error| readable.told(error))?;
+        let digests = digests.map_err(|error| readable.told(error, true))?;
         Ok(super::key::joined(&digests))
     })
     .await
@@ -257,7 +257,10 @@ impl Operation {
             let number = first_action + at as i64;
             let onto_again = op.actions[at + 1..].iter().any(|a| a.input == action.input);
             let mut onto = self.onto(action.input, onto_again)?;
-            let done = self.act(action, &mut onto, cancel);
+            // What is changed is no content that an operation is known by: nobody has looked into it before.
+            let from = action.secondary_input;
+            let hashed = from < first_action && !op.actions.iter().any(|other| other.input == from);
+            let done = self.act(action, &mut onto, hashed, cancel);
             self.made.insert(number, Ok(onto));
             done?;
             if let Ok(output) = usize::try_from(action.output) {
@@ -328,7 +331,13 @@ impl Operation {
         Ok(id)
     }
 
-    fn act(&mut self, action: &pb::FileAction, onto: &mut Made, cancel: &Cancel) -> Result<(), BuildError> {
+    fn act(
+        &mut self,
+        action: &pb::FileAction,
+        onto: &mut Made,
+        hashed: bool,
+        cancel: &Cancel,
+    ) -> Result<(), BuildError> {
         use pb::file_action::Action;
         let root = onto.root.as_fd();
         let kind = action
@@ -340,7 +349,8 @@ impl Operation {
                 let owner = self.owner(copy.owner.as_ref(), onto)?;
                 let copy = copy_action(copy, owner)?;
                 let from = self.read(action.secondary_input)?;
-                lapstrake_fileop::copy(&from.view(), root, &copy, cancel).map_err(|e| from.told(e))?;
+                lapstrake_fileop::copy(&from.view(), root, &copy, cancel)
+                    .map_err(|e| from.told(e, hashed))?;
             }
             Action::Mkfile(file) => {
                 let owner = self.owner(file.owner.as_ref(), onto)?;

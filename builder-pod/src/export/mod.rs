@@ -130,9 +130,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) output: &'a Output,
 }
 
+/// An image that was made. The step that made it goes on where the image is yet to be pushed.
+struct Ready {
+    packed: Arc<Packed>,
+    step: Option<Step>,
+}
+
 /// Outputs that are made; images among them that go to registries have yet to be pushed.
 pub(crate) struct Made<'a> {
-    all: Vec<(Wanted<'a>, Option<Arc<Packed>>)>,
+    all: Vec<(Wanted<'a>, Option<Ready>)>,
     timings: Timings,
 }
 
@@ -149,8 +155,8 @@ pub(crate) async fn make<'a>(
     let began = Instant::now();
     let jobs = outputs.into_iter().map(|wanted| {
         async move |cancel: CancellationToken| {
-            let packed = make_one(engine, wanted, progress, &cancel).await?;
-            Ok((wanted, packed))
+            let ready = make_one(engine, wanted, progress, &cancel).await?;
+            Ok((wanted, ready))
         }
     });
     let all = together(cancel, jobs).await?;
@@ -160,8 +166,8 @@ pub(crate) async fn make<'a>(
 impl Made<'_> {
     /// The images, in the order of the outputs; files are none.
     pub(crate) fn images(&self) -> impl Iterator<Item = Option<Exported>> {
-        self.all.iter().map(|(wanted, packed)| {
-            let packed = packed.as_ref()?;
+        self.all.iter().map(|(wanted, ready)| {
+            let Ready { packed, .. } = ready.as_ref()?;
             Some(packed.exported(wanted.output, wanted.options.source_date_epoch))
         })
     }
@@ -175,16 +181,21 @@ impl Made<'_> {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<(BTreeMap<String, String>, Timings), BuildError> {
-        let Self { all, mut timings } = self;
+        let Self { mut all, mut timings } = self;
         let began = Instant::now();
         let mut jobs: Vec<Work<'_, BTreeMap<String, String>>> = Vec::new();
-        for (wanted, packed) in &all {
-            let (Output::Push(image), Some(packed)) = (wanted.output, packed) else { continue };
+        for (wanted, ready) in &mut all {
+            let (Output::Push(image), Some(Ready { packed, step })) = (wanted.output, ready) else {
+                continue;
+            };
+            let Some(step) = step.take() else { continue };
+            let packed = &*packed;
             jobs.push(Box::new(move |cancel| {
                 Box::pin(async move {
                     let bases = wanted.solved.iter().flat_map(|solved| solved.bases.iter().cloned());
                     let bases: Vec<_> = bases.collect();
-                    push::push(engine, packed, image, &bases, progress, &cancel).await?;
+                    let pushed = push::push(engine, packed, image, &bases, &step, &cancel).await;
+                    step.close(pushed)?;
                     Ok(BTreeMap::new())
                 })
             }));
@@ -246,7 +257,7 @@ async fn make_one(
     wanted: Wanted<'_>,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<Option<Arc<Packed>>, BuildError> {
+) -> Result<Option<Ready>, BuildError> {
     let Wanted { solved, options, output } = wanted;
     let image = match output {
         Output::Push(image) | Output::Image(image) => image,
@@ -256,13 +267,19 @@ async fn make_one(
             return Ok(None);
         }
     };
-    let packed = Arc::new(pack(engine, solved, options, image, progress, cancel).await?);
-    if !matches!(output, Output::Push(_) | Output::Image(_)) {
+    let (packed, step) = pack(engine, solved, options, image, progress, cancel).await?;
+    let packed = Arc::new(packed);
+    if matches!(output, Output::Push(_)) {
+        return Ok(Some(Ready { packed, step: Some(step) }));
+    }
+    step.done();
+    if !matches!(output, Output::Image(_)) {
         files::image(engine, &packed, output, options.source_date_epoch, progress, cancel).await?;
     }
-    Ok(Some(packed))
+    Ok(Some(Ready { packed, step: None }))
 }
 
+/// The image, and the step that has made it, which is open yet.
 async fn pack(
     engine: &Arc<Engine>,
     solved: &[Solved],
@@ -270,7 +287,7 @@ async fn pack(
     image: &Image,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<Packed, BuildError> {
+) -> Result<(Packed, Step), BuildError> {
     let docker = image.docker_media_types;
     let step = progress.step("exporting to image");
     let packed = async {
@@ -297,8 +314,10 @@ async fn pack(
         }
         Ok(packed)
     };
-    let packed = packed.await;
-    step.close(packed)
+    match packed.await {
+        Ok(packed) => Ok((packed, step)),
+        Err(error) => step.close(Err(error)),
+    }
 }
 
 async fn pack_one(

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_oci::{Descriptor, Digest, Reference};
@@ -15,18 +16,19 @@ use super::layers::Layer;
 use crate::engine::{Engine, Place, Resolved};
 use crate::error::{Asked, BuildError, chain};
 use crate::options::Image;
-use crate::progress::Progress;
+use crate::progress::Step;
 
 /// Blobs of one push that travel at the same time.
 const BLOBS_PARALLEL: usize = 4;
 
-/// Pushes blobs first, then the manifest under its digest, then the tags: a tag never names what is not there.
+/// Pushes blobs first, then the manifest under its digest, then the tags: a tag never names what is not there. As with BuildKit
+/// it is a part of the step that has made the image.
 pub(super) async fn push(
     engine: &Arc<Engine>,
     packed: &Arc<Packed>,
     image: &Image,
     bases: &[Arc<Resolved>],
-    progress: &Progress,
+    step: &Step,
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
     let client = engine.images().client().with_cancel(cancel.clone());
@@ -36,23 +38,44 @@ pub(super) async fn push(
         let client = insecure.as_ref().unwrap_or(&client);
         let repository = name.name();
         if !done.contains(&repository) {
-            let step = progress.step(&format!("pushing layers to {repository}"));
-            step.close(blobs(engine, client, packed, name, bases, cancel).await)?;
+            let pushed = blobs(engine, client, packed, name, bases, cancel);
+            part(step, "pushing layers", pushed).await?;
             done.push(repository);
-        }
-        let documents = &packed.documents;
-        let joined = documents.joined.iter().map(|image| &image.manifest);
-        for document in joined.chain(documents.beside.iter().map(|one| &one.manifest)) {
-            let target = pinned(name, document.1.digest);
-            let step = progress.step(&format!("pushing manifest for {target}"));
-            step.close(manifest(client, document, &target).await)?;
         }
         let digest = packed.documents.manifest.1.digest;
         let target = if image.by_digest { pinned(name, digest) } else { name.clone() };
-        let step = progress.step(&format!("pushing manifest for {target}"));
-        step.close(manifest(client, &packed.documents.manifest, &target).await)?;
+        let told = format!("pushing manifest for {}", name.with_digest(digest));
+        part(step, &told, manifests(client, packed, name, &target)).await?;
     }
     Ok(())
+}
+
+/// Does a part of a step; one that fails is the step's failure.
+async fn part(
+    step: &Step,
+    text: &str,
+    work: impl Future<Output = Result<(), BuildError>>,
+) -> Result<(), BuildError> {
+    let began = Instant::now();
+    step.begun(text);
+    work.await?;
+    step.part(text, began.elapsed());
+    Ok(())
+}
+
+/// The manifest, after those that it names.
+async fn manifests(
+    client: &Client,
+    packed: &Packed,
+    name: &Reference,
+    target: &Reference,
+) -> Result<(), BuildError> {
+    let documents = &packed.documents;
+    let joined = documents.joined.iter().map(|image| &image.manifest);
+    for document in joined.chain(documents.beside.iter().map(|one| &one.manifest)) {
+        manifest(client, document, &pinned(name, document.1.digest)).await?;
+    }
+    manifest(client, &documents.manifest, target).await
 }
 
 /// The name without its tag, by a digest.

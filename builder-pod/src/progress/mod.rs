@@ -342,6 +342,11 @@ impl Step {
         self.id
     }
 
+    /// Shows that a part of it has begun.
+    pub(crate) fn begun(&self, text: &str) {
+        self.progress.state().renderer.event(self.id, &StepEvent::part(text, Duration::ZERO, false));
+    }
+
     /// Shows that a part of it is done.
     pub(crate) fn part(&self, text: &str, took: Duration) {
         self.progress.state().renderer.event(self.id, &StepEvent::part(text, took, true));

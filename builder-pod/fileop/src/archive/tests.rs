@@ -100,7 +100,7 @@ fn later_entries_replace_earlier_ones_and_directories_merge() {
     ]);
     let (result, inside, _) = unpack_beside(&[], &bytes);
     // A file cannot be another entry's parent.
-    assert_eq!(result, Err("make directory \"/a\": not a directory".to_owned()));
+    assert_eq!(result, Err("make directory /a: not a directory".to_owned()));
     assert_eq!(inside, ["a=1 mode 644"]);
     let (result, inside, _) = unpack_beside(&[], &bytes[1024..]);
     assert_eq!(result, Ok(()));
