@@ -139,8 +139,8 @@ impl Stack {
                 value: origin.to_string().into_bytes(),
             });
         }
-        // Over nothing the deletions wait for what comes below.
-        if below.is_none() {
+        // Over nothing, or over what itself waits for it, the deletions wait for what comes below.
+        if below.is_none_or(|below| is_bare(&self.store, below)) {
             records.push(bare(active.id()));
         }
         let made = self.store.commit(active, CommitOptions { layer: None, records })?;
@@ -224,6 +224,21 @@ mod tests {
         let made_on_it = stack.difference(base, Some(top)).expect("made").expect("something");
         assert_eq!(names(&store, made_on_it), ["b"]);
         assert_eq!(origin(&store, made_on_it).map(|origin| origin.id), Some(top));
+
+        // What the second of two layers deletes is not in the first one.
+        let active = store.prepare(Some(top)).expect("prepared");
+        let device = rustix::fs::FileType::CharacterDevice;
+        let at = active.upper().join("a");
+        rustix::fs::mknodat(rustix::fs::CWD, at, device, rustix::fs::Mode::empty(), 0).expect("a whiteout");
+        let without = store.commit(active, CommitOptions::default()).expect("committed");
+        let two = stack.difference(base, Some(without)).expect("made").expect("something");
+        let other = snapshot(&store, None, &["a", "c"]);
+        let mut merged = other;
+        for layer in store.chain_bottom_first(two).expect("a chain") {
+            merged = stack.over(Some(merged), &layer).expect("made");
+        }
+        let whiteout = std::fs::symlink_metadata(store.snapshot_dir(merged).join("a")).expect("a whiteout");
+        assert!(whiteout.file_type().is_char_device());
 
         let other = snapshot(&store, None, &["c"]);
         let apart = stack.difference(top, Some(other)).expect("made").expect("something");

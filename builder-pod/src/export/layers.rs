@@ -89,6 +89,8 @@ impl Layer {
 struct Wanted {
     kind: Kind,
     estargz: bool,
+    /// Also layers that came from elsewhere are to be of this kind.
+    forced: bool,
     level: Option<i32>,
     userxattr: bool,
     docker: bool,
@@ -168,8 +170,8 @@ pub(super) async fn make(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (kind, level, userxattr) = (super::kind(image.compression), image.level, engine.userxattr());
     let estargz = image.estargz;
-    let wanted = Wanted { kind, estargz, level, userxattr, docker, epoch, threads };
     let forced = image.force_compression;
+    let wanted = Wanted { kind, estargz, forced, level, userxattr, docker, epoch, threads };
     let bases = solved
         .base
         .iter()
@@ -246,6 +248,7 @@ impl CacheLayers {
         let wanted = Wanted {
             kind: super::kind(export.compression),
             estargz: false,
+            forced: export.force_compression,
             level: export.compression_level,
             userxattr: engine.userxattr(),
             docker: false,
@@ -531,9 +534,14 @@ fn known(store: &Store, snapshot: &SnapshotInfo, wanted: Wanted) -> Option<Layer
         });
     }
     let facts = snapshot.layer.as_ref()?;
-    let fits =
-        |blob: &&Descriptor| is_there(store, blob) && media::kind_of(&blob.media_type) == Some(wanted.kind);
-    let blob = facts.blobs.iter().find(fits)?;
+    let there = || facts.blobs.iter().filter(|blob| is_there(store, blob));
+    let fitting = there().find(|blob| media::kind_of(&blob.media_type) == Some(wanted.kind));
+    // What no build made came with an image, and stays as it came.
+    let as_it_came = || match wanted.forced || created(store, snapshot).is_some() {
+        true => None,
+        false => there().find(|blob| media::kind_of(&blob.media_type).is_some()),
+    };
+    let blob = fitting.or_else(as_it_came)?;
     let (diff_id, tar_bytes) = (facts.diff_id, facts.tar_bytes);
     Some(Layer {
         descriptor: renamed(blob.clone()),

@@ -4,9 +4,13 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Stat;
+
 use super::tree::Tree;
 use super::{ApplyOptions, place};
-use crate::diff::{self, DiffOptions, Sink, entry_of, kind_of, layer_xattrs, same_as_below, same_status};
+use crate::diff::{
+    self, DiffOptions, Sink, entry_of, kind_of, layer_xattrs, same_as_below, same_owner_and_mode,
+};
 use crate::fsio;
 use crate::lower::{LowerChild, LowerDir};
 use crate::tar::{Entry, Kind};
@@ -47,66 +51,103 @@ pub fn stack_changes(
     options: &ApplyOptions,
 ) -> Result<Vec<String>> {
     let (to, from) = (LowerDir::root(to, options.userxattr)?, LowerDir::root(from, options.userxattr)?);
-    let mut links = Links { tree: Tree::open(upper, options)? };
-    differences(&mut links, &to, &from, &[])?;
-    links.tree.finish()
+    let mut differences =
+        Differences { links: Links { tree: Tree::open(upper, options)? }, waiting: Vec::new() };
+    differences.below(&to, &from, &[])?;
+    differences.links.tree.finish()
 }
 
-/// Gives what differs below one directory.
-fn differences(links: &mut Links<'_>, to: &LowerDir, from: &LowerDir, path: &[u8]) -> Result<()> {
-    if path.iter().filter(|b| **b == b'/').count() > limits::DEPTH_MAX {
-        return Err(Error::malformed(path, "directory is too deep"));
-    }
-    let list = |dir: &LowerDir| dir.names().map_err(|e| Error::io("list", path, e));
-    let names: BTreeSet<_> = list(to)?.into_iter().chain(list(from)?).collect();
-    for name in names {
-        let name = name.to_bytes();
-        let at = |name: &[u8]| if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
-        let full = at(name);
-        let fail = |e| Error::io("look at", &full, e);
-        let below = from.child(name).map_err(fail)?;
-        match to.child(name).map_err(fail)? {
-            LowerChild::Nothing => {
-                links.entry(&Entry::new(at(&[b".wh.", name].concat()), Kind::File), None)?;
-            }
-            LowerChild::Dir(dir, stat) => {
-                let xattrs = |dir: &LowerDir| {
-                    let raw = dir.top().map(fsio::xattrs_of).transpose().map_err(fail)?;
-                    layer_xattrs(raw.unwrap_or_default(), &full)
-                };
-                let (own, nothing) = (xattrs(&dir)?, LowerDir::empty());
-                let (lower, same) = match &below {
-                    LowerChild::Dir(lower, theirs) => {
-                        (lower, same_status(&stat, theirs) && xattrs(lower)? == own)
-                    }
-                    _ => (&nothing, false),
-                };
-                if !same {
-                    let path = [&full, &b"/"[..]].concat();
-                    links.entry(&entry_of(path, Kind::Dir, &stat, own, None), None)?;
+/// Gives what differs between two file systems.
+struct Differences<'a> {
+    links: Links<'a>,
+    /// Directories on the way down that are the same, given once something in them differs.
+    waiting: Vec<Entry>,
+}
+
+impl Differences<'_> {
+    /// What differs below one directory.
+    fn below(&mut self, to: &LowerDir, from: &LowerDir, path: &[u8]) -> Result<()> {
+        if path.iter().filter(|b| **b == b'/').count() > limits::DEPTH_MAX {
+            return Err(Error::malformed(path, "directory is too deep"));
+        }
+        let list = |dir: &LowerDir| dir.names().map_err(|e| Error::io("list", path, e));
+        let names: BTreeSet<_> = list(to)?.into_iter().chain(list(from)?).collect();
+        for name in names {
+            let name = name.to_bytes();
+            let at = |name: &[u8]| if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
+            let full = at(name);
+            let fail = |e| Error::io("look at", &full, e);
+            let below = from.child(name).map_err(fail)?;
+            match to.child(name).map_err(fail)? {
+                LowerChild::Nothing => {
+                    self.give(&Entry::new(at(&[b".wh.", name].concat()), Kind::File), None)?;
                 }
-                differences(links, &dir, lower, &full)?;
-            }
-            LowerChild::Other { part, stat } => {
-                let (dir, Some(kind)) = (to.part(part), kind_of(&stat)) else { continue };
-                let raw = fsio::xattrs_at(dir.as_fd(), name).map_err(fail)?;
-                let mut entry = entry_of(full.clone(), kind, &stat, layer_xattrs(raw, &full)?, None);
-                let mut file = None;
-                match entry.kind {
-                    Kind::File => file = Some(fsio::open_file(dir, name).map_err(fail)?),
-                    Kind::Symlink => {
-                        let target = rustix::fs::readlinkat(dir, name, Vec::new()).map_err(fail)?;
-                        entry.link = target.into_bytes();
-                    }
-                    _ => {}
-                }
-                if !same_as_below(&entry, file.as_ref(), name, &stat, &below, from)? {
-                    links.entry(&entry, Some((dir, name)))?;
+                LowerChild::Dir(dir, stat) => self.dir(&full, &dir, &stat, below)?,
+                LowerChild::Other { part, stat } => {
+                    self.leaf(&full, (to.part(part), name), &stat, &below, from)?;
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn dir(&mut self, full: &[u8], dir: &LowerDir, stat: &Stat, below: LowerChild) -> Result<()> {
+        let xattrs = |dir: &LowerDir| {
+            let raw = dir.top().map(fsio::xattrs_of).transpose();
+            layer_xattrs(raw.map_err(|e| Error::io("look at", full, e))?.unwrap_or_default(), full)
+        };
+        let own = xattrs(dir)?;
+        let (lower, same) = match below {
+            LowerChild::Dir(lower, theirs) => {
+                let same = same_owner_and_mode(stat, &theirs) && xattrs(&lower)? == own;
+                (lower, same)
+            }
+            _ => (LowerDir::empty(), false),
+        };
+        let entry = entry_of([full, b"/"].concat(), Kind::Dir, stat, own, None);
+        let level = self.waiting.len();
+        match same {
+            true => self.waiting.push(entry),
+            false => self.give(&entry, None)?,
+        }
+        self.below(dir, &lower, full)?;
+        self.waiting.truncate(level);
+        Ok(())
+    }
+
+    fn leaf(
+        &mut self,
+        full: &[u8],
+        (dir, name): (&OwnedFd, &[u8]),
+        stat: &Stat,
+        below: &LowerChild,
+        from: &LowerDir,
+    ) -> Result<()> {
+        let fail = |e| Error::io("look at", full, e);
+        let Some(kind) = kind_of(stat) else { return Ok(()) };
+        let raw = fsio::xattrs_at(dir.as_fd(), name).map_err(fail)?;
+        let mut entry = entry_of(full.to_vec(), kind, stat, layer_xattrs(raw, full)?, None);
+        let mut file = None;
+        match entry.kind {
+            Kind::File => file = Some(fsio::open_file(dir, name).map_err(fail)?),
+            Kind::Symlink => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new()).map_err(fail)?;
+                entry.link = target.into_bytes();
+            }
+            _ => {}
+        }
+        match same_as_below(&entry, file.as_ref(), name, stat, below, from)? {
+            true => Ok(()),
+            false => self.give(&entry, Some((dir, name))),
+        }
+    }
+
+    fn give(&mut self, entry: &Entry, at: Option<(&OwnedFd, &[u8])>) -> Result<()> {
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.links.entry(&waiting, None)?;
+        }
+        self.links.entry(entry, at)
+    }
 }
 
 /// Makes names in place of an archive.

@@ -37,7 +37,7 @@ pub struct DiffFacts {
 }
 
 /// Writes all that `upper`, a committed snapshot's directory, has, not knowing what lies below: what
-/// was copied up without a change is in the layer, and every new directory hides what may be below it.
+/// was copied up without a change is in the layer, and every new directory hides what may be below it, by a mark.
 /// Where the layers below are at hand, [`write_changes`] writes less.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ pub(crate) fn walk<S: Sink>(
     let root = fsio::open_root(upper).map_err(|e| Error::io_at("open", upper, e))?;
     let mut walk = Walk { sink, options, entries: 0, names: HashMap::new(), waiting: Vec::new() };
     walk.root(&root, lower)?;
-    walk.children(&root, lower, &[], 0)?;
+    walk.children(&root, lower, &[], 0, false)?;
     Ok((walk.sink, walk.entries))
 }
 
@@ -126,22 +126,41 @@ impl<S: Sink> Walk<'_, S> {
         Ok(())
     }
 
-    fn children(&mut self, dir: &OwnedFd, lower: Option<&LowerDir>, path: &[u8], depth: usize) -> Result<()> {
+    /// What is in a directory; of an opaque one also what of the layers below is not seen any more.
+    fn children(
+        &mut self,
+        dir: &OwnedFd,
+        lower: Option<&LowerDir>,
+        path: &[u8],
+        depth: usize,
+        opaque: bool,
+    ) -> Result<()> {
         if depth > limits::DEPTH_MAX {
             return Err(Error::malformed(path, "directory is too deep"));
         }
-        for name in fsio::list(dir).map_err(|e| Error::io("list", path, e))? {
+        let fail = |e| Error::io("list", path, e);
+        let mut names = fsio::list(dir).map_err(fail)?;
+        if let (true, Some(lower)) = (opaque, lower) {
+            names.extend(lower.names().map_err(fail)?);
+            names.sort_unstable();
+            names.dedup();
+        }
+        for name in names {
             let name = name.to_bytes();
             let full = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
             let fail = |e| Error::io("look at", &full, e);
-            let Some(stat) = fsio::stat(dir, name).map_err(fail)? else {
-                return Err(Error::io("look at", &full, Errno::NOENT));
-            };
             let below = lower.map(|lower| lower.child(name)).transpose().map_err(fail)?;
+            let Some(stat) = fsio::stat(dir, name).map_err(fail)? else {
+                if !opaque {
+                    return Err(Error::io("look at", &full, Errno::NOENT));
+                }
+                self.whiteout(path, name, below.as_ref())?;
+                continue;
+            };
             if fsio::is_whiteout(&stat) {
                 self.whiteout(path, name, below.as_ref())?;
             } else if fsio::kind(&stat) == FileType::Directory {
-                self.dir(dir, name, &full, &stat, below, depth)?;
+                self.dir((dir, name), &full, &stat, below, depth, opaque)?;
             } else if !self.is_whiteout_file(dir, name, &full, &stat)? {
                 self.leaf(dir, name, &full, &stat, lower.zip(below.as_ref()))?;
             } else {
@@ -151,31 +170,32 @@ impl<S: Sink> Walk<'_, S> {
         Ok(())
     }
 
+    /// A directory. One that is opaque hides what it was made over, name by name: as a mark it would also hide what
+    /// another layer has there that this one is laid over later.
     fn dir(
         &mut self,
-        parent: &OwnedFd,
-        name: &[u8],
+        (parent, name): (&OwnedFd, &[u8]),
         full: &[u8],
         stat: &Stat,
         below: Option<LowerChild>,
         depth: usize,
+        in_opaque: bool,
     ) -> Result<()> {
         let fail = |e| Error::io("open", full, e);
         let fd = fsio::open_dir(parent, name).map_err(fail)?;
         let raw = fsio::xattrs_of(&fd).map_err(fail)?;
-        let opaque = fsio::is_opaque(&raw, self.options.userxattr);
+        let opaque = in_opaque || fsio::is_opaque(&raw, self.options.userxattr);
         let xattrs = layer_xattrs(raw, full)?;
-        let (lower, unchanged, hides) = match below {
-            None => (None, false, opaque),
-            // Overlay marks every new directory; the mark matters where there is something to hide.
-            Some(LowerChild::Dir(..)) if opaque => (Some(LowerDir::empty()), false, true),
+        let (lower, unchanged) = match below {
+            None => (None, false),
             Some(LowerChild::Dir(dir, theirs)) => {
                 let their_xattrs = dir.top().map(fsio::xattrs_of).transpose().map_err(fail)?;
-                let same = same_status(stat, &theirs)
+                // As others' differs: a time alone is no change of a directory.
+                let same = same_owner_and_mode(stat, &theirs)
                     && layer_xattrs(their_xattrs.unwrap_or_default(), full)? == xattrs;
-                (Some(dir), same, false)
+                (Some(dir), same)
             }
-            Some(_) => (Some(LowerDir::empty()), false, false),
+            Some(_) => (Some(LowerDir::empty()), false),
         };
         let entry = self.entry([full, b"/"].concat(), Kind::Dir, stat, xattrs);
         let level = self.waiting.len();
@@ -184,10 +204,10 @@ impl<S: Sink> Walk<'_, S> {
         } else {
             self.start(&entry, None)?;
         }
-        if hides {
+        if opaque && lower.is_none() {
             self.mark([full, b"/.wh..wh..opq"].concat())?;
         }
-        self.children(&fd, lower.as_ref(), full, depth + 1)?;
+        self.children(&fd, lower.as_ref(), full, depth + 1, opaque)?;
         self.waiting.truncate(level);
         Ok(())
     }
@@ -395,11 +415,11 @@ pub(crate) fn same_as_below(
     same.map_err(|e| Error::io("compare", &entry.path, e))
 }
 
-fn same_owner_and_mode(a: &Stat, b: &Stat) -> bool {
+pub(crate) fn same_owner_and_mode(a: &Stat, b: &Stat) -> bool {
     (a.st_mode, a.st_uid, a.st_gid) == (b.st_mode, b.st_uid, b.st_gid)
 }
 
-pub(crate) fn same_status(a: &Stat, b: &Stat) -> bool {
+fn same_status(a: &Stat, b: &Stat) -> bool {
     same_owner_and_mode(a, b) && fsio::mtime(a) == fsio::mtime(b)
 }
 

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use super::*;
 use crate::testing::{Tree as Seen, assert_same, look, userns_here};
@@ -70,6 +70,13 @@ fn userns_what_is_stacked_is_what_unpacking_the_layer_would_give() {
     assert_same(&comparable(&stacked), &comparable(&unpacked));
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
     assert_eq!(inode(&stacked.join("d/added")), inode(&from.join("d/added")), "no data is copied");
+    let seen = LowerDir::root(&[stacked, options.lowers_top_first[0].clone()], true).unwrap();
+    let names = |dir| match seen.child(dir).unwrap() {
+        LowerChild::Dir(dir, _) => dir.names().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let hidden: Vec<_> = [c"mine", c"theirs"].map(std::ffi::CString::from).into();
+    assert_eq!(names(b"hidden"), hidden, "only what the layer was made over is hidden");
 }
 
 #[test]
@@ -80,8 +87,12 @@ fn userns_what_differs_laid_over_the_one_is_the_other() {
     let dir = tempfile::tempdir().unwrap();
     let (one, other, changes) =
         (dir.path().join("one"), dir.path().join("other"), dir.path().join("changes"));
-    write(&one, &["same/f", "gone/f", "d/changed", "d/gone", "file/in"]);
+    write(&one, &["same/f", "gone/f", "d/changed", "d/gone", "file/in", "way/down"]);
     write(&other, &["same/f", "d/changed", "d/new", "file", "new/f"]);
+    fs::create_dir(other.join("way")).unwrap();
+    for root in [&one, &other] {
+        fs::set_permissions(root.join("way"), fs::Permissions::from_mode(0o710)).unwrap();
+    }
     fs::write(other.join("d/changed"), "otherwise").unwrap();
     fs::create_dir(&changes).unwrap();
     // The same file with the same time.
