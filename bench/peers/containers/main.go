@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sort"
 	"strings"
 	"syscall"
 
@@ -25,6 +26,11 @@ import (
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	reflection "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
 )
 
 type scene func(context.Context, gateway.Client) error
@@ -52,6 +58,7 @@ var scenes = map[string]scene{
 	"released":    released,
 	"left-open":   leftOpen,
 	"many":        many,
+	"services":    services,
 }
 
 func main() {
@@ -483,4 +490,65 @@ func many(ctx context.Context, c gateway.Client) error {
 		return err
 	}
 	return ctr.Release(ctx)
+}
+
+// services says what the daemon tells of itself, and of the methods of a service.
+func services(ctx context.Context, _ gateway.Client) error {
+	conn, err := grpc.NewClient(os.Getenv("BUILDKIT_HOST"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stream, err := reflection.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	if err != nil {
+		return err
+	}
+	ask := func(request *reflection.ServerReflectionRequest) (*reflection.ServerReflectionResponse, error) {
+		if err := stream.Send(request); err != nil {
+			return nil, err
+		}
+		return stream.Recv()
+	}
+	list := &reflection.ServerReflectionRequest_ListServices{}
+	answer, err := ask(&reflection.ServerReflectionRequest{MessageRequest: list})
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, service := range answer.GetListServicesResponse().GetService() {
+		names = append(names, service.Name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		fmt.Println(name)
+		symbol := &reflection.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: name}
+		answer, err := ask(&reflection.ServerReflectionRequest{MessageRequest: symbol})
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(name, "moby.") {
+			if err := methods(answer, name); err != nil {
+				return err
+			}
+		}
+	}
+	return stream.CloseSend()
+}
+
+func methods(answer *reflection.ServerReflectionResponse, of string) error {
+	for _, bytes := range answer.GetFileDescriptorResponse().GetFileDescriptorProto() {
+		var file descriptorpb.FileDescriptorProto
+		if err := proto.Unmarshal(bytes, &file); err != nil {
+			return err
+		}
+		for _, service := range file.Service {
+			if file.GetPackage()+"."+service.GetName() != of {
+				continue
+			}
+			for _, method := range service.Method {
+				fmt.Println(" ", method.GetName(), method.GetInputType(), method.GetOutputType())
+			}
+		}
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ pub mod content;
 pub mod exporter;
 mod newer;
 pub mod policysession;
+pub mod reflection;
 
 pub use bollard_buildkit_proto::fsutil::types as fsutil;
 pub use bollard_buildkit_proto::google::rpc;

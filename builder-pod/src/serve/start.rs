@@ -138,6 +138,8 @@ async fn serve(config: Config, sandbox: &Sandbox) -> Result<ExitCode, BuildError
         .add_service(Service(contents))
         .add_service(Service(Traces(daemon.collector.clone())))
         .add_service(HealthServer::new(health::Serving))
+        .add_service(lapstrake_api::reflection::current().map_err(|e| BuildError::internal(chain(&e)))?)
+        .add_service(lapstrake_api::reflection::alpha().map_err(|e| BuildError::internal(chain(&e)))?)
         .serve_with_incoming_shutdown(listeners.incoming(&said), said.clone().cancelled_owned());
     let farewell = async {
         ended(&daemon, &stop).await;
