@@ -20,7 +20,7 @@ use crate::client::{Client, OutputFile, Tree};
 use crate::engine::{Engine, Watch};
 use crate::error::{BuildError, chain, is_no_space};
 use crate::options::{Destination, Directory, Files, Image, Output};
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 
 /// Blobs out of the store.
 pub(super) struct Blobs(pub(super) Store);
@@ -156,14 +156,9 @@ pub(super) async fn image(
     packed: &Arc<Packed>,
     output: &Output,
     epoch: Option<i64>,
-    progress: &Progress,
+    step: &Step,
     cancel: &CancellationToken,
 ) -> Result<(), BuildError> {
-    let name = match output {
-        Output::Docker { .. } => "exporting to docker image format",
-        _ => "exporting to oci image format",
-    };
-    let step = progress.step(name);
     for layer in &packed.layers {
         layer.fetch(engine, cancel).await?;
     }
@@ -200,7 +195,10 @@ pub(super) async fn image(
         };
         tokio::task::spawn_blocking(write).await.map_err(BuildError::internal)?
     };
-    step.close(abortable(cancel, work).await)
+    match output {
+        Output::Oci { tar: false, .. } => abortable(cancel, work).await,
+        _ => step.does("sending tarball", abortable(cancel, work)).await,
+    }
 }
 
 /// Writes an image into the content store that a client has for its exports: what is named before what names it.
@@ -278,11 +276,13 @@ pub(super) async fn rootfs(
         if matches!(output, Output::Local(..)) && !split && solved.len() > 1 {
             check_clash(&mut roots, solved).await?;
         }
-        let written = write(output, &files, roots, held, cancel).await;
+        let told = if matches!(output, Output::Local(..)) { "copying files" } else { "sending tarball" };
+        let written = step.does(told, write(output, &files, roots, held, cancel)).await;
         drop(dirs);
         written
     };
-    step.close(abortable(cancel, work).await)
+    let done = abortable(cancel, work).await;
+    step.close(done)
 }
 
 /// What is attested of a file system, as files.

@@ -10,7 +10,7 @@ pub(crate) mod response;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use lapstrake_handoff::{CacheTarget, Compression, Reason, Timings};
@@ -267,57 +267,55 @@ async fn make_one(
             return Ok(None);
         }
     };
-    let (packed, step) = pack(engine, solved, options, image, progress, cancel).await?;
-    let packed = Arc::new(packed);
-    if matches!(output, Output::Push(_)) {
-        return Ok(Some(Ready { packed, step: Some(step) }));
+    let step = progress.step(match output {
+        Output::Oci { .. } => "exporting to oci image format",
+        Output::Docker { .. } => "exporting to docker image format",
+        _ => "exporting to image",
+    });
+    let made = async {
+        let packed = Arc::new(pack(engine, solved, options, image, &step, cancel).await?);
+        match output {
+            Output::Push(_) | Output::Image(_) => {
+                image.names.iter().for_each(|name| step.part(&format!("naming to {name}"), Duration::ZERO));
+            }
+            _ => files::image(engine, &packed, output, options.source_date_epoch, &step, cancel).await?,
+        }
+        Ok(packed)
+    };
+    match made.await {
+        Ok(packed) if matches!(output, Output::Push(_)) => Ok(Some(Ready { packed, step: Some(step) })),
+        made => Ok(Some(Ready { packed: step.close(made)?, step: None })),
     }
-    step.done();
-    if !matches!(output, Output::Image(_)) {
-        files::image(engine, &packed, output, options.source_date_epoch, progress, cancel).await?;
-    }
-    Ok(Some(Ready { packed, step: None }))
 }
 
-/// The image, and the step that has made it, which is open yet.
 async fn pack(
     engine: &Arc<Engine>,
     solved: &[Solved],
     options: &BuildOptions,
     image: &Image,
-    progress: &Progress,
+    step: &Step,
     cancel: &CancellationToken,
-) -> Result<(Packed, Step), BuildError> {
+) -> Result<Packed, BuildError> {
     let docker = image.docker_media_types;
-    let step = progress.step("exporting to image");
-    let packed = async {
-        let (mut images, mut layers, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-        let attested = attested::goes_along(solved, options, image);
-        for of in solved {
-            let (mut one, mut its) = pack_one(engine, of, options, image, docker, &step, cancel).await?;
-            if attested && let Some(made) = attested::pack(engine, of, &one.0, image, &step)? {
-                one.0.attestation = Some(made.manifest.1.clone());
-                beside.push(made);
-            }
-            images.push(one);
-            layers.append(&mut its);
+    let (mut images, mut layers, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    let attested = attested::goes_along(solved, options, image);
+    for of in solved {
+        let (mut one, mut its) = pack_one(engine, of, options, image, docker, step, cancel).await?;
+        if attested && let Some(made) = attested::pack(engine, of, &one.0, image, step)? {
+            one.0.attestation = Some(made.manifest.1.clone());
+            beside.push(made);
         }
-        let began = Instant::now();
-        let packed = Packed::join(images, beside, layers, options, docker)?;
-        if !packed.documents.joined.is_empty() {
-            let (bytes, descriptor) = &packed.documents.manifest;
-            engine.store().put_blob(bytes)?;
-            step.part(&format!("exporting manifest list {}", descriptor.digest), began.elapsed());
-        }
-        for name in &image.names {
-            step.part(&format!("naming to {name}"), began.elapsed());
-        }
-        Ok(packed)
-    };
-    match packed.await {
-        Ok(packed) => Ok((packed, step)),
-        Err(error) => step.close(Err(error)),
+        images.push(one);
+        layers.append(&mut its);
     }
+    let began = Instant::now();
+    let packed = Packed::join(images, beside, layers, options, docker)?;
+    if !packed.documents.joined.is_empty() {
+        let (bytes, descriptor) = &packed.documents.manifest;
+        engine.store().put_blob(bytes)?;
+        step.part(&format!("exporting manifest list {}", descriptor.digest), began.elapsed());
+    }
+    Ok(packed)
 }
 
 async fn pack_one(

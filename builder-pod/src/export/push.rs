@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_oci::{Descriptor, Digest, Reference};
@@ -39,27 +38,14 @@ pub(super) async fn push(
         let repository = name.name();
         if !done.contains(&repository) {
             let pushed = blobs(engine, client, packed, name, bases, cancel);
-            part(step, "pushing layers", pushed).await?;
+            step.does("pushing layers", pushed).await?;
             done.push(repository);
         }
         let digest = packed.documents.manifest.1.digest;
         let target = if image.by_digest { pinned(name, digest) } else { name.clone() };
         let told = format!("pushing manifest for {}", name.with_digest(digest));
-        part(step, &told, manifests(client, packed, name, &target)).await?;
+        step.does(&told, manifests(client, packed, name, &target)).await?;
     }
-    Ok(())
-}
-
-/// Does a part of a step; one that fails is the step's failure.
-async fn part(
-    step: &Step,
-    text: &str,
-    work: impl Future<Output = Result<(), BuildError>>,
-) -> Result<(), BuildError> {
-    let began = Instant::now();
-    step.begun(text);
-    work.await?;
-    step.part(text, began.elapsed());
     Ok(())
 }
 

@@ -347,6 +347,19 @@ impl Step {
         self.progress.state().renderer.event(self.id, &StepEvent::part(text, Duration::ZERO, false));
     }
 
+    /// Does a part of it, and shows when that begins and is done; one that fails is the step's failure.
+    pub(crate) async fn does<T>(
+        &self,
+        text: &str,
+        work: impl Future<Output = Result<T, BuildError>>,
+    ) -> Result<T, BuildError> {
+        let began = Instant::now();
+        self.begun(text);
+        let done = work.await?;
+        self.part(text, began.elapsed());
+        Ok(done)
+    }
+
     /// Shows that a part of it is done.
     pub(crate) fn part(&self, text: &str, took: Duration) {
         self.progress.state().renderer.event(self.id, &StepEvent::part(text, took, true));
