@@ -247,7 +247,10 @@ impl Settings {
             }
             source = error.source();
         }
-        let mut told = brief(&told);
+        // Only the text tells which host was asked.
+        let host = told.split_once("://").and_then(|(_, rest)| rest.split(['/', ':', ' ']).next());
+        let host = host.unwrap_or_default().to_owned();
+        let mut told = brief(&lapstrake_registry::told_as_go(told, &host));
         let secrets: Vec<&Redacted> = match &self.kind {
             Kind::S3(S3 { credentials: Some((key, secret, token)), .. }) => {
                 [key, secret].into_iter().chain(token).collect()

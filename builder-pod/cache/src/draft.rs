@@ -48,10 +48,19 @@ impl Draft {
         inputs: impl IntoIterator<Item = Vec<(RecordId, Option<Digest>)>>,
     ) -> Option<RecordId> {
         let text = |selector: Option<Digest>| selector.map(|s| s.to_string()).unwrap_or_default();
-        let inputs: Vec<Links> = inputs
-            .into_iter()
-            .map(|links| links.into_iter().map(|(id, selector)| (id, text(selector))).collect())
-            .collect();
+        let links = |links: Vec<(RecordId, Option<Digest>)>| {
+            links.into_iter().map(|(id, selector)| (id, text(selector))).collect()
+        };
+        self.linked(digest, inputs.into_iter().map(links))
+    }
+
+    /// The same, with what is used in the words of a cache that was read.
+    pub fn linked(
+        &mut self,
+        digest: Digest,
+        inputs: impl IntoIterator<Item = Vec<(RecordId, String)>>,
+    ) -> Option<RecordId> {
+        let inputs: Vec<Links> = inputs.into_iter().map(|links| links.into_iter().collect()).collect();
         if inputs.iter().any(BTreeSet::is_empty) {
             return None;
         }

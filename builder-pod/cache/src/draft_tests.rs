@@ -60,6 +60,14 @@ proptest! {
         let records = Records::parse(&serde_json::to_vec(&config).unwrap(), &layers).unwrap();
         for (at, nodes) in found(&records, &steps).into_iter().enumerate() {
             prop_assert!(!nodes.is_empty(), "step {at} of {steps:?}");
+            for origin in nodes.iter().map(|node| records.origin(*node).unwrap()) {
+                let own = &draft.nodes[ids[at].0];
+                prop_assert_eq!(origin.digest, own.digest);
+                let links = |inputs: &[Links]| inputs.iter().map(|links| links.iter().map(|(_, s)| s.clone()).collect::<Vec<_>>()).collect::<Vec<_>>();
+                let read: Vec<Vec<String>> =
+                    origin.inputs.iter().map(|links| links.iter().map(|(_, s)| s.clone()).collect()).collect();
+                prop_assert_eq!(read, links(&own.inputs));
+            }
             let written = draft.nodes[ids[at].0].result.as_ref().map(|(layers, _)| layers.clone());
             let read = nodes.iter().flat_map(|node| records.results(*node)).map(|r| r.layers.clone()).next();
             prop_assert_eq!(read, written);

@@ -19,7 +19,7 @@ mod records;
 
 pub use draft::{Draft, RecordId};
 pub use error::Error;
-pub use records::{Alternatives, Found, NodeId, Records};
+pub use records::{Alternatives, Found, NodeId, Origin, Records};
 
 use lapstrake_oci::Digest;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::Timestamp;
 use lapstrake_oci::{Descriptor, Digest};
 
-use crate::doc::{Config, Layer, Record};
+use crate::doc::{Config, Input, Layer, Record};
 use crate::limits::{CHAIN_LAYERS_MAX, RECORDS_MAX};
 use crate::{Error, limits};
 
@@ -33,9 +33,19 @@ struct Link {
     inputs: usize,
 }
 
+/// What leads to a record: its name, and for each input all records that it may be, with what of them is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The record's name: [`crate::record_digest`] or [`crate::content_record`].
+    pub digest: Digest,
+    /// Its inputs. None is empty, and none leads back to the record.
+    pub inputs: Vec<Vec<(NodeId, String)>>,
+}
+
 /// The records of one cache.
 #[derive(Debug, Default)]
 pub struct Records {
+    origins: HashMap<NodeId, Origin>,
     roots: HashMap<Digest, BTreeSet<NodeId>>,
     links: HashMap<Link, BTreeSet<NodeId>>,
     results: HashMap<NodeId, Vec<Found>>,
@@ -102,6 +112,12 @@ impl Records {
                 self.links.entry(link).or_default().insert(id);
             }
         }
+        let linked = |input: &Vec<Input>| {
+            let link = |link: &Input| Ok((NodeId(position(link.link, usize::MAX)?), link.selector.clone()));
+            input.iter().map(link).collect::<Result<Vec<_>, Error>>()
+        };
+        let inputs = record.inputs.iter().map(linked).collect::<Result<Vec<_>, _>>()?;
+        self.origins.insert(id, Origin { digest, inputs });
         let mut results = Vec::new();
         for result in &record.results {
             let layers = below(layers, result.layer)?;
@@ -152,6 +168,11 @@ impl Records {
             all.retain(|id| these.contains(id));
         }
         all
+    }
+
+    /// What leads to a record; `None` of one whose name is of no use to anybody.
+    pub fn origin(&self, id: NodeId) -> Option<&Origin> {
+        self.origins.get(&id)
     }
 
     /// Results of a record, the newest first.

@@ -302,6 +302,7 @@ fn clean(text: &str) -> String {
 
 /// The message of an error with all its sources, without addresses: those may hold signed queries.
 pub(crate) fn chain(error: reqwest::Error) -> String {
+    let host = error.url().and_then(|url| url.host_str()).unwrap_or_default().to_owned();
     let error = error.without_url();
     let mut text = String::new();
     let mut source: Option<&dyn std::error::Error> = Some(&error);
@@ -316,7 +317,22 @@ pub(crate) fn chain(error: reqwest::Error) -> String {
         }
         source = error.source();
     }
-    clean(&text)
+    clean(&told_as_go(text, &host))
+}
+
+/// What resolvers say of a name that nobody knows.
+const UNKNOWN: [&str; 3] =
+    ["Name or service not known", "Name does not resolve", "No address associated with hostname"];
+
+/// The words of a failed connection to `host`. A name that nobody knows is told as Go's resolver tells it: those who read a
+/// builder's errors look for that.
+pub fn told_as_go(text: String, host: &str) -> String {
+    match text.split_once("dns error") {
+        Some((before, after)) if UNKNOWN.iter().any(|unknown| after.contains(unknown)) => {
+            format!("{before}dial tcp: lookup {host}: no such host")
+        }
+        _ => text,
+    }
 }
 
 #[cfg(test)]
@@ -335,6 +351,19 @@ mod tests {
         assert_eq!(error.to_string(), text);
         assert_eq!(error.full(), format!("{text}; check the tag"));
         assert_eq!(error.class(), Class::NotFound);
+    }
+
+    #[test]
+    fn a_name_that_nobody_knows_is_told_as_go_tells_it() {
+        let told = |text: &str| told_as_go(text.to_owned(), "r.example");
+        let asked = "sending: dns error: failed to lookup address information: ";
+        assert_eq!(
+            told(&format!("{asked}Name or service not known")),
+            "sending: dial tcp: lookup r.example: no such host"
+        );
+        let later = format!("{asked}Temporary failure in name resolution");
+        assert_eq!(told(&later), later, "it may be known");
+        assert_eq!(told("connection refused"), "connection refused");
     }
 
     #[test]

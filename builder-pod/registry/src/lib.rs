@@ -32,7 +32,7 @@ mod watched;
 pub use body::{BlobReader, BlobSource, Progress};
 pub use client::{Client, Config};
 pub use credentials::Credentials;
-pub use error::{Class, Error, Kind};
+pub use error::{Class, Error, Kind, told_as_go};
 pub use hosts::{HostConfig, HostsConfig};
 pub use keeper::{Answer as KeeperAnswer, Keeper, KeptToken, TokenWanted};
 pub use limits::Limits;

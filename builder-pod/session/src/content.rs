@@ -112,7 +112,7 @@ impl Session {
 
     fn of_store<T>(&self, action: &'static str, store: &str, message: T) -> Result<tonic::Request<T>, Error> {
         let mut request = tonic::Request::new(message);
-        header::put(request.metadata_mut(), STORE_HEADER, &[store.to_owned()])
+        header::put_plain(request.metadata_mut(), STORE_HEADER, store)
             .map_err(|status| self.failed(action, status))?;
         Ok(request)
     }

@@ -60,6 +60,15 @@ fn decoded(metadata: &MetadataMap, key: &str) -> String {
     if encoded { unescape(&value).unwrap_or(value) } else { value }
 }
 
+/// Adds a value as it is, which a client looks up unread: one that would have to be escaped is refused, in the words of Go's gRPC.
+pub(crate) fn put_plain(metadata: &mut MetadataMap, key: &str, value: &str) -> Result<(), Status> {
+    if value.bytes().any(|byte| !(0x20..0x7f).contains(&byte)) {
+        let why = format!("header key {key:?} contains value with non-printable ASCII characters");
+        return Err(Status::internal(why));
+    }
+    put(metadata, key, &[value.to_owned()])
+}
+
 /// Adds `values` under `key`, all escaped when one of them needs it, which a companion header then says.
 pub(crate) fn put(metadata: &mut MetadataMap, key: &str, values: &[String]) -> Result<(), Status> {
     let invalid = |_| Status::invalid_argument(format!("{key:?} cannot be a header"));
@@ -124,6 +133,18 @@ mod tests {
         assert_eq!(metadata.get("include-patterns-encoded").expect("said"), "1");
         assert_eq!(unescape("%C3%BC%25+").as_deref(), Some("ü% "));
         assert_eq!(unescape("%C"), None);
+    }
+
+    #[test]
+    fn a_name_that_is_looked_up_unread_is_never_escaped() {
+        let mut metadata = MetadataMap::new();
+        put_plain(&mut metadata, "store", "local:/a b").expect("put");
+        assert_eq!(metadata.get("store").expect("value"), "local:/a b");
+        let refused = put_plain(&mut metadata, "store", "local:é").expect_err("it is not ASCII");
+        assert_eq!(
+            refused.message(),
+            "header key \"store\" contains value with non-printable ASCII characters"
+        );
     }
 
     #[test]

@@ -330,6 +330,20 @@ impl Images {
         self.fetch_from(&place, blob, progress, cancel).await
     }
 
+    /// Whether a blob is here, or where a cache says that it is. Who would have to ask over a network takes the cache's word.
+    pub(super) async fn is_there(&self, place: &Place, digest: Digest) -> bool {
+        let theirs = match place {
+            Place::Registry { .. } | Place::Bucket(_) => return true,
+            Place::Directory(dir) => {
+                tokio::fs::try_exists(dir.join("blobs/sha256").join(digest.hex())).await.ok()
+            }
+            Place::Client { receiver, store } => {
+                receiver.content_bytes(store, digest).await.ok().map(|bytes| bytes.is_some())
+            }
+        };
+        theirs == Some(true) || self.store.has_blob(&digest)
+    }
+
     /// The same from wherever it is.
     pub(crate) async fn fetch_from(
         &self,

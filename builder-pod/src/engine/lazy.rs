@@ -1,14 +1,15 @@
 //! From a result that is somewhere else to a snapshot, when something needs it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lapstrake_cache::NodeId;
 use lapstrake_oci::Digest;
 use lapstrake_solver::{CacheKey, Derivation, Record, Step, World as _};
 use lapstrake_store::{SnapshotId, Table};
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Kept, Lazy, Res};
+use super::{Cache, Engine, Kept, Lazy, Res};
 use crate::error::BuildError;
 
 /// One at a time for what begins with the same layer: results of one build share most of theirs.
@@ -87,12 +88,29 @@ impl Engine {
         self.remote.derivation(key).or_else(|| self.kept(key)?.derivation.map(Arc::new))
     }
 
-    /// What is known as a result of a key, without looking into any cache anew.
+    /// What is known as a result of a key: what the build found or made, else what a cache has that nothing asked for.
     pub(crate) fn result_of(&self, key: CacheKey, output: u32) -> Option<Res> {
         let output = output as usize;
         let hit = || self.remote.hit(key)?.into_iter().nth(output)?;
         let here = || self.kept(key)?.there(&self.store).into_iter().nth(output)?;
-        hit().or_else(here)
+        let there =
+            || self.remote.look_up(key, &|key| self.derivation(key))?.into_iter().nth(output).flatten();
+        hit().or_else(here).or_else(there)
+    }
+
+    /// The records that a result is in caches of other builds.
+    pub(crate) fn same_in_caches(&self, key: CacheKey, output: u32) -> Vec<(Arc<Cache>, BTreeSet<NodeId>)> {
+        self.remote.same(key, output, &|key| self.derivation(key))
+    }
+
+    /// Whether all layers of a result can be had, as far as that costs no more than asking.
+    pub(crate) async fn is_there(&self, lazy: &Lazy) -> bool {
+        for layer in &lazy.layers {
+            if !self.images.is_there(&layer.place, layer.blob.digest).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// A result that operations can work on.

@@ -57,7 +57,7 @@ use lazy::not_realised;
 pub(crate) use merge::{is_bare, origin};
 pub(crate) use outside::Facts as SourceFacts;
 pub(crate) use program::Program;
-pub(crate) use remote::{Lazy, LazyLayer, Place, Remote};
+pub(crate) use remote::{Cache, Lazy, LazyLayer, Place, Remote};
 
 /// When snapshots were made (RFC 3339), by their id.
 pub(crate) const CREATED: Table = Table::named("created");
@@ -576,7 +576,11 @@ impl World for Engine {
         if let Ok(results) = &result {
             for (output, result) in results.iter().enumerate() {
                 if let (Res::Snapshot(Some(id)), Some(text)) = (result, about(vertex, output)) {
-                    self.store.put(ABOUT, id.to_string().as_bytes(), text.as_bytes()).ok(); // for people only
+                    let id = id.to_string();
+                    // The same files that come another way later, as an image's layer, are what they were.
+                    if self.store.get(ABOUT, id.as_bytes()).is_none() {
+                        self.store.put(ABOUT, id.as_bytes(), text.as_bytes()).ok(); // for people only
+                    }
                 }
             }
         }

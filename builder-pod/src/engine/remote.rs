@@ -98,8 +98,10 @@ impl Lazy {
     }
 }
 
-struct Cache {
-    records: Records,
+/// A cache that was read.
+pub(crate) struct Cache {
+    /// What it knows.
+    pub(crate) records: Records,
     place: Arc<Place>,
 }
 
@@ -281,6 +283,22 @@ impl Remote {
         };
         (0..outputs)
             .any(|output| self.nodes(key, output, &caches, derivation).iter().any(|nodes| !nodes.is_empty()))
+    }
+
+    /// The records that a result is, by the caches that have it.
+    pub(super) fn same(
+        &self,
+        key: CacheKey,
+        output: u32,
+        derivation: &dyn Fn(CacheKey) -> Option<Arc<Derivation>>,
+    ) -> Vec<(Arc<Cache>, BTreeSet<NodeId>)> {
+        let caches = self.caches();
+        if caches.is_empty() {
+            return Vec::new();
+        }
+        let nodes = self.nodes(key, output, &caches, derivation);
+        let same = caches.into_iter().zip(nodes.iter().cloned());
+        same.filter(|(_, nodes)| !nodes.is_empty()).collect()
     }
 
     /// The records that a result is, in each cache. Without recursion: a build may be a chain of any length.

@@ -1,6 +1,6 @@
 //! What a build did, as a cache that other builders read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,14 +8,14 @@ use std::time::Instant;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use lapstrake_cache::limits::BUILDKIT_BYTES_MAX;
 use lapstrake_cache::manifest::Form;
-use lapstrake_cache::{Draft, RecordId, content_record, inline, record_digest};
+use lapstrake_cache::{Draft, RecordId, inline};
 use lapstrake_handoff::{CacheExport, CacheMode, CacheStore, CacheTarget, Reason};
 use lapstrake_image::{export, media};
 use lapstrake_oci::{Descriptor, Digest, Reference};
-use lapstrake_solver::CacheKey;
 use lapstrake_store::{SnapshotId, SnapshotInfo};
 use tokio_util::sync::CancellationToken;
 
+use super::collect::{Collected, collect};
 use super::{files, layers, push};
 use crate::build::{Solved, abortable};
 use crate::client::cache_store;
@@ -63,64 +63,14 @@ pub(super) async fn cache(
     }
 }
 
-/// The records of a build: what leads to its results, with the results themselves.
-struct Collected {
-    draft: Draft,
-    results: Vec<(RecordId, Res)>,
-}
-
-/// Follows keys from the targets down. Without recursion: a build may be a chain of any length.
-fn collect(engine: &Engine, targets: impl IntoIterator<Item = (CacheKey, u32)>) -> Collected {
-    let mut draft = Draft::new();
-    let mut results = Vec::new();
-    let mut known: HashMap<(CacheKey, u32), Option<RecordId>> = HashMap::new();
-    let mut entered = HashSet::new();
-    let mut stack: Vec<_> = targets.into_iter().collect();
-    while let Some(&(key, output)) = stack.last() {
-        if known.contains_key(&(key, output)) {
-            stack.pop();
-            continue;
-        }
-        let Some(derived) = engine.derivation(key) else {
-            known.insert((key, output), None);
-            continue;
-        };
-        let inputs = derived.inputs.iter().filter_map(|input| input.key);
-        let missing: Vec<_> = inputs.filter(|input| !known.contains_key(input)).collect();
-        if entered.insert((key, output)) && !missing.is_empty() {
-            stack.extend(missing);
-            continue;
-        }
-        let mut inputs = Vec::with_capacity(derived.inputs.len());
-        for input in &derived.inputs {
-            let mut links = Vec::new();
-            if let Some(id) = input.key.and_then(|key| known.get(&key).copied().flatten()) {
-                links.push((id, input.selector));
-            }
-            if let Some(id) = input.content.and_then(|content| draft.record(content_record(&content), [])) {
-                links.push((id, None));
-            }
-            inputs.push(links);
-        }
-        // Base images have records, but no layers: they are where they came from.
-        let is_source = inputs.is_empty();
-        let id = draft.record(record_digest(&derived.operation, output), inputs);
-        known.insert((key, output), id);
-        if let Some(id) = id.filter(|_| !is_source)
-            && let Some(result) = engine.result_of(key, output)
-        {
-            results.push((id, result));
-        }
-    }
-    Collected { draft, results }
-}
-
 /// A file system by the layers that it consists of: each as a snapshot, as a chain of diff ids, or both.
 type Marks = Vec<(Option<SnapshotId>, Option<Digest>)>;
 
 fn marks(engine: &Engine, solved: &Solved) -> Result<Marks, BuildError> {
     if let Some(lazy) = &solved.lazy {
-        return Ok(lazy.layers.iter().map(|layer| (None, Some(layer.chain))).collect());
+        // What the export itself unpacked is known as a snapshot since.
+        let mark = |chain| (engine.store().snapshot_of_chain(&chain), Some(chain));
+        return Ok(lazy.layers.iter().map(|layer| mark(layer.chain)).collect());
     }
     let Some(top) = solved.snapshot else { return Ok(Vec::new()) };
     let chain = engine.store().chain_bottom_first(top)?;
@@ -236,6 +186,8 @@ impl Job<'_> {
         for (id, result) in results {
             match result {
                 Res::Snapshot(Some(top)) => chains.push((id, self.engine.store().chain_bottom_first(top)?)),
+                // What a cache has lost stays a record, by which others find what rests on it.
+                Res::Lazy(lazy) if !self.engine.is_there(&lazy).await => {}
                 Res::Lazy(lazy) => all.push((id, lazy.layers.iter().map(layers::Layer::of_lazy).collect())),
                 Res::Snapshot(None) | Res::Context(_) => {}
             }

@@ -2,6 +2,7 @@
 
 mod attested;
 mod cache;
+mod collect;
 mod files;
 mod layers;
 mod making;

@@ -75,6 +75,30 @@ fn a_second_machine_runs_nothing_with_a_cache_in_a_directory_and_makes_the_same_
     assert!(third.ran().is_empty(), "{}", third.stderr());
 }
 
+/// What the index of a layout names.
+fn named(layout: &Path) -> Vec<String> {
+    let bytes = std::fs::read(layout.join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let all = index["manifests"].as_array().unwrap().iter();
+    all.map(|one| one["digest"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_cache_that_is_written_again_of_one_that_was_read_is_the_same() {
+    let lab = Lab::new();
+    let dir = app(&lab);
+    let (first, again) = (lab.path("first"), lab.path("again"));
+    let to = |dir: &Path| local("dest", dir, ",mode=max");
+    lab.build_in("one", &dir).args(["--cache-to", &to(&first)]).ok();
+    let second = lab
+        .build_in("two", &dir)
+        .args(["--cache-from", &local("src", &first, ""), "--cache-to", &to(&again)])
+        .ok();
+    // The copy of a stage was found by its definition, so that nobody asked for what it reads.
+    assert!(second.ran().is_empty(), "{}", second.stderr());
+    assert_eq!(named(&again), named(&first));
+}
+
 /// How many blobs of a layout are packed by gzip, and how many by zstd.
 fn packed(layout: &Path) -> [usize; 2] {
     let mut found = [0, 0];
