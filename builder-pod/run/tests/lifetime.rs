@@ -54,6 +54,25 @@ fn a_program_beside_a_step_s_own_is_in_the_same_tree_and_signals_arrive() {
 }
 
 #[test]
+fn signals_that_who_started_the_builder_ignores_mean_to_a_step_what_they_mean() {
+    for setting in SETTINGS {
+        let bench = Bench::new(setting);
+        let step = bench.command();
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "trap '' HUP INT USR1; exec \"$0\" \"$@\""]).arg(step.get_program());
+        command.args(step.get_args());
+        let spec = bench.spec(&["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]);
+        let output = bench.start_as(command, &spec).wait_with_output().expect("it ends");
+        let ran = Bench::ran(&spec, &output);
+        let sets =
+            ran.stdout.lines().filter_map(|line| u64::from_str_radix(line.split_once('\t')?.1, 16).ok());
+        // What is beyond 31 is the C library's.
+        let sets: Vec<u64> = sets.map(|set| set & 0x7fff_ffff).collect();
+        assert_eq!(sets, [0, 0], "{setting:?} {ran:?}");
+    }
+}
+
+#[test]
 fn programs_have_terminals_of_their_own() {
     for setting in SETTINGS {
         let bench = Bench::new(setting);

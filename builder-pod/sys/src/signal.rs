@@ -55,15 +55,18 @@ impl SignalQueue {
     }
 }
 
-/// Unblocks all signals and gives those that Rust's runtime ignores their default action back:
-/// what a fresh program expects.
+/// Unblocks all signals and gives them their default actions back, which Rust's runtime changes and who started us may have
+/// changed (`nohup`): what a fresh program expects.
 pub fn reset_for_exec() -> Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: the set is initialised by `sigemptyset`; SIG_DFL is a valid handler.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=libc::SIGRTMAX() {
+            // Those of the C library and those that cannot be caught refuse, and are as they were.
+            libc::signal(signal, libc::SIG_DFL);
+        }
     }
     Ok(())
 }
