@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use lapstrake_oci::Digest;
 use lapstrake_store::{
-    CacheDir, CacheDirKey, CommitOptions, Disk, Durability, ItemId, Job, Kind, Limits, Record, Rule, Sharing,
-    SnapshotId, Store, Table,
+    CacheDir, CacheDirKey, CommitOptions, Disk, Durability, Error, ItemId, Job, Kind, Limits, Record, Rule,
+    Sharing, SnapshotId, Store, Table,
 };
 use proptest::prelude::*;
 
@@ -44,6 +44,21 @@ fn check_account(store: &Store) -> u64 {
     let total = store.usage().unwrap().total_bytes();
     assert_eq!(total, walked(store.root()));
     total
+}
+
+/// Opens a store, once what a kill left in its trash is gone. A process that another test is just starting has the lock of a store
+/// that was closed until it is the program that it becomes.
+fn opened(root: &Path) -> Store {
+    let store = loop {
+        match Store::open(root) {
+            Err(Error::Busy { .. }) => std::thread::yield_now(),
+            store => break store.unwrap(),
+        }
+    };
+    while std::fs::read_dir(root.join("trash")).unwrap().next().is_some() {
+        std::thread::yield_now();
+    }
+    store
 }
 
 fn take(store: &Store, id: &str) -> CacheDir {
@@ -168,7 +183,7 @@ fn the_account_counts_blocks_and_each_file_once() {
 #[test]
 fn a_directory_that_changes_deep_inside_is_counted_right_whoever_measured_before() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     let deep = store.side_dir("local").unwrap().join("client/a/b");
     std::fs::create_dir_all(&deep).unwrap();
     let changed = |store: &Store, name: &str| {
@@ -189,14 +204,14 @@ fn a_directory_that_changes_deep_inside_is_counted_right_whoever_measured_before
     let job = changed(&store, "four");
     std::fs::write(deep.join("five"), vec![1; 100_000]).unwrap();
     drop((job, store));
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     check_account(&store);
 }
 
 #[test]
 fn files_that_two_snapshots_have_count_once_until_and_after_one_of_them_goes() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     let old = snapshot(&store, None, 400_000);
     check_account(&store);
     let active = store.prepare(None).unwrap();
@@ -206,7 +221,7 @@ fn files_that_two_snapshots_have_count_once_until_and_after_one_of_them_goes() {
     store.shares_files(old);
     let both = check_account(&store);
     drop(store);
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     check_account(&store);
     let job = store.job();
     assert!(store.has_snapshot(new));
@@ -219,7 +234,7 @@ fn files_that_two_snapshots_have_count_once_until_and_after_one_of_them_goes() {
 #[test]
 fn sizes_that_were_measured_hold_in_the_next_process_and_uses_that_a_kill_cut_off_do_not() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     snapshot(&store, None, 50_000);
     std::fs::write(take(&store, "m").path().join("f"), vec![1; 100_000]).unwrap();
     check_account(&store);
@@ -232,7 +247,7 @@ fn sizes_that_were_measured_hold_in_the_next_process_and_uses_that_a_kill_cut_of
     let copy = tempfile::tempdir().unwrap();
     let status = Command::new("cp").arg("-a").arg(dir.path()).arg(copy.path().join("s")).status().unwrap();
     assert!(status.success());
-    check_account(&Store::open(copy.path().join("s")).unwrap());
+    check_account(&opened(&copy.path().join("s")));
 }
 
 #[test]
@@ -275,7 +290,7 @@ fn what_a_job_saw_stays_until_it_ends() {
 #[test]
 fn the_least_recently_used_goes_and_uses_are_remembered() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     let all: Vec<SnapshotId> = (0..6).map(|_| snapshot(&store, None, 200_000)).collect();
     store.flush().unwrap();
     for (age, id) in all.iter().enumerate() {
@@ -287,13 +302,13 @@ fn the_least_recently_used_goes_and_uses_are_remembered() {
             .unwrap();
     }
     drop(store);
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     // A use of the oldest one makes it the newest, also for the next process.
     let job = store.job();
     assert!(store.has_snapshot(all[0]));
     drop(job);
     drop(store);
-    let store = Store::open(dir.path()).unwrap();
+    let store = opened(dir.path());
     let total = store.usage().unwrap().total_bytes();
     let limits = Limits { max_bytes: Some(total - 300_000), ..Limits::default() };
     let done = store.collect_to(&limits).unwrap();
@@ -419,7 +434,7 @@ impl World {
                 self.goes_on(root, &Happens::JobEnds);
                 self.held.clear();
                 self.store = None;
-                self.store = Some(Store::open(root).unwrap());
+                self.store = Some(opened(root));
             }
         }
     }
@@ -470,7 +485,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let mut world = World {
-            store: Some(Store::open(dir.path()).unwrap()),
+            store: Some(opened(dir.path())),
             made: Vec::new(),
             job: None,
             held: Vec::new(),
@@ -547,7 +562,7 @@ fn a_collector_killed_at_any_moment_leaves_a_whole_store() {
         lines.map(Result::unwrap).filter(|l| l.contains("at ")).take(12 + round * 5).for_each(drop);
         child.kill().unwrap();
         child.wait().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = opened(dir.path());
         assert!(store.recovered().index_rebuilt.is_none(), "{:?}", store.recovered());
         for (_, value) in store.scan(Table::CACHE, b"") {
             let text = String::from_utf8(value).unwrap();
@@ -581,7 +596,7 @@ fn userns_a_full_disk_gets_room_from_what_nobody_needs() {
     use std::os::fd::AsRawFd as _;
     let Some(disk) = disk::small(16 << 20) else { return };
     let root = format!("/proc/self/fd/{}/state", disk.as_raw_fd());
-    let store = Store::open(&root).unwrap();
+    let store = opened(root.as_ref());
     for seed in 0..4 {
         blob(&store, seed, 1 << 20);
     }
@@ -595,7 +610,7 @@ fn userns_a_full_disk_gets_room_from_what_nobody_needs() {
         while file.write_all(&vec![1; piece]).is_ok() {}
     }
     // It opens on a full disk, and frees what this job has not seen.
-    let store = Store::open(&root).unwrap();
+    let store = opened(root.as_ref());
     let _job = store.job();
     assert!(store.has_snapshot(old));
     assert!(store.make_room().unwrap() >= 1 << 20);

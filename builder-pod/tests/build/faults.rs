@@ -45,14 +45,29 @@ fn active(state: &Path) -> usize {
     all.filter(|entry| !entry.path().join("meta").exists()).count()
 }
 
-/// Whether the index has a record of each committed snapshot.
-fn all_recorded(state: &Path) -> bool {
-    let index = std::fs::read(state.join("index.redb")).unwrap();
+/// Whether an index has a record of each committed snapshot.
+fn all_recorded(state: &Path, index: &[u8]) -> bool {
     let all = std::fs::read_dir(state.join("snapshots")).unwrap().flatten();
     all.filter(|entry| entry.path().join("meta").exists()).all(|entry| {
         let result = format!("\"results\":[\"{}\"", entry.file_name().to_string_lossy());
         index.windows(result.len()).any(|window| window == result.as_bytes())
     })
+}
+
+/// Waits until only one snapshot is not committed, and the index has a record of each that is. Its pages are written before the header
+/// that makes them count.
+fn until_recorded(state: &Path) {
+    let mut before = None;
+    loop {
+        let index = std::fs::read(state.join("index.redb")).unwrap();
+        let header = index.get(..4096).map(<[u8]>::to_vec);
+        if active(state) > 1 || !all_recorded(state, &index) {
+            before = header;
+        } else if before.is_none() || before != header {
+            return;
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// A build with a finished step, then one that waits; `mark` makes its processes findable.
@@ -105,9 +120,7 @@ fn a_killed_build_is_taken_up_where_it_was() {
     running.until("\"waits\"");
     // What is committed, and the record that names it, is on the disk a moment later (the store's own interval).
     let state = lab.path("state");
-    while active(&state) > 1 || !all_recorded(&state) {
-        std::thread::yield_now();
-    }
+    until_recorded(&state);
     running.signal("KILL");
     assert_eq!(running.wait().code, None);
     no_process("sleep 765.432");
