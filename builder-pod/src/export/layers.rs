@@ -109,7 +109,9 @@ impl Wanted {
         while let Some(origin) = origin(engine.store(), made_of) {
             made_of = origin.id;
         }
-        engine.making().cell(variant_key(made_of, *self))
+        let mut key = variant_key(made_of, *self);
+        key.push(u8::from(self.forced));
+        engine.making().cell(key)
     }
 }
 
