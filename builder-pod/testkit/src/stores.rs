@@ -15,7 +15,7 @@ const GATEWAY: &str = "github.com/versity/versitygw/cmd/versitygw";
 /// A bucket of an S3 server; it ends when dropped.
 #[derive(Debug)]
 pub struct S3 {
-    server: Child,
+    _server: Server,
     /// Where it is: `http://…`.
     pub url: String,
 }
@@ -44,21 +44,14 @@ impl S3 {
         command.args(["--access", Self::KEY, "--secret", Self::SECRET, "--region", Self::REGION]);
         command.args(["--port", &format!("127.0.0.1:{port}"), "--quiet", "posix"]).arg(dir);
         let server = start(command, port)?;
-        Ok(Self { server, url: format!("http://127.0.0.1:{port}") })
-    }
-}
-
-impl Drop for S3 {
-    fn drop(&mut self) {
-        self.server.kill().ok(); // it may have ended
-        self.server.wait().ok(); // as above
+        Ok(Self { _server: server, url: format!("http://127.0.0.1:{port}") })
     }
 }
 
 /// An account of Azure Blob Storage; it ends when dropped.
 #[derive(Debug)]
 pub struct Azure {
-    server: Child,
+    _server: Server,
     /// The address of the account: `http://…`.
     pub url: String,
 }
@@ -83,21 +76,14 @@ impl Azure {
         command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location"]).arg(dir);
         command.env("AZURITE_ACCOUNTS", format!("{}:{}", Self::ACCOUNT, Self::KEY));
         let server = start(command, port)?;
-        Ok(Self { server, url: format!("http://127.0.0.1:{port}/{}", Self::ACCOUNT) })
-    }
-}
-
-impl Drop for Azure {
-    fn drop(&mut self) {
-        self.server.kill().ok(); // it may have ended
-        self.server.wait().ok(); // as above
+        Ok(Self { _server: server, url: format!("http://127.0.0.1:{port}/{}", Self::ACCOUNT) })
     }
 }
 
 /// The cache of GitHub Actions, version 1, as nektos/act has it; it ends when dropped.
 #[derive(Debug)]
 pub struct Actions {
-    server: Child,
+    _server: Server,
     /// Its address, which has a secret in it.
     pub url: String,
 }
@@ -119,7 +105,7 @@ impl Actions {
         while fs::read_to_string(dir.join("url")).unwrap_or_default().is_empty() {
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(Self { server, url: fs::read_to_string(dir.join("url"))? })
+        Ok(Self { _server: server, url: fs::read_to_string(dir.join("url"))? })
     }
 
     /// A token that lets its holder read and write, as clients read it; this server does not check it.
@@ -132,18 +118,11 @@ impl Actions {
     }
 }
 
-impl Drop for Actions {
-    fn drop(&mut self) {
-        self.server.kill().ok(); // it may have ended
-        self.server.wait().ok(); // as above
-    }
-}
-
 /// The cache of GitHub Actions, version 2: a service of ours (`e2e/stores/results`), since no registry of packages has one, over the
 /// blobs of [`Azure`]. It ends when dropped.
 #[derive(Debug)]
 pub struct Results {
-    server: Child,
+    _server: Server,
     /// Its address: `http://…`.
     pub url: String,
 }
@@ -161,14 +140,7 @@ impl Results {
         let mut command = Command::new(peer::tool("e2e/stores", "./results"));
         command.args([&port.to_string(), &blobs.url, Azure::ACCOUNT, Azure::KEY]);
         let server = start(command, port)?;
-        Ok(Self { server, url: format!("http://127.0.0.1:{port}/") })
-    }
-}
-
-impl Drop for Results {
-    fn drop(&mut self) {
-        self.server.kill().ok(); // it may have ended
-        self.server.wait().ok(); // as above
+        Ok(Self { _server: server, url: format!("http://127.0.0.1:{port}/") })
     }
 }
 
@@ -176,10 +148,22 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn start(mut command: Command, port: u16) -> io::Result<Child> {
-    let mut server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+/// A process that ends when dropped.
+#[derive(Debug)]
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().ok(); // it may have ended
+        self.0.wait().ok(); // as above
+    }
+}
+
+fn start(mut command: Command, port: u16) -> io::Result<Server> {
+    let mut server =
+        Server(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        if let Some(status) = server.try_wait()? {
+        if let Some(status) = server.0.try_wait()? {
             panic!("{command:?} ended with {status}");
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -98,12 +98,25 @@ where
     })
 }
 
-/// The server of `moby.buildkit.v1.Control`.
+/// A server that answers some calls itself and has the published crate's (`R`) answer the rest.
 #[derive(Debug)]
-pub struct ControlServer<T> {
+pub struct Server<T, R> {
     service: Arc<T>,
-    rest: control::ControlServer<T>,
+    rest: R,
 }
+
+impl<T, R: Clone> Clone for Server<T, R> {
+    fn clone(&self) -> Self {
+        Self { service: Arc::clone(&self.service), rest: self.rest.clone() }
+    }
+}
+
+impl<T, R: NamedService> NamedService for Server<T, R> {
+    const NAME: &'static str = R::NAME;
+}
+
+/// The server of `moby.buildkit.v1.Control`.
+pub type ControlServer<T> = Server<T, control::ControlServer<T>>;
 
 impl<T: control::Control> ControlServer<T> {
     /// A server of this.
@@ -114,16 +127,6 @@ impl<T: control::Control> ControlServer<T> {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self { service, rest }
     }
-}
-
-impl<T> Clone for ControlServer<T> {
-    fn clone(&self) -> Self {
-        Self { service: Arc::clone(&self.service), rest: self.rest.clone() }
-    }
-}
-
-impl<T> NamedService for ControlServer<T> {
-    const NAME: &'static str = control::SERVICE_NAME;
 }
 
 impl<T: control::Control> Service<http::Request<Body>> for ControlServer<T> {
@@ -154,11 +157,7 @@ impl<T: control::Control> Service<http::Request<Body>> for ControlServer<T> {
 }
 
 /// The server of `moby.buildkit.v1.frontend.LLBBridge`.
-#[derive(Debug)]
-pub struct LlbBridgeServer<T> {
-    service: Arc<T>,
-    rest: bridge::LlbBridgeServer<T>,
-}
+pub type LlbBridgeServer<T> = Server<T, bridge::LlbBridgeServer<T>>;
 
 impl<T: bridge::LlbBridge> LlbBridgeServer<T> {
     /// A server of this.
@@ -169,16 +168,6 @@ impl<T: bridge::LlbBridge> LlbBridgeServer<T> {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self { service, rest }
     }
-}
-
-impl<T> Clone for LlbBridgeServer<T> {
-    fn clone(&self) -> Self {
-        Self { service: Arc::clone(&self.service), rest: self.rest.clone() }
-    }
-}
-
-impl<T> NamedService for LlbBridgeServer<T> {
-    const NAME: &'static str = bridge::SERVICE_NAME;
 }
 
 impl<T: bridge::LlbBridge> Service<http::Request<Body>> for LlbBridgeServer<T> {
