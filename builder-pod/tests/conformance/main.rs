@@ -41,7 +41,7 @@ RUN cd /w && rm -r gone/a removed emptied/e && rm -r opaque && mkdir opaque && e
     echo i > becomes-directory/inside && rm -r becomes-link && ln -s target becomes-link && \
     rm link-becomes-directory && mkdir link-becomes-directory && echo l > link-becomes-directory/l && \
     rm link-becomes-file && echo l > link-becomes-file && rm again/g && echo G > again/g && mv moved moved-on && \
-    rm -r /tree/opaque-tree && mkdir -p /tree/opaque-tree/same && rm /tree/caps-too
+    rm -r /tree/opaque-tree && mkdir -p /tree/opaque-tree/same && echo n > /tree/opaque-tree/same/new && rm /tree/caps-too
 RUN cd /w && echo 11 >> kept/edited && touch -d @3000 kept/edited && chmod 700 opaque && chown 7:8 deep && \
     echo x >> hard-2 && chown -h 54321:12345 kept-link && touch -h -d @4000 kept-link && chmod 2770 gone && \
     rm -r becomes-directory && rm pipe && mkfifo -m 604 pipe
