@@ -8,7 +8,7 @@ mod tree;
 mod writes;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapstrake_sys::Errno;
 use rustix::fs::Access;
@@ -18,13 +18,20 @@ use crate::init::Failure;
 use crate::protocol::Stage;
 use tree::Tree;
 
-/// A control group that a step gets of its own.
+/// A control group that a step gets of its own. What neither is at a place of its own nor limits anything is a wish.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlGroup {
     /// The group above it, by its path in the tree that the builder sees; empty for the root.
     pub parent: String,
     /// What the step may take.
     pub limits: Limits,
+}
+
+impl ControlGroup {
+    /// Whether a step that cannot have it is run without.
+    pub(crate) fn is_wish(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Limits by control group; `None` limits nothing.
@@ -49,7 +56,7 @@ pub struct Limits {
 /// What stands between the parent and a step's own group, as with BuildKit.
 const FAMILY: &str = "buildkit";
 /// How long the kernel may take to let go of a group whose processes have ended.
-const LETS_GO: u32 = 100;
+const LETS_GO: Duration = Duration::from_secs(1);
 const LETS_GO_STEP: Duration = Duration::from_millis(10);
 
 /// Whether the builder may make control groups here.
@@ -175,18 +182,29 @@ impl Joined {
         })
     }
 
-    /// Goes back to where this process was, and removes the groups; the step's processes have ended.
+    /// Goes back to where this process was, and removes the groups with what the step has made in them; its processes have
+    /// ended.
     pub(crate) fn leave(self) {
         for (tree, at) in &self.groups {
             go_home(tree);
-            for _ in 0..LETS_GO {
-                match std::fs::remove_dir(at) {
-                    Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
-                        std::thread::sleep(LETS_GO_STEP);
-                    }
-                    _ => break, // Gone; or another has it, who removes it.
-                }
-            }
+            remove(at, Instant::now() + LETS_GO);
+        }
+    }
+}
+
+/// Removes a group with those in it.
+fn remove(group: &Path, until: Instant) {
+    loop {
+        match std::fs::remove_dir(group) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < until => {}
+            _ => return, // Gone; or another has it, who removes it.
+        }
+        let entries = std::fs::read_dir(group).into_iter().flatten().flatten();
+        let groups: Vec<_> =
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
+        match groups.is_empty() {
+            true => std::thread::sleep(LETS_GO_STEP),
+            false => groups.iter().for_each(|one| remove(&one.path(), until)),
         }
     }
 }

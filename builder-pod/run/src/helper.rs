@@ -14,7 +14,7 @@ use lapstrake_sys::{Context, Errno};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
-use crate::cgroup::Joined;
+use crate::cgroup::{ControlGroup, Joined};
 use crate::emulation::Keeper;
 use crate::init::{self, Failure, Stubs, kernel};
 use crate::protocol::{HELPER_ARGUMENT, Report, Request, Stage, send};
@@ -93,8 +93,10 @@ fn serve(request: Request, control: File) -> (File, Result<Report, Failure>) {
         Ok(keeper) => keeper,
         Err(failure) => return (control, Err(failure)),
     };
-    let joined = match request.spec.control_group.as_ref().map(Joined::join).transpose() {
+    let group = request.spec.control_group.as_ref();
+    let joined = match group.map(Joined::join).transpose() {
         Ok(joined) => joined.unwrap_or_default(),
+        Err(_) if group.is_some_and(ControlGroup::is_wish) => Joined::default(),
         Err(failure) => return (control, Err(failure)),
     };
     match split(request.spec.network) {

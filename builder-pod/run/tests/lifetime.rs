@@ -242,6 +242,26 @@ fn a_program_beside_a_step_s_own_is_in_the_step_s_control_group() {
     assert_eq!(groups_of(&parent), Vec::<std::path::PathBuf>::new(), "nothing is left of them");
 }
 
+#[test]
+fn an_insecure_step_makes_control_groups_in_its_own_and_a_usual_one_does_not() {
+    let made = "d=/sys/fs/cgroup; test -d $d/memory && d=$d/memory; mkdir -p $d/made/below && echo made";
+    let bench = Bench::new(Setting::Root);
+    let usual = bench.sh(made);
+    assert!(!usual.stdout.contains("made") && usual.stderr.contains("Read-only"), "{usual:?}");
+    let parent = format!("lapstrake-made-{}", std::process::id());
+    for parent in [String::new(), parent] {
+        let group = ControlGroup { parent: parent.clone(), ..ControlGroup::default() };
+        let spec = StepSpec { insecure: true, control_group: Some(group), ..bench.spec(&["sh", "-c", made]) };
+        assert_eq!(bench.run(&spec).ok(), "made\n");
+        if !parent.is_empty() {
+            assert_eq!(groups_of(&parent), Vec::<std::path::PathBuf>::new(), "nothing is left of them");
+        }
+    }
+    let trees = std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten();
+    let left = trees.map(|tree| tree.path().join("made")).filter(|made| made.exists());
+    assert_eq!(left.collect::<Vec<_>>(), Vec::<std::path::PathBuf>::new(), "they were in its own");
+}
+
 /// Groups that steps have had below a parent; those above are removed.
 fn groups_of(parent: &str) -> Vec<std::path::PathBuf> {
     let trees = std::fs::read_dir("/sys/fs/cgroup").expect("control groups");

@@ -151,7 +151,7 @@ impl Engine {
         let given = self.give_step(&op, &mut prepared).await?;
         let meta = op.meta.clone().unwrap_or_default();
         let mut template = exec::step_spec(&op, &meta, &mut prepared, &given)?;
-        template.control_group = self.control_group(&meta, None, &step)?;
+        template.control_group = self.control_group(&meta, template.insecure, None, &step)?;
         let views = op.mounts.iter().map(|mount| view(mount, &template)).collect();
         Ok(Container {
             platform: wanted.platform.unwrap_or_else(|| self.platform.clone()),

@@ -69,7 +69,7 @@ impl Engine {
         prepared.mounts.extend(devices.mounts);
         let mut spec = step_spec(exec, meta, &mut prepared, &given)?;
         spec.env.extend(devices.env);
-        spec.control_group = self.control_group(meta, Some(vertex), step)?;
+        spec.control_group = self.control_group(meta, spec.insecure, Some(vertex), step)?;
         let mut tail = Tail::default();
         let mut masked = given.inputs.masks().filter();
         let mut show = |stream: usize, bytes: &[u8]| {

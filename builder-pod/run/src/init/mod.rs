@@ -4,6 +4,7 @@
 //! does it, and the kernel kills whatever else is left in the namespace.
 
 mod certificates;
+mod control_groups;
 mod devices;
 mod limits;
 mod program;

@@ -1,6 +1,6 @@
 //! `/proc` and `/sys`, and what of them no step sees or writes.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use lapstrake_sys::fs::locate;
@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 
 use super::rootfs::{Scratch, inert};
 use super::stubs::Places;
-use super::{Failure, kernel};
+use super::{Failure, control_groups, kernel};
 use crate::protocol::Stage;
 
 /// Hidden: files read as empty, directories have nothing in them.
@@ -43,39 +43,28 @@ pub(super) fn mount_proc(places: &mut Places<'_>) -> Result<(), Failure> {
 
 /// `/sys`, read-only unless `writable`: fresh where the network namespace is ours, else the builder's.
 ///
-/// A step's own view of the cgroups comes with it where there is one tree (v2): programs read
-/// their memory limit there.
+/// A step's own view of the control groups comes with it: programs read their memory limit there.
 pub(super) fn mount_sys(places: &mut Places<'_>, writable: bool) -> Result<(), Failure> {
     let mut attrs = inert();
     attrs.set(MountAttrFlags::MOUNT_ATTR_RDONLY, !writable);
     let target = places.place(Path::new("sys"), false).map_err(kernel(Stage::Sys))?;
-    match new_filesystem("sysfs", &[], attrs) {
-        Ok(sys) => {
-            attach(&sys, &target).map_err(kernel(Stage::Sys))?;
-            mount_cgroup(&sys.as_fd(), attrs)
-        }
+    let sys = match new_filesystem("sysfs", &[], attrs) {
+        Ok(sys) => sys,
         Err(error) if error.is_denied() => match clone_tree(Path::new("/sys"), true) {
             Ok(sys) => {
                 add_attrs(&sys, attrs, true).map_err(kernel(Stage::Sys))?;
-                attach(&sys, &target).map_err(kernel(Stage::Sys))
+                sys
             }
             // A builder without a /sys has none to show.
-            Err(_) => Ok(()),
+            Err(_) => return Ok(()),
         },
-        Err(error) => Err(kernel(Stage::Sys)(error)),
-    }
-}
-
-fn mount_cgroup(sys: &BorrowedFd<'_>, attrs: MountAttrFlags) -> Result<(), Failure> {
-    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        return Ok(());
-    }
-    let Ok(target) = locate(sys, "fs/cgroup", true) else { return Ok(()) };
-    match new_filesystem("cgroup2", &[], attrs) {
-        Ok(cgroup) => attach(&cgroup, &target).map_err(kernel(Stage::Sys)),
-        // A view of limits is a comfort, not a need.
-        Err(_) => Ok(()),
-    }
+        Err(error) => return Err(kernel(Stage::Sys)(error)),
+    };
+    attach(&sys, &target).map_err(kernel(Stage::Sys))?;
+    let Ok(target) = locate(&sys, "fs/cgroup", true) else { return Ok(()) };
+    // A view of limits is a comfort, not a need.
+    control_groups::mount(&target, attrs).ok();
+    Ok(())
 }
 
 /// Hides and write-protects what the default lists name, where it exists.
