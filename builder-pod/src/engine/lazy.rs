@@ -9,7 +9,8 @@ use lapstrake_solver::{CacheKey, Derivation, Record, Step, World as _};
 use lapstrake_store::{SnapshotId, Table};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cache, Engine, Kept, Lazy, Res};
+use super::world::Kept;
+use super::{Cache, Engine, Lazy, Res};
 use crate::error::BuildError;
 
 /// One at a time for what begins with the same layer: results of one build share most of theirs.
