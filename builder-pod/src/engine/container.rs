@@ -252,6 +252,11 @@ fn view(mount: &pb::Mount, spec: &StepSpec) -> Option<View> {
 }
 
 impl Container {
+    /// Whether none of its programs has been started.
+    pub(crate) async fn is_empty(&self) -> bool {
+        matches!(*self.first.lock().await, First::NotYet)
+    }
+
     /// The files of one of its mounts, to look at. Blocking.
     pub(crate) fn look_into(&self, mount: usize, userxattr: bool) -> Result<(OwnedFd, PathBuf), BuildError> {
         let view = self.views.get(mount).cloned().flatten();

@@ -184,11 +184,24 @@ pub(crate) async fn create(
 
 type Out = mpsc::Sender<Result<ExecMessage, Status>>;
 
-/// A program's side that messages go to.
+/// A program's side that messages go to. It may not run yet: what it is told waits for it.
 struct Program {
     stdin: Option<mpsc::Sender<Vec<u8>>>,
-    terminal: Option<Arc<Terminal>>,
-    handle: Handle,
+    orders: mpsc::Sender<Order>,
+    killed: CancellationToken,
+}
+
+/// What a program is told beside its input.
+enum Order {
+    Resize { rows: u16, columns: u16 },
+    Signal(u8),
+}
+
+/// The other side of a [`Program`].
+struct Told {
+    stdin: mpsc::Receiver<Vec<u8>>,
+    orders: mpsc::Receiver<Order>,
+    killed: CancellationToken,
 }
 
 /// Serves one stream of messages, which are about any number of programs.
@@ -214,7 +227,7 @@ pub(crate) fn exec(job: Arc<Job>, mut inbound: Streaming<ExecMessage>) -> Messag
         if let Err(status) = end {
             out.send(Err(status)).await.ok(); // the client may have gone
             for program in programs.values() {
-                program.handle.kill();
+                program.killed.cancel();
             }
         }
         // Programs go on until their ends, with nothing more to read.
@@ -237,9 +250,8 @@ async fn take(
         if programs.contains_key(&id) {
             return Err(Status::already_exists(format!("Process {id} already exists")));
         }
-        if let Some(program) = begin(job, &id, init, out).await? {
-            programs.insert(id, program);
-        }
+        let program = begin(job, &id, init, out).await?;
+        programs.insert(id, program);
         return Ok(());
     }
     let unknown = || Status::not_found(format!("IO for process {id:?} not found"));
@@ -257,101 +269,116 @@ async fn take(
             return Err(Status::out_of_range(format!("fd {} unavailable to write", file.fd)));
         }
         Message::Resize(size) => {
-            if let Some(terminal) = &program.terminal {
-                let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
-                terminal.resize(cells(size.rows), cells(size.cols)).ok(); // it may be gone
-            }
+            let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+            let order = Order::Resize { rows: cells(size.rows), columns: cells(size.cols) };
+            program.orders.send(order).await.ok(); // as above
         }
         Message::Signal(signal) => {
             let unknown = || Status::invalid_argument(format!("Unknown signal {}", signal.name));
-            program.handle.signal(number(&signal.name).ok_or_else(unknown)?);
+            let order = Order::Signal(number(&signal.name).ok_or_else(unknown)?);
+            program.orders.send(order).await.ok(); // as above
         }
         Message::Init(_) | Message::Started(_) | Message::Exit(_) | Message::Done(_) => {}
     }
     Ok(())
 }
 
-/// Starts a program; none where it could not be started, which the client has been told.
-async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result<Option<Program>, Status> {
+/// Begins a program. The first one of a container has started when this returns, or the client has been told why not.
+/// Others are told as started at once, as BuildKit does: its clients deal with the messages of all programs in their order,
+/// so that one whose output nobody takes until the next has started would hold up just that.
+async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result<Program, Status> {
     let meta = init.meta.ok_or_else(|| Status::invalid_argument("process meta is required"))?;
     let running = job.containers.get(&init.container_id)?;
-    let container = &running.container;
-    let input = match (init.tty, init.fds.contains(&0)) {
+    let reads = init.fds.contains(&0);
+    let input = match (init.tty, reads) {
         (true, _) => Input::Terminal,
         (false, true) => Input::Pipe,
         (false, false) => Input::None,
     };
     let process = Process { meta, secret_env: init.secretenv, security: init.security, input };
-    let token = container.programs.token();
     let teller = Teller { id: id.to_owned(), out: out.clone(), fds: init.fds };
-    let (live, streams) = match job.engine.start_in(container, process).await {
-        Ok(started) => started,
-        Err(error) => {
-            teller.tell(Message::Started(StartedMessage {})).await;
-            let failure = failure_of(Err(&error), false);
-            teller.tell_end(UNKNOWN_EXIT, failure.as_ref()).await;
-            running.note(failure);
-            return Ok(None);
-        }
-    };
     let (typed, stdin) = mpsc::channel(WAITING_MAX);
-    let (terminal, pipes) = match streams {
-        Streams::Terminal(terminal) => (Some(Arc::new(terminal)), None),
-        Streams::Pipes { stdin, stdout, stderr } => (None, Some((stdin, stdout, stderr))),
-    };
-    let reads = teller.fds.contains(&0);
-    let program =
-        Program { stdin: reads.then_some(typed), terminal: terminal.clone(), handle: live.handle() };
+    let (orders, given) = mpsc::channel(WAITING_MAX);
+    let killed = CancellationToken::new();
+    let told = Told { stdin, orders: given, killed: killed.clone() };
+    let token = running.container.programs.token();
+    let is_first = running.container.is_empty().await;
+    if !is_first {
+        teller.tell(Message::Started(StartedMessage {})).await;
+    }
+    let (job, started) = (Arc::clone(job), CancellationToken::new());
+    let starts = started.clone().drop_guard();
     tokio::spawn(async move {
         let _token = token;
-        teller.tell(Message::Started(StartedMessage {})).await;
-        let container = &running.container;
-        let exit = see_through(container, live, terminal, pipes, stdin, &teller).await;
-        let failure = failure_of(exit.as_ref(), container.cancel.is_cancelled());
+        let live = job.engine.start_in(&running.container, process).await;
+        if is_first {
+            teller.tell(Message::Started(StartedMessage {})).await;
+        }
+        drop(starts);
+        let exit = match live {
+            Ok((live, streams)) => see_through(&running.container, live, streams, told, &teller).await,
+            Err(error) => Err(error),
+        };
+        let failure = failure_of(exit.as_ref(), running.container.cancel.is_cancelled());
         running.note(failure.clone());
         let code = exit.ok().and_then(|exit| u32::try_from(exit.code).ok());
         teller.tell_end(code.unwrap_or(UNKNOWN_EXIT), failure.as_ref()).await;
     });
-    Ok(Some(program))
+    if is_first {
+        started.cancelled().await;
+    }
+    Ok(Program { stdin: reads.then_some(typed), orders, killed })
 }
-
-type Pipes = (Option<Sender>, Receiver, Receiver);
 
 /// Stays with a program to its end; its output has gone to the client then.
 async fn see_through(
     container: &Container,
     live: Live,
-    terminal: Option<Arc<Terminal>>,
-    pipes: Option<Pipes>,
-    stdin: mpsc::Receiver<Vec<u8>>,
+    streams: Streams,
+    Told { stdin, orders, killed }: Told,
     teller: &Teller,
 ) -> Result<StepExit, BuildError> {
     let ended = CancellationToken::new();
-    let handle = live.handle();
+    let (handle, signaled) = (live.handle(), live.handle());
     let watch = async {
         let mut wait = std::pin::pin!(live.wait());
         let exit = tokio::select! {
             exit = &mut wait => exit,
             () = container.cancel.cancelled() => { handle.kill(); wait.await }
+            () = killed.cancelled() => { handle.kill(); wait.await }
             // Nobody hears it any more.
             () = teller.out.closed() => { handle.kill(); wait.await }
         };
         ended.cancel();
         exit
     };
-    let exit = match (terminal, pipes) {
-        (Some(terminal), _) => {
+    let exit = match streams {
+        Streams::Terminal(terminal) => {
+            let obeying = until(&ended, obey(orders, signaled, Some(&terminal)));
             let typing = until(&ended, type_in(&terminal, stdin));
-            tokio::join!(watch, typing, teller.copy_terminal(&terminal, &ended)).0
+            tokio::join!(watch, obeying, typing, teller.copy_terminal(&terminal, &ended)).0
         }
-        (None, Some((to, stdout, stderr))) => {
+        Streams::Pipes { stdin: to, stdout, stderr } => {
+            let obeying = until(&ended, obey(orders, signaled, None));
             let typing = until(&ended, pass_in(to, stdin));
             let (out, err) = (teller.copy(1, stdout, &ended), teller.copy(2, stderr, &ended));
-            tokio::join!(watch, typing, out, err).0
+            tokio::join!(watch, obeying, typing, out, err).0
         }
-        (None, None) => watch.await,
     };
     exit.map_err(|error| BuildError::internal(crate::error::chain(&error)))
+}
+
+/// Does what a program is told beside its input.
+async fn obey(mut orders: mpsc::Receiver<Order>, program: Handle, terminal: Option<&Terminal>) {
+    while let Some(order) = orders.recv().await {
+        match (order, terminal) {
+            (Order::Signal(number), _) => program.signal(number),
+            (Order::Resize { rows, columns }, Some(terminal)) => {
+                terminal.resize(rows, columns).ok(); // it may be gone
+            }
+            (Order::Resize { .. }, None) => {}
+        }
+    }
 }
 
 async fn until(ended: &CancellationToken, work: impl Future<Output = ()>) {
