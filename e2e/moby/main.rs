@@ -195,7 +195,7 @@ fn go_test(tests: &[Named], bin: &Path, dir: &Path) -> Result<BTreeMap<String, S
     let names: Vec<&str> = tests.iter().map(|test| test.name.as_str()).collect();
     // As many daemons at a time as there are processors: the tests' own limit.
     let mut command = Command::new(program);
-    command.args(["-test.v", "-test.timeout=40m", "-test.run"]);
+    command.args(["-test.v", "-test.timeout=15m", "-test.run"]);
     command.arg(format!("^Test.*Integration$/^({})$/^worker=oci$", names.join("|")));
     command.current_dir(sources).env("PATH", path).env("TMPDIR", &tmp);
     command.env("BUILDKIT_REGISTRY_MIRROR_DIR", dir.join("mirror")).stdin(Stdio::null());

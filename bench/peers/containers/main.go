@@ -17,6 +17,7 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -42,6 +43,7 @@ var scenes = map[string]scene{
 	"terminal":   terminal,
 	"signal":     signal,
 	"beside":     beside,
+	"pipeline":   pipeline,
 	"mounts":     mounts,
 	"secret-env": secretEnv,
 	"user":       user,
@@ -278,6 +280,57 @@ func beside(ctx context.Context, c gateway.Client) error {
 		return err
 	}
 	writer.Close()
+	if err := p.end("first"); err != nil {
+		return err
+	}
+	return ctr.Release(ctx)
+}
+
+// pipeline starts pairs of programs of which the first may have ended before the second one has begun to take its output. The
+// library hands messages on in their order: it waits for ever where the second one's start is told after the first one's end.
+func pipeline(ctx context.Context, c gateway.Client) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the pipeline stands still"))
+	defer cancel()
+	ctr, err := container(ctx, c, nil)
+	if err != nil {
+		return err
+	}
+	idle, end := io.Pipe()
+	first := sh("cat")
+	first.Stdin = idle
+	p, err := begin(ctx, ctr, first)
+	if err != nil {
+		return err
+	}
+	for range 20 {
+		taker, giver := io.Pipe()
+		from := gateway.StartRequest{Args: []string{"/bin/cat"}, Stdin: io.NopCloser(strings.NewReader("word\n")), Stdout: giver}
+		left, err := ctr.Start(ctx, from)
+		if err != nil {
+			return err
+		}
+		to := sh("cat >> /tmp/words")
+		to.Stdin = taker
+		right, err := begin(ctx, ctr, to)
+		if err != nil {
+			return err
+		}
+		if err := left.Wait(); err != nil {
+			return err
+		}
+		giver.Close()
+		if err := right.Wait(); err != nil {
+			return err
+		}
+	}
+	words, err := begin(ctx, ctr, sh("wc -l < /tmp/words"))
+	if err != nil {
+		return err
+	}
+	if err := words.end("words"); err != nil {
+		return err
+	}
+	end.Close()
 	if err := p.end("first"); err != nil {
 		return err
 	}
