@@ -302,7 +302,7 @@ func pipeline(ctx context.Context, c gateway.Client) error {
 	if err != nil {
 		return err
 	}
-	for range 20 {
+	for range 40 {
 		taker, giver := io.Pipe()
 		from := gateway.StartRequest{Args: []string{"/bin/cat"}, Stdin: io.NopCloser(strings.NewReader("word\n")), Stdout: giver}
 		left, err := ctr.Start(ctx, from)
