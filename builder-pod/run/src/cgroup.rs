@@ -199,12 +199,11 @@ fn remove(group: &Path, until: Instant) {
             Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < until => {}
             _ => return, // Gone; or another has it, who removes it.
         }
-        let entries = std::fs::read_dir(group).into_iter().flatten().flatten();
-        let groups: Vec<_> =
-            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
-        match groups.is_empty() {
-            true => std::thread::sleep(LETS_GO_STEP),
-            false => groups.iter().for_each(|one| remove(&one.path(), until)),
+        for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&entry.path(), until);
+            }
         }
+        std::thread::sleep(LETS_GO_STEP);
     }
 }

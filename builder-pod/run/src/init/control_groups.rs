@@ -1,4 +1,5 @@
-//! The control groups that a step sees: those below its own, as it has a namespace of them.
+//! The control groups that a step sees: its own, or the builder's where it has none, and those below, as it has a namespace of
+//! them.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -28,14 +29,20 @@ pub(super) fn mount(target: &OwnedFd, attrs: MountAttrFlags) -> Result<()> {
     }
     let room = new_filesystem("tmpfs", &[FsOption::Value("mode", "755")], inert())?;
     attach(&room, target)?;
-    for (name, tree) in trees {
-        rustix::fs::mkdirat(&room, name, Mode::from_raw_mode(0o755)).about("mkdirat", name)?;
-        attach(tree, locate(&room, name, true)?)?;
-        for alias in name.split(',').filter(|alias| *alias != name) {
-            rustix::fs::symlinkat(name, &room, alias).about("symlinkat", alias)?;
-        }
-    }
-    add_attrs(&room, attrs, false)
+    let placed = trees.into_iter().try_for_each(|(name, tree)| place(&room, name, tree));
+    // Also where not all found a place, it is not the step's to write.
+    add_attrs(&room, attrs, false)?;
+    placed
+}
+
+/// Puts a tree of v1 under its name, and under the name of each of its controllers.
+fn place(room: &OwnedFd, name: &str, tree: OwnedFd) -> Result<()> {
+    rustix::fs::mkdirat(room, name, Mode::from_raw_mode(0o755)).about("mkdirat", name)?;
+    attach(tree, locate(room, name, true)?)?;
+    let aliases = name.split(',').filter(|alias| *alias != name);
+    aliases
+        .into_iter()
+        .try_for_each(|alias| rustix::fs::symlinkat(name, room, alias).about("symlinkat", alias))
 }
 
 /// What a tree without controllers has in place of them.
