@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lapstrake_handoff::Reason;
 use lapstrake_llb::pb;
@@ -56,6 +57,7 @@ pub(crate) struct Container {
     /// Where the files of each mount are, topmost first.
     views: Vec<Option<View>>,
     first: Mutex<First>,
+    begun: AtomicBool,
     /// Fires when it is to end.
     pub(crate) cancel: CancellationToken,
     /// Programs that have not ended.
@@ -158,6 +160,7 @@ impl Engine {
             template,
             views,
             first: Mutex::new(First::NotYet),
+            begun: AtomicBool::new(false),
             cancel,
             programs: TaskTracker::new(),
             held: Some(Held { _prepared: prepared, _caches: caches, _given: given, _of: wanted.of }),
@@ -204,6 +207,7 @@ impl Engine {
         let (live, streams) = started.map_err(|error| exec::not_run(&error))?;
         if inside.is_none() {
             *first = First::Started(live.inside());
+            container.begun.store(true, Ordering::Release);
         }
         Ok((live, streams))
     }
@@ -252,9 +256,9 @@ fn view(mount: &pb::Mount, spec: &StepSpec) -> Option<View> {
 }
 
 impl Container {
-    /// Whether none of its programs has been started.
-    pub(crate) async fn is_empty(&self) -> bool {
-        matches!(*self.first.lock().await, First::NotYet)
+    /// Whether its first program has been started. Does not wait for one that is just being started, as the state itself would.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// The files of one of its mounts, to look at. Blocking.

@@ -14,7 +14,7 @@ use lapstrake_api::pb;
 use lapstrake_run::{Handle, Input, Live, StepExit, Streams, Terminal};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe::{Receiver, Sender};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -27,7 +27,7 @@ use crate::error::BuildError;
 /// Answers of `ExecProcess`.
 pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
 
-/// Pieces that wait for a program, and for a client, at most.
+/// Pieces that wait for a program, and for a client, and programs of a container that wait for their start, at most.
 const WAITING_MAX: usize = 16;
 /// Bytes of output in one message.
 const PIECE_BYTES: usize = 32 << 10;
@@ -46,6 +46,8 @@ pub(crate) struct Containers {
 /// A container that was not released.
 pub(crate) struct Running {
     pub(crate) container: Container,
+    /// Programs that are told as started and wait for it: so many, and no more is read of who asks for more.
+    starts: Arc<Semaphore>,
     /// How the first of its programs ended that did not end well.
     failed: Mutex<Option<Status>>,
 }
@@ -178,7 +180,8 @@ pub(crate) async fn create(
             "a build has at most {CONTAINERS_MAX} containers at the same time; release one"
         )));
     }
-    running.insert(id, Arc::new(Running { container, failed: Mutex::default() }));
+    let starts = Arc::new(Semaphore::new(WAITING_MAX));
+    running.insert(id, Arc::new(Running { container, starts, failed: Mutex::default() }));
     Ok(NewContainerResponse {})
 }
 
@@ -302,7 +305,8 @@ async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result
     let killed = CancellationToken::new();
     let told = Told { stdin, orders: given, killed: killed.clone() };
     let token = running.container.programs.token();
-    let is_first = running.container.is_empty().await;
+    let waits = Arc::clone(&running.starts).acquire_owned().await.ok(); // never closed
+    let is_first = !running.container.has_begun();
     if !is_first {
         teller.tell(Message::Started(StartedMessage {})).await;
     }
@@ -314,7 +318,7 @@ async fn begin(job: &Arc<Job>, id: &str, init: InitMessage, out: &Out) -> Result
         if is_first {
             teller.tell(Message::Started(StartedMessage {})).await;
         }
-        drop(starts);
+        drop((starts, waits));
         let exit = match live {
             Ok((live, streams)) => see_through(&running.container, live, streams, told, &teller).await,
             Err(error) => Err(error),

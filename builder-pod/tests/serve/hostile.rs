@@ -48,8 +48,8 @@ impl Scene {
         ControlClient::new(connect(&self.place).await)
     }
 
-    fn bridge(&self) -> LlbBridgeClient<Channel> {
-        LlbBridgeClient::new(self.channel.clone())
+    pub(super) fn bridge(&self) -> LlbBridgeClient<Channel> {
+        LlbBridgeClient::new(self.channel.clone()).max_encoding_message_size(256 << 20)
     }
 
     async fn solve(&self, definition: pb::Definition) -> Result<(), Status> {
